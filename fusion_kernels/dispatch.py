@@ -1,0 +1,68 @@
+"""`fuse_logits`, the face of the package: checks the arguments and hands them to an implementation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fusion_kernels import plain, reference
+from fusion_kernels.weighting import Fused
+
+IMPLEMENTATIONS = {"reference": reference.fuse, "torch": plain.fuse}
+
+
+def fuse_logits(
+    large: Tensor,
+    base: Tensor,
+    experts: Sequence[Tensor],
+    *,
+    kind: Tensor,
+    use: Tensor,
+    alpha: Tensor,
+    alpha_max: Tensor,
+    impl: str | None = None,
+) -> Fused:
+    """Fuse B rows of next-token logits; each row has its own kind of weighting, experts and bounds.
+
+    Args:
+        large: [B, V], the large model's logits; like all logits float32, float16 or bfloat16, computed with in float32.
+        base: [B, V_b], the base's logits.
+        experts: T tensors [B, V_t]. Vocabularies may be padded to different lengths; V_c below is the shortest of all.
+        kind: [B] int8, a `Weighting` per row.
+        use: [B, T] bool, the experts each row uses. Ignored by `NONE`; `ALONE` takes the first one.
+        alpha: [B, T] float32, the weights of `STATIC` rows; finite, any sign.
+        alpha_max: [B] float32, the largest weight that `KL` and `KL_GRID` may choose; finite and not negative.
+        impl: None picks by device; "reference" (float64, slow) or "torch".
+
+    Returns:
+        `Fused`. With delta_t = expert_t - base on the first V_c ids and 0 beyond, the logits are
+        large + sum_t alpha_t delta_t. A token that base or expert masks (-inf) has delta 0; one that large masks stays masked. `ALONE` rows hold the
+        expert's own logits, -inf past its vocabulary. A `NONE` row, and a row without experts, is large unchanged.
+        A row whose large logits hold NaN or +inf is passed through unchanged; it is not counted as a fallback.
+
+    Raises:
+        ValueError: shapes that do not fit together, or an unknown `impl`.
+    """
+    _check_shapes(large, base, experts, kind=kind, use=use, alpha=alpha, alpha_max=alpha_max)
+    name = impl or "torch"
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"impl is {name!r}; the choices are {', '.join(IMPLEMENTATIONS)}")
+    return IMPLEMENTATIONS[name](large, base, list(experts), kind, use, alpha, alpha_max)
+
+
+def _check_shapes(large: Tensor, base: Tensor, experts: Sequence[Tensor], **per_row: Tensor) -> None:
+    rows, number = large.shape[0], len(experts)
+    if number == 0:
+        raise ValueError("experts is empty; give at least one tensor [B, V_t]")
+    members = {"large": large, "base": base} | {f"experts[{t}]": expert for t, expert in enumerate(experts)}
+    for name, member in members.items():
+        if member.dim() != 2 or member.shape[0] != rows:
+            raise ValueError(
+                f"{name} has shape {tuple(member.shape)}; with {rows} rows it must be [{rows}, vocabulary]"
+            )
+    shapes = {"kind": (rows,), "use": (rows, number), "alpha": (rows, number), "alpha_max": (rows,)}
+    dtypes = {"kind": torch.int8, "use": torch.bool, "alpha": torch.float32, "alpha_max": torch.float32}
+    for name, value in per_row.items():
+        if tuple(value.shape) != shapes[name] or value.dtype != dtypes[name]:
+            found = f"{tuple(value.shape)} {value.dtype}"
+            raise ValueError(f"{name} is {found}; with these logits it must be {shapes[name]} {dtypes[name]}")

@@ -1,0 +1,127 @@
+"""The fusion in plain float32 torch, on any device and without host synchronisation on a GPU."""
+
+import torch
+from torch import Tensor
+
+from fusion_kernels.weighting import GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
+
+
+def fuse(
+    large: Tensor, base: Tensor, experts: list[Tensor], kind: Tensor, use: Tensor, alpha: Tensor, alpha_max: Tensor
+) -> Fused:
+    """`fuse_logits` for all rows at once."""
+    common = min(member.shape[1] for member in [large, base, *experts])
+    whole = large.float()
+    static, searched, alone = (
+        kind == Weighting.STATIC,
+        (kind == Weighting.KL) | (kind == Weighting.KL_GRID),
+        kind == Weighting.ALONE,
+    )
+    use = use & (kind != Weighting.NONE)[:, None]
+    first = use & (use.cumsum(1) == 1)
+    bad_base = _broken(base)
+    bad_experts = torch.stack([_broken(expert) for expert in experts], dim=1)
+    needs_base = use.any(1) & ~alone
+    fallback = ((bad_experts & torch.where(alone[:, None], first, use)).any(1) | (bad_base & needs_base)) & ~(
+        _broken(large) & ~alone
+    )
+    fused_rows = needs_base & ~fallback & ~_broken(large)
+
+    # Rows that are not fused compute on zeros: no NaN can leak, and every row takes the same path.
+    p = torch.where(fused_rows[:, None], whole[:, :common], 0.0)
+    q = torch.where(fused_rows[:, None], base[:, :common].float(), 0.0)
+    deltas, targets = [], []
+    for t, expert in enumerate(experts):
+        live = (fused_rows & use[:, t])[:, None]
+        q_t = torch.where(live, expert[:, :common].float(), q)
+        both = (q > -torch.inf) & (q_t > -torch.inf)
+        delta = torch.where(both, q_t - q, 0.0)
+        deltas.append(delta)
+        targets.append(_targets(q, q_t, delta, both))
+    counts = use.sum(1).clamp(min=1)[:, None]
+    target = torch.stack(targets).sum(0) / counts * fused_rows[:, None]
+
+    log_p = _log_softmax(p)
+    chosen = torch.where((static & fused_rows)[:, None] & use, alpha, 0.0)
+    if searched.device.type != "cpu" or bool(searched.any()):
+        solved = _search(log_p, deltas, target, kind == Weighting.KL_GRID, use, alpha_max.clamp(min=0))
+        chosen = torch.where((searched & fused_rows)[:, None] & use, solved, chosen)
+
+    moved = torch.zeros_like(p)
+    head = whole[:, :common]
+    for t, delta in enumerate(deltas):
+        moved = moved + chosen[:, t, None] * delta
+        head = head + chosen[:, t, None] * delta
+    logits = torch.cat([torch.where(fused_rows[:, None], head, whole[:, :common]), whole[:, common:]], dim=1)
+    kl_fused = _divergences(log_p, moved, torch.ones_like(alpha_max)) * fused_rows[:, None]
+
+    alone_used = (alone & ~fallback)[:, None] & first
+    for t, expert in enumerate(experts):
+        logits = torch.where(alone_used[:, t, None], _resized(expert.float(), whole.shape[1]), logits)
+    chosen = torch.where(alone_used, 1.0, chosen)
+    return Fused(logits, chosen, target, kl_fused, fallback)
+
+
+def _broken(member: Tensor) -> Tensor:
+    """[B] bool: NaN or +inf among a row's logits."""
+    return (member.isnan() | (member == torch.inf)).any(1)
+
+
+def _resized(expert: Tensor, length: int) -> Tensor:
+    """[B, length]: the expert's logits cut, or continued by -inf."""
+    cut = expert[:, :length]
+    return torch.nn.functional.pad(cut, (0, length - cut.shape[1]), value=-torch.inf)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    """log_softmax over ids; a row without any unmasked token is -inf everywhere instead of NaN."""
+    return torch.where(logits > -torch.inf, logits.log_softmax(1), -torch.inf)
+
+
+def _targets(q: Tensor, q_t: Tensor, delta: Tensor, both: Tensor) -> Tensor:
+    """[B, 2]: KL(Q_t || Q) and KL(Q || Q_t), both over the tokens that neither masks."""
+    log_q = _log_softmax(torch.where(both, q, -torch.inf))
+    log_q_t = _log_softmax(torch.where(both, q_t, -torch.inf))
+    ratio = torch.where(both, log_q_t - log_q, 0.0)
+    return torch.stack([(log_q_t.exp() * ratio).sum(1), -(log_q.exp() * ratio).sum(1)], dim=1).clamp(min=0)
+
+
+def _divergences(log_p: Tensor, delta: Tensor, x: Tensor) -> Tensor:
+    """[B, 2]: f and g at the weight x [B] along delta [B, V_c]."""
+    log_fused = _log_softmax(log_p + x[:, None] * delta)
+    ratio = torch.where(log_p > -torch.inf, log_fused - log_p, 0.0)
+    return torch.stack([(log_fused.exp() * ratio).sum(1), -(log_p.exp() * ratio).sum(1)], dim=1).clamp(min=0)
+
+
+def _search(
+    log_p: Tensor, deltas: list[Tensor], target: Tensor, on_grid: Tensor, use: Tensor, alpha_max: Tensor
+) -> Tensor:
+    """[B, T]: the best single expert at its best weight, by the grid where `on_grid`, else by repeated zooming."""
+    best = torch.zeros_like(use, dtype=torch.float32)
+    best_loss = torch.full_like(alpha_max, torch.inf)
+
+    def loss_at(delta: Tensor, x: Tensor) -> Tensor:
+        return (_divergences(log_p, delta, x) - target).square().sum(1)
+
+    for t, delta in enumerate(deltas):
+        alpha = torch.zeros_like(alpha_max)
+        loss = loss_at(delta, alpha)
+        for k in range(1, GRID_POINTS):
+            x = torch.full_like(alpha_max, k / GRID_STEPS_PER_UNIT)
+            here = torch.where(x <= alpha_max, loss_at(delta, x), torch.inf)
+            alpha, loss = torch.where(here < loss, x, alpha), torch.minimum(here, loss)
+        low, high = torch.zeros_like(alpha_max), alpha_max
+        exact, exact_loss = torch.zeros_like(alpha_max), loss_at(delta, low)
+        for _ in range(5):
+            step = (high - low) / 16
+            for k in range(17):
+                x = low + k * step
+                here = loss_at(delta, x)
+                exact, exact_loss = torch.where(here < exact_loss, x, exact), torch.minimum(here, exact_loss)
+            low, high = (exact - step).clamp(min=0), torch.minimum(exact + step, alpha_max)
+        alpha, loss = torch.where(on_grid, alpha, exact), torch.where(on_grid, loss, exact_loss)
+        better = use[:, t] & (loss < best_loss)
+        best = torch.where(better[:, None], 0.0, best)
+        best[:, t] = torch.where(better, alpha, best[:, t])
+        best_loss = torch.where(better, loss, best_loss)
+    return best
