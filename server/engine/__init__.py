@@ -1,0 +1,1 @@
+"""Everything that knows vLLM's engine: the composite model, its weights, the batch's settings, the trace."""

@@ -1,0 +1,137 @@
+"""The engine as the API sees it: vLLM's asynchronous engine, and beside it the traces of requests that ask for one."""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm import RequestOutput, SamplingParams
+from vllm.logger import init_logger
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from server.engine.settings import FusionSettings
+from server.engine.trace import TraceRow
+
+logger = init_logger("vllm." + __name__)
+
+
+@dataclass(slots=True)
+class TokenTrace:
+    """What fusion did at one generated token."""
+
+    token_id: int
+    alpha: list[float | None]  # by the configuration's experts
+    kl_target: list[float | None]  # mean a, mean b
+    kl_fused: list[float | None]  # f, g
+    fallback: bool
+
+
+@dataclass(slots=True)
+class Trace:
+    """The trace of one HTTP request: its prompts times its choices, as they are generated."""
+
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+    pending: dict[int, list[TokenTrace]] = field(default_factory=lambda: defaultdict(list))
+    """Tokens not yet taken, by choice index (prompt index x n + choice, as the API counts them)."""
+
+    def prompt_key(self, prompt_index: int) -> str:
+        """The name under which the worker keeps the trace of one of the request's prompts."""
+        return f"{self.key}/{prompt_index}"
+
+    def take(self, choice: int) -> list[TokenTrace]:
+        """Return the choice's tokens since the last call."""
+        return self.pending.pop(choice, [])
+
+
+class FusionEngine(AsyncLLM):
+    """vLLM's engine client, following the trace of requests that opened one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._traces: dict[str, Trace] = {}
+
+    def open_trace(self) -> Trace:
+        """Start to follow a request; give its `prompt_key`s to its settings and call `close_trace` at its end."""
+        trace = Trace()
+        self._traces[trace.key] = trace
+        return trace
+
+    def close_trace(self, trace: Trace) -> None:
+        """Stop following a request."""
+        self._traces.pop(trace.key, None)
+
+    def generate(
+        self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """As `AsyncLLM.generate`; each output of a traced request comes after its tokens' trace."""
+        outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+        name = FusionSettings.of(sampling_params).trace
+        key, _, prompt_index = (name or "").partition("/")
+        trace = self._traces.get(key)
+        if name is None or trace is None:
+            return outputs
+        return self._follow(outputs, name, trace, int(prompt_index) * sampling_params.n)
+
+    async def _follow(
+        self, outputs: AsyncGenerator[RequestOutput, None], name: str, trace: Trace, first_choice: int
+    ) -> AsyncGenerator[RequestOutput, None]:
+        rows = _PromptRows()
+        try:
+            async for output in outputs:
+                if any(choice.token_ids for choice in output.outputs):
+                    rows.add(await self._take(name))
+                    for choice in output.outputs:
+                        trace.pending[first_choice + choice.index] += rows.match(choice.index, list(choice.token_ids))
+                yield output
+        finally:
+            await outputs.aclose()
+            if not self.errored:
+                # Whatever an aborted request leaves behind, and the row that follows the last token.
+                await self._take(name)
+
+    async def _take(self, name: str) -> list[TraceRow]:
+        workers: list[list[TraceRow]] = await self.collective_rpc("take_fusion_trace", args=(name,))
+        return [row for rows in workers for row in rows]
+
+
+class _PromptRows:
+    """The worker's rows of one prompt, matched to its choices.
+
+    vLLM runs the n choices of a prompt as requests of their own, whose names the worker's public interfaces do not
+    tell. They need not: a row is a function of the tokens before it, and each row says which token was fed last, so
+    the rows whose fed tokens are a choice's own tokens are that choice's. Two choices with the same tokens so far
+    have the same rows.
+    """
+
+    def __init__(self) -> None:
+        self._slots: dict[int, dict[int, TraceRow]] = defaultdict(dict)
+        self._tokens: dict[int, list[int]] = defaultdict(list)
+
+    def add(self, rows: list[TraceRow]) -> None:
+        for row in rows:
+            # A preempted request comes back and computes its last positions again: the first time counts.
+            self._slots[row[0]].setdefault(row[1], tuple(row))  # type: ignore[arg-type]
+
+    def match(self, choice: int, new_tokens: list[int]) -> list[TokenTrace]:
+        """The traces of `new_tokens`, which follow those of the choice's earlier calls."""
+        tokens = self._tokens[choice]
+        start = len(tokens)
+        tokens += new_tokens
+        mine = [slot for slot in self._slots.values() if _agree(slot, tokens)]
+        return [_token_trace(tokens[index], mine, index) for index in range(start, len(tokens))]
+
+
+def _agree(slot: dict[int, TraceRow], tokens: list[int]) -> bool:
+    return all(index == 0 or index > len(tokens) or row[2] == tokens[index - 1] for index, row in slot.items())
+
+
+def _token_trace(token_id: int, slots: list[dict[int, TraceRow]], index: int) -> TokenTrace:
+    row = next((slot[index] for slot in slots if index in slot), None)
+    if row is None:
+        logger.warning("No trace for generated token %d; its entry is empty.", index)
+        return TokenTrace(token_id, [], [None, None], [None, None], False)
+    _, _, _, alpha, kl_target, kl_fused, fallback = row
+    return TokenTrace(token_id, list(alpha), list(kl_target), list(kl_fused), fallback)

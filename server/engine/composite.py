@@ -1,0 +1,184 @@
+"""The composite model: large, base and experts in one engine, answering with fused logits.
+
+Every member reads the same tokens in the same step. Each keeps attention layers of its own under its own prefix, so
+vLLM gives all of them room in one paged KV cache and schedules them as one model. Their hidden states travel side by
+side in one tensor, from `forward` to `compute_logits`, where each member's head turns its part into logits and
+`fuse_logits` weighs them by what each request asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from vllm.config import ModelConfig, VllmConfig
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.model_loader import DefaultModelLoader
+from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.transformers_utils.config import get_config
+
+from fusion_kernels import fuse_logits
+from server.engine.batch import TAG_COLUMNS, batch_state
+from server.engine.trace import TraceLog
+from server.engine.weights import add_task_vectors, task_vectors
+
+if TYPE_CHECKING:
+    from vllm.sequence import IntermediateTensors
+
+# Set before every tensor name of a member's checkpoint, so that one stream of weights can carry all members.
+_SOURCE_PREFIX = "fusion_member_{}/"
+
+
+class LogitFusionForCausalLM(nn.Module):
+    """A large model steered by experts: logits = large + sum_t alpha_t (expert_t - base).
+
+    Built by vLLM from the large model's configuration, in which `fusion` holds the other members:
+    `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...]}`. A source is
+    `{"model": folder}`, or for an expert `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        fusion = vllm_config.model_config.hf_config.fusion
+        state = batch_state(vllm_config)
+        assert state is not None
+        self._batch = state
+        self.trace_log = TraceLog(state)
+        self.large = init_vllm_registered_model(
+            vllm_config, prefix=maybe_prefix(prefix, "large"), architectures=fusion["architectures"]
+        )
+        base_source, expert_sources = fusion["base"], fusion["experts"]
+        self.base = _init_member(vllm_config, base_source, maybe_prefix(prefix, "base"))
+        self.experts = nn.ModuleList(
+            # An adapter or a merge has the base's shape.
+            _init_member(
+                vllm_config,
+                source if "model" in source else base_source,
+                maybe_prefix(prefix, f"expert_{source['name']}"),
+            )
+            for source in expert_sources
+        )
+        self._expert_sources = expert_sources
+        # vLLM's loader streams these after the large model's own weights.
+        self.secondary_weights = [
+            _weights(source if "model" in source else base_source, place)
+            for place, source in enumerate([base_source, *expert_sources])
+        ]
+        self._widths: list[int] | None = None
+
+    @property
+    def _members(self) -> list[nn.Module]:
+        return [self.large, self.base, *self.experts]
+
+    def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """The large model's token embeddings; vLLM asks every text model for them."""
+        return self.large.embed_input_ids(input_ids)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        intermediate_tensors: IntermediateTensors | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Hidden states of all members and the rows' tags, side by side: [num_tokens, sum of widths + 2]."""
+        tags = self._batch.begin_step(_query_start_loc(), input_ids, positions)
+        hidden = [member(input_ids, positions) for member in self._members]
+        self._widths = [states.shape[-1] for states in hidden]
+        return torch.cat([*hidden, tags.to(hidden[0].dtype)], dim=-1)
+
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """Fused logits [N, V] of any N rows of `forward`'s output; `None` on ranks that hold none.
+
+        Float32 where any running request fuses; the large model's own logits, in their dtype, where none does.
+        """
+        assert self._widths is not None
+        batch = self._batch
+        large_states, base_states, *expert_states, tags = hidden_states.split([*self._widths, TAG_COLUMNS], dim=-1)
+        in_use = list(range(batch.num_experts)) if batch.profiling else batch.experts_in_use
+        large = self.large.compute_logits(large_states)
+        if not in_use:
+            return large
+        base = self.base.compute_logits(base_states)
+        experts = [self.experts[expert].compute_logits(expert_states[expert]) for expert in in_use]
+        if large is None:  # tensor parallel gathers the logits on the first rank alone
+            return None
+        if batch.profiling:
+            places = owners = None
+            rows = batch.profiling_rows(large.shape[0])
+        else:
+            places = batch.places(tags)
+            owners = batch.owners(places)
+            rows = batch.rows(owners)
+        columns = slice(None) if len(in_use) == batch.num_experts else in_use
+        fused = fuse_logits(
+            large,
+            base,
+            experts,
+            kind=rows.kind,
+            use=rows.use[:, columns],
+            alpha=rows.alpha[:, columns],
+            alpha_max=rows.alpha_max,
+        )
+        if batch.tracing and owners is not None and places is not None:
+            self.trace_log.record(owners, places, fused, in_use)
+        return fused.logits
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Hand each member its part of the stream: the large model's first, then those of `secondary_weights`."""
+        loaded: set[str] = set()
+        for source, stream in groupby(weights, key=lambda item: _split(item[0])[0]):
+            named = ((_split(name)[1], tensor) for name, tensor in stream)
+            if source is None:
+                prefix, member = "large", self.large
+            elif source == 0:
+                prefix, member = "base", self.base
+            else:
+                prefix, member = f"experts.{source - 1}", self.experts[source - 1]
+                named = add_task_vectors(named, task_vectors(self._expert_sources[source - 1]))
+            loaded |= {f"{prefix}.{name}" for name in member.load_weights(named)}
+        return loaded
+
+
+def _init_member(vllm_config: VllmConfig, source: dict[str, Any], prefix: str) -> nn.Module:
+    model_config: ModelConfig = vllm_config.model_config
+    hf_config = get_config(
+        source["model"], trust_remote_code=model_config.trust_remote_code, revision=source.get("revision")
+    )
+    member_config = vllm_config.with_hf_config(hf_config, architectures=hf_config.architectures)
+    # The copy still says what the large model is; a member may be quantised otherwise, or not at all.
+    member_config.model_config.model = source["model"]
+    quantization = getattr(hf_config, "quantization_config", None)
+    member_config.model_config.quantization = quantization["quant_method"] if quantization else None
+    member_config.quant_config = VllmConfig.get_quantization_config(
+        member_config.model_config, vllm_config.load_config
+    )
+    return init_vllm_registered_model(member_config, prefix=prefix)
+
+
+def _weights(source: dict[str, Any], place: int) -> DefaultModelLoader.Source:
+    return DefaultModelLoader.Source(
+        source["model"], revision=source.get("revision"), prefix=_SOURCE_PREFIX.format(place)
+    )
+
+
+def _split(name: str) -> tuple[int | None, str]:
+    """A streamed tensor's name to (place among `secondary_weights` or `None` for large, name in the checkpoint)."""
+    start = _SOURCE_PREFIX.partition("{}")[0]
+    if not name.startswith(start):
+        return None, name
+    place, _, rest = name.removeprefix(start).partition("/")
+    return int(place), rest
+
+
+def _query_start_loc() -> torch.Tensor | None:
+    """First token of each request in this step, [num_requests + 1]; `None` while vLLM profiles."""
+    metadata = get_forward_context().attn_metadata
+    if not metadata:
+        return None
+    # One entry per attention layer; the layout of the batch is the same in all.
+    return next(iter(metadata.values())).query_start_loc

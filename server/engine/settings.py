@@ -1,0 +1,48 @@
+"""What one request asks of the fusion, as it travels from the API to the worker.
+
+The settings ride in `SamplingParams.extra_args["fusion"]`, a plain dictionary, because that is what vLLM sends to
+its engine process unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from fusion_kernels import Weighting
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+EXTRA_ARG = "fusion"
+
+
+@dataclass(frozen=True, slots=True)
+class FusionSettings:
+    """One request's weighting, with experts by their place in the configuration."""
+
+    weighting: Weighting = Weighting.NONE
+    experts: tuple[int, ...] = ()
+    alpha: tuple[float, ...] = ()
+    """Weights of `experts`, in the same order; used by `STATIC` alone."""
+    alpha_max: float = 2.0
+    trace: str | None = None
+    """The name under which the worker keeps this request's trace; `None` keeps none."""
+
+    def attach(self, params: SamplingParams) -> None:
+        """Write the settings into `params.extra_args`, over whatever stood there under the same name."""
+        params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: {**asdict(self), "weighting": int(self.weighting)}}
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> FusionSettings:
+        """Read the settings back; a request without any runs the large model alone."""
+        values: dict[str, Any] | None = (params.extra_args or {}).get(EXTRA_ARG)
+        if values is None:
+            return cls()
+        return cls(
+            weighting=Weighting(values["weighting"]),
+            experts=tuple(values["experts"]),
+            alpha=tuple(values["alpha"]),
+            alpha_max=values["alpha_max"],
+            trace=values["trace"],
+        )

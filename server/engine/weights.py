@@ -1,0 +1,103 @@
+"""The weights of the members beside the large one, as streams of (name, tensor) that vLLM's models load.
+
+An expert is a full model, a LoRA adapter over the base, or a merge. The last two are the base plus task vectors
+(Ilharco et al. 2023, arXiv 2212.04089: a fine-tuned model's weights minus the base's), added one tensor at a time
+while the base's weights stream by, so no part is kept whole:
+
+    adapter:  W = W_base + scaling * B A
+    merge:    W = W_base + sum_i w_i tau_i,  tau_i = W_i - W_base, or scaling_i * B_i A_i for an adapter
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+
+
+class TaskVector(Protocol):
+    """What fine-tuning added to the base, by the name of the base's tensor."""
+
+    def delta(self, name: str, base: torch.Tensor) -> torch.Tensor | None:
+        """The float32 difference to `base`, of the same shape; `None` where there is none."""
+
+
+class ModelTaskVector:
+    """The task vector of a full fine-tuned model: its weights minus the base's."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self._tensors = _TensorFiles(folder)
+
+    def delta(self, name: str, base: torch.Tensor) -> torch.Tensor | None:
+        """See `TaskVector.delta`."""
+        tuned = self._tensors.get(name)
+        return None if tuned is None else tuned.float() - base.float()
+
+
+class AdapterTaskVector:
+    """The task vector of a LoRA adapter in PEFT's format: scaling * B A."""
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        settings = json.loads((folder / "adapter_config.json").read_text())
+        rank, lora_alpha = settings["r"], settings["lora_alpha"]
+        self._scaling = lora_alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+        self._transposed = bool(settings.get("fan_in_fan_out"))
+        self._tensors = _TensorFiles(folder, "adapter_model.safetensors")
+
+    def delta(self, name: str, base: torch.Tensor) -> torch.Tensor | None:
+        """See `TaskVector.delta`."""
+        module = "base_model.model." + name.removesuffix(".weight")
+        down, up = self._tensors.get(f"{module}.lora_A.weight"), self._tensors.get(f"{module}.lora_B.weight")
+        if down is None or up is None:
+            return None
+        product = self._scaling * (up.float() @ down.float())
+        return product.T if self._transposed else product
+
+
+def add_task_vectors(
+    base: Iterable[tuple[str, torch.Tensor]], parts: Iterable[tuple[float, TaskVector]]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Stream base + sum_i w_i tau_i, summed in float32 and returned in the base's dtype."""
+    parts = list(parts)
+    for name, tensor in base:
+        deltas = [(weight, part.delta(name, tensor)) for weight, part in parts]
+        if all(delta is None for _, delta in deltas):
+            yield name, tensor
+            continue
+        total = tensor.float()
+        for weight, delta in deltas:
+            if delta is not None:
+                total = total + weight * delta
+        yield name, total.to(tensor.dtype)
+
+
+def task_vectors(source: dict[str, Any]) -> list[tuple[float, TaskVector]]:
+    """The parts of an expert's source: none for a full model, one for an adapter, several for a merge."""
+    match source:
+        case {"adapter": folder}:
+            return [(1.0, AdapterTaskVector(folder))]
+        case {"merge": parts}:
+            return [
+                (weight, AdapterTaskVector(part["adapter"]) if "adapter" in part else ModelTaskVector(part["model"]))
+                for weight, part in parts
+            ]
+        case _:
+            return []
+
+
+class _TensorFiles:
+    """Random access by name to the tensors of a folder's safetensors files."""
+
+    def __init__(self, folder: str | Path, pattern: str = "*.safetensors") -> None:
+        self._files = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob(pattern))]
+        self._place = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
+
+    def get(self, name: str) -> torch.Tensor | None:
+        """The tensor of that name, or `None`."""
+        file = self._place.get(name)
+        return None if file is None else file.get_tensor(name)
