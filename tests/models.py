@@ -101,7 +101,8 @@ def make_model(
 
     `tokenizer_size` below `vocab_size` makes a model with a padded vocabulary. `scale` is the standard deviation of
     a layer's outputs for inputs of unit variance. vLLM's attention on CPU takes a `head_dim` of 32, 64, 80, 96, 112,
-    128, 160, 192, 224 or 256. `tie_word_embeddings` is the architecture's habit by default: true for Gemma, false for the others.
+    128, 160, 192, 224 or 256. `tie_word_embeddings` is the architecture's habit by default: true for Gemma, false for
+    the others.
 
     Raises:
         ValueError: the sizes do not fit the architecture, or `tokenizer_size` is out of range.

@@ -1,0 +1,117 @@
+"""The `engine` section: names and plain values of vLLM's engine arguments, checked before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import operator
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from server.errors import nearest
+
+_MEMBERS = "the models come from large, base and experts"
+_FUSED = "the fused model sets it"
+_LORA = "adapters are experts here: list them under experts"
+_MULTIMODAL = "the members are text models"
+OWNED: dict[str, str] = {
+    "model": _MEMBERS,
+    "model_weights": _MEMBERS,
+    "tokenizer": "the tokenizer is the large model's",
+    "tokenizer_revision": "the tokenizer is the large model's",
+    "revision": "set it beside the model, as large.revision",
+    "code_revision": "members with code of their own are not served",
+    "trust_remote_code": "members with code of their own are not served",
+    "served_model_name": "clients see the names under presets",
+    "hf_config_path": _FUSED,
+    "hf_overrides": _FUSED,
+    "model_class_overrides": _FUSED,
+    "model_impl": _FUSED,
+    "runner": "the server generates text",
+    "convert": "the server generates text",
+    "pooler_config": "the server generates text",
+    "skip_tokenizer_init": "the server needs the tokenizer",
+    "logits_processors": _FUSED,
+    "enable_prompt_embeds": "members have embeddings of their own",
+    "enable_lora": _LORA,
+    "lora_target_modules": _LORA,
+    "default_mm_loras": _LORA,
+    "max_loras": _LORA,
+    "max_lora_rank": _LORA,
+    "limit_mm_per_prompt": _MULTIMODAL,
+    "language_model_only": _MULTIMODAL,
+}
+"""Engine arguments that are not the user's to set, and why."""
+
+
+class EngineArgumentError(ValueError):
+    """One engine argument is unknown, not the user's to set, or of the wrong type."""
+
+    def __init__(self, argument: str, message: str) -> None:
+        super().__init__(message)
+        self.argument = argument
+
+
+def check_engine_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check the names and, as far as YAML has them, the types of engine arguments.
+
+    Imports vLLM, which takes seconds, and only when there is something to look up.
+
+    Raises:
+        EngineArgumentError: an argument is unknown, owned by the server, or of the wrong type.
+    """
+    for name in arguments:
+        if name in OWNED:
+            raise EngineArgumentError(name, f"engine.{name} cannot be set: {OWNED[name]}")
+    if not arguments:
+        return
+    valid = _argument_types()
+    for name, value in arguments.items():
+        if name not in valid:
+            close = nearest(name, (key for key in valid if key not in OWNED))
+            hint = close if close.startswith("did") else "it must be one of vLLM's engine arguments, by its Python name"
+            raise EngineArgumentError(name, f"unknown key '{name}' in engine; {hint}")
+        adapter: TypeAdapter[Any] = TypeAdapter(valid[name])
+        try:
+            adapter.validate_python(value, strict=True)
+        except ValidationError as error:
+            faults = {fault["msg"].removeprefix("Input should be ") for fault in error.errors(include_url=False)}
+            wanted = " or ".join(sorted(faults))
+            raise EngineArgumentError(name, f"engine.{name}: {value!r} does not fit; it should be {wanted}") from None
+
+
+@functools.cache
+def _argument_types() -> dict[str, Any]:
+    """Return vLLM's public engine arguments with the types that a YAML value can have."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    fields = dataclasses.fields(AsyncEngineArgs)
+    return {
+        field.name: functools.reduce(operator.or_, _yaml_types(field.type), None)
+        for field in fields
+        if not field.name.startswith("_")
+    }
+
+
+def _yaml_types(hint: Any) -> list[Any]:
+    """Reduce a type to those that YAML can say: a configuration class becomes a mapping, Python objects go."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (bool, int, float, str) or origin is typing.Literal:
+        return [hint]
+    if origin in (typing.Union, types.UnionType):
+        return [part for argument in arguments for part in _yaml_types(argument)]
+    if origin is typing.Annotated:
+        return _yaml_types(arguments[0])
+    if origin in (list, set, tuple):
+        return [list[Any]]
+    if hint is dict or origin is dict or dataclasses.is_dataclass(hint):
+        return [dict[str, Any]]
+    # What is left: enumerations by name, classes of Python objects, and hints that are text.
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return [str]
+    return [] if isinstance(hint, type) or origin is type else [Any]

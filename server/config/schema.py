@@ -1,0 +1,241 @@
+"""The schema of the configuration file. Every description here is what `--help` and the documentation show."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from server.config.source import ModelSource
+from server.errors import nearest
+
+Weighting = Literal["none", "static", "kl", "kl-grid", "alone"]
+ExpertKind = Literal["model", "adapter", "merge"]
+
+ALPHA_LIMIT = 100.0
+RESERVED_EXPERTS = ("large", "base")
+EXPERT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
+PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def _number(value: object) -> object:
+    """Refuse `true` where a number is meant: pydantic would take it for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number")
+    return value
+
+
+def _alpha(value: float) -> float:
+    if not math.isfinite(value) or abs(value) > ALPHA_LIMIT:
+        raise ValueError(f"{value} is not a finite number between -{ALPHA_LIMIT:g} and {ALPHA_LIMIT:g}")
+    return value
+
+
+def _alpha_max(value: float) -> float:
+    if not 0.0 < value <= ALPHA_LIMIT:
+        raise ValueError(f"{value} is not a number above 0 and up to {ALPHA_LIMIT:g}")
+    return value
+
+
+def _expert_name(name: str) -> str:
+    if not EXPERT_NAME.fullmatch(name):
+        raise ValueError(
+            f"'{name}' is not an expert name: a letter, then letters, digits, '_' or '-', 32 characters at most"
+        )
+    if name in RESERVED_EXPERTS:
+        raise ValueError(f"an expert cannot be called '{name}': that is the name of another member")
+    return name
+
+
+def _preset_name(name: str) -> str:
+    if not PRESET_NAME.fullmatch(name):
+        raise ValueError(
+            f"'{name}' is not a preset name: a letter or digit, then letters, digits, '.', '_' or '-', "
+            "64 characters at most"
+        )
+    return name
+
+
+Alpha = Annotated[float, BeforeValidator(_number), AfterValidator(_alpha)]
+Alphas = Annotated[
+    Annotated[Alpha, Tag("number")] | Annotated[dict[str, Alpha], Tag("numbers")],
+    Discriminator(lambda value: "numbers" if isinstance(value, dict) else "number"),
+]
+AlphaMax = Annotated[float, BeforeValidator(_number), AfterValidator(_alpha_max)]
+ExpertName = Annotated[str, AfterValidator(_expert_name)]
+PresetName = Annotated[str, AfterValidator(_preset_name)]
+
+
+class Section(BaseModel):
+    """A mapping of the file. It refuses keys that it does not know, and names the nearest one that it does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    hint = nearest(str(key), cls.model_fields)
+                    raise PydanticCustomError("unknown_key", "{hint}", {"key": str(key), "hint": hint})
+        return data
+
+
+class MemberConfig(Section):
+    """Where the large model or the base comes from."""
+
+    model: ModelSource = Field(description="Folder in the Hugging Face format, or the id of a model on the hub.")
+    revision: str | None = Field(
+        None, description="Branch, tag or commit of the hub's model; its main branch if left out."
+    )
+
+    @model_validator(mode="after")
+    def _revision_of_hub_only(self) -> Self:
+        _check_revision(self.model, self.revision)
+        return self
+
+
+class ExpertConfig(Section):
+    """Where an expert comes from: exactly one of `model`, `adapter` and `merge`."""
+
+    model: ModelSource | None = Field(None, description="A fine-tuned model: a folder, or an id on the hub.")
+    adapter: ModelSource | None = Field(
+        None, description="A LoRA adapter over the base, in the PEFT format: a folder, or an id on the hub."
+    )
+    merge: dict[str, Alpha] | None = Field(
+        None,
+        description="Task arithmetic: expert names and weights. The expert is the base plus the weighted sum of what "
+        "fine-tuning changed in each of them. They must be `model` or `adapter` experts.",
+    )
+    revision: str | None = Field(None, description="As for `large`, of the hub's model or adapter.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        given = [key for key in ("model", "adapter", "merge") if getattr(self, key) is not None]
+        if len(given) != 1:
+            found = f"has {' and '.join(given)}" if given else "has none of them"
+            raise ValueError(f"an expert needs exactly one of model, adapter and merge; this one {found}")
+        if self.merge is not None and not self.merge:
+            raise ValueError("merge is empty: it needs at least one {expert: weight}")
+        _check_revision(self.model or self.adapter, self.revision)
+        return self
+
+    @property
+    def kind(self) -> ExpertKind:
+        """Which of the three sources this expert has."""
+        if self.model is not None:
+            return "model"
+        return "adapter" if self.adapter is not None else "merge"
+
+
+class PresetConfig(Section):
+    """One name in `/v1/models`: which experts steer the large model, and how."""
+
+    experts: tuple[str, ...] = Field((), description="The experts that steer, by name. `none` takes none, `alone` one.")
+    weighting: Weighting = Field(
+        "kl",
+        description="`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved "
+        "exactly at every token. `kl-grid`: the same objective searched on a grid, as published. `alone`: one expert's "
+        "own distribution.",
+    )
+    alpha: Alphas | None = Field(
+        None,
+        description="Only for `static`, which needs it: one number for all experts, or `{expert: number}` for each; "
+        f"any sign, {ALPHA_LIMIT:g} at most.",
+    )
+    alpha_max: AlphaMax = Field(
+        2.0, description=f"The largest weight that `kl` and `kl-grid` may choose, {ALPHA_LIMIT:g} at most."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        repeated = {name for name in self.experts if self.experts.count(name) > 1}
+        if repeated:
+            raise ValueError(f"experts names '{min(repeated)}' twice")
+        if self.weighting == "none" and self.experts:
+            raise ValueError("weighting 'none' is the large model only: leave experts out, or choose another weighting")
+        if self.weighting == "alone" and len(self.experts) != 1:
+            raise ValueError(f"weighting 'alone' needs exactly one expert; this preset has {len(self.experts)}")
+        if self.weighting != "none" and not self.experts:
+            raise ValueError(f"weighting '{self.weighting}' needs at least one expert; without experts it is 'none'")
+        if self.weighting == "static" and self.alpha is None:
+            raise ValueError("weighting 'static' needs alpha: a number, or {expert: number}")
+        if self.weighting != "static" and self.alpha is not None:
+            raise ValueError(f"alpha is only for weighting 'static'; '{self.weighting}' takes none")
+        if isinstance(self.alpha, dict):
+            for name in self.alpha:
+                if name not in self.experts:
+                    raise ValueError(
+                        f"alpha names '{name}', which is no expert of this preset; {nearest(name, self.experts)}"
+                    )
+            missing = [name for name in self.experts if name not in self.alpha]
+            if missing:
+                raise ValueError(f"alpha lacks a number for expert '{missing[0]}'")
+        return self
+
+    def alpha_of(self, expert: str) -> float | None:
+        """Return the fixed weight of one of this preset's experts; None unless the weighting is `static`."""
+        return self.alpha[expert] if isinstance(self.alpha, dict) else self.alpha
+
+
+class Config(Section):
+    """A whole configuration file."""
+
+    large: MemberConfig = Field(description="The large model that answers. It is never fine-tuned.")
+    base: MemberConfig = Field(description="The small pretrained model that every expert was fine-tuned from.")
+    experts: dict[ExpertName, ExpertConfig] = Field({}, description="The small fine-tuned models, by name.")
+    presets: dict[PresetName, PresetConfig] = Field(
+        description="The names that clients pass as `model`. The first one is the default."
+    )
+    engine: dict[str, Any] = Field(
+        {},
+        description="vLLM's engine arguments by their Python names, such as `max_model_len`, `max_num_seqs`, `dtype` "
+        "or `tensor_parallel_size`.",
+    )
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        if not self.presets:
+            raise _at(("presets",), "at least one preset is needed, such as {giant: {weighting: none}}")
+        for name, expert in self.experts.items():
+            for part in expert.merge or {}:
+                where = ("experts", name, "merge")
+                if part not in self.experts:
+                    raise _at(where, f"there is no expert '{part}'; {nearest(part, set(self.experts) - {name})}")
+                if self.experts[part].kind == "merge":
+                    raise _at(where, f"'{part}' is a merge itself; name the experts that it is made of instead")
+        for name, preset in self.presets.items():
+            for part in preset.experts:
+                if part not in self.experts:
+                    raise _at(
+                        ("presets", name, "experts"), f"there is no expert '{part}'; {nearest(part, self.experts)}"
+                    )
+        return self
+
+    @property
+    def default_preset(self) -> str:
+        """The name of the first preset, which answers when a client names no model."""
+        return next(iter(self.presets))
+
+
+def _check_revision(source: str | None, revision: str | None) -> None:
+    if revision is not None and (source is None or source.startswith("/")):
+        raise ValueError("revision is only for an id on the hub, not for a folder or a merge")
+
+
+def _at(where: tuple[str, ...], message: str) -> PydanticCustomError:
+    """Make a fault that belongs deeper than the section whose validator found it."""
+    return PydanticCustomError("fault", "{message}", {"where": where, "message": message})

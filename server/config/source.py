@@ -1,0 +1,44 @@
+"""Model sources: the one rule that tells a folder from an id on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, ValidationInfo
+
+RULE = (
+    "A model is a folder when it starts with `/`, `./`, `../` or `~`, when that folder or its first part exists beside "
+    "the configuration file, or when it is not of the form `name` or `owner/name`. Otherwise it is an id on the hub."
+)
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def resolve_source(text: str, folder: Path) -> str:
+    """Return the absolute path of a local model, or the id of one on the hub, by `RULE`.
+
+    Raises:
+        ValueError: it is a folder by the rule and does not exist.
+    """
+    if not text.strip() or not text.isprintable():
+        raise ValueError("a folder or an id on the hub is needed here")
+    path = folder / Path(text).expanduser()
+    looks_local = text.startswith(("/", "./", "../", "~")) or text in (".", "..") or not HUB_ID.fullmatch(text)
+    if not looks_local:
+        looks_local = (folder / Path(text).parts[0]).is_dir()
+    if not looks_local:
+        return text
+    if not path.is_dir():
+        what = "is a file, not a folder" if path.exists() else "does not exist"
+        raise ValueError(f"'{text}' {what} (looked for {path.resolve()})")
+    return str(path.resolve())
+
+
+def _validate(text: str, info: ValidationInfo) -> str:
+    folder = info.context["folder"] if info.context else Path.cwd()
+    return resolve_source(text, folder)
+
+
+ModelSource = Annotated[str, AfterValidator(_validate)]
+"""A `str` that is, once validated, an absolute path or an id on the hub."""
