@@ -17,3 +17,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"did you mean '{close[0]}'?"
     return f"valid names: {', '.join(names)}" if names else "none is defined"
+
+
+class ServerError(Exception):
+    """The server cannot start here: the address is taken, or the engine fails on this machine."""

@@ -160,7 +160,8 @@ class BatchState:
         host = self._host
         # From fresh pinned copies: the next update may rewrite the table while these copies are still under way.
         kind, use, alpha, alpha_max = (
-            t.pin_memory().to(self._device, non_blocking=True) for t in (host.kind, host.use, host.alpha, host.alpha_max)
+            t.pin_memory().to(self._device, non_blocking=True)
+            for t in (host.kind, host.use, host.alpha, host.alpha_max)
         )
         return Rows(kind, use, alpha, alpha_max)
 
@@ -183,7 +184,7 @@ def batch_state(vllm_config: VllmConfig) -> BatchState | None:
             vllm_config.scheduler_config.max_num_seqs,
             vllm_config.scheduler_config.max_num_batched_tokens,
             len(fusion["experts"]),
-            torch.device(vllm_config.device_config.device),
+            torch.device(vllm_config.device_config.device or "cpu"),
         )
         _states[vllm_config.instance_id] = state
     return state

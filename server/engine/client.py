@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakValueDictionary
 
 from vllm import RequestOutput, SamplingParams
 from vllm.logger import init_logger
@@ -29,9 +30,12 @@ class TokenTrace:
     fallback: bool
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Trace:
-    """The trace of one HTTP request: its prompts times its choices, as they are generated."""
+    """The trace of one HTTP request: its prompts times its choices, as they are generated.
+
+    The engine follows it for as long as somebody holds it.
+    """
 
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     pending: dict[int, list[TokenTrace]] = field(default_factory=lambda: defaultdict(list))
@@ -51,17 +55,13 @@ class FusionEngine(AsyncLLM):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._traces: dict[str, Trace] = {}
+        self._traces: WeakValueDictionary[str, Trace] = WeakValueDictionary()
 
     def open_trace(self) -> Trace:
-        """Start to follow a request; give its `prompt_key`s to its settings and call `close_trace` at its end."""
+        """Start to follow a request, whose settings name the trace's `prompt_key`s; hold on to it until the end."""
         trace = Trace()
         self._traces[trace.key] = trace
         return trace
-
-    def close_trace(self, trace: Trace) -> None:
-        """Stop following a request."""
-        self._traces.pop(trace.key, None)
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any

@@ -47,11 +47,11 @@ class LogitFusionForCausalLM(nn.Module):
         assert state is not None
         self._batch = state
         self.trace_log = TraceLog(state)
-        self.large = init_vllm_registered_model(
+        self.large: Any = init_vllm_registered_model(
             vllm_config, prefix=maybe_prefix(prefix, "large"), architectures=fusion["architectures"]
         )
         base_source, expert_sources = fusion["base"], fusion["experts"]
-        self.base = _init_member(vllm_config, base_source, maybe_prefix(prefix, "base"))
+        self.base: Any = _init_member(vllm_config, base_source, maybe_prefix(prefix, "base"))
         self.experts = nn.ModuleList(
             # An adapter or a merge has the base's shape.
             _init_member(
@@ -70,12 +70,13 @@ class LogitFusionForCausalLM(nn.Module):
         self._widths: list[int] | None = None
 
     @property
-    def _members(self) -> list[nn.Module]:
+    def _members(self) -> list[Any]:
         return [self.large, self.base, *self.experts]
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The large model's token embeddings; vLLM asks every text model for them."""
-        return self.large.embed_input_ids(input_ids)
+        embeddings: torch.Tensor = self.large.embed_input_ids(input_ids)
+        return embeddings
 
     def forward(
         self,
@@ -98,13 +99,16 @@ class LogitFusionForCausalLM(nn.Module):
         """
         assert self._widths is not None
         batch = self._batch
-        large_states, base_states, *expert_states, tags = hidden_states.split([*self._widths, TAG_COLUMNS], dim=-1)
+        large_states, base_states, *expert_states, tags = torch.split(
+            hidden_states, [*self._widths, TAG_COLUMNS], dim=-1
+        )
         in_use = list(range(batch.num_experts)) if batch.profiling else batch.experts_in_use
-        large = self.large.compute_logits(large_states)
+        large: torch.Tensor | None = self.large.compute_logits(large_states)
         if not in_use:
             return large
         base = self.base.compute_logits(base_states)
-        experts = [self.experts[expert].compute_logits(expert_states[expert]) for expert in in_use]
+        members = self._members[2:]
+        experts = [members[expert].compute_logits(expert_states[expert]) for expert in in_use]
         if large is None:  # tensor parallel gathers the logits on the first rank alone
             return None
         if batch.profiling:
@@ -132,13 +136,13 @@ class LogitFusionForCausalLM(nn.Module):
         """Hand each member its part of the stream: the large model's first, then those of `secondary_weights`."""
         loaded: set[str] = set()
         for source, stream in groupby(weights, key=lambda item: _split(item[0])[0]):
-            named = ((_split(name)[1], tensor) for name, tensor in stream)
+            named: Iterable[tuple[str, torch.Tensor]] = ((_split(name)[1], tensor) for name, tensor in stream)
             if source is None:
                 prefix, member = "large", self.large
             elif source == 0:
                 prefix, member = "base", self.base
             else:
-                prefix, member = f"experts.{source - 1}", self.experts[source - 1]
+                prefix, member = f"experts.{source - 1}", self._members[source + 1]
                 named = add_task_vectors(named, task_vectors(self._expert_sources[source - 1]))
             loaded |= {f"{prefix}.{name}" for name in member.load_weights(named)}
         return loaded
@@ -146,24 +150,18 @@ class LogitFusionForCausalLM(nn.Module):
 
 def _init_member(vllm_config: VllmConfig, source: dict[str, Any], prefix: str) -> nn.Module:
     model_config: ModelConfig = vllm_config.model_config
-    hf_config = get_config(
-        source["model"], trust_remote_code=model_config.trust_remote_code, revision=source.get("revision")
-    )
+    hf_config = get_config(source["model"], trust_remote_code=model_config.trust_remote_code)
     member_config = vllm_config.with_hf_config(hf_config, architectures=hf_config.architectures)
     # The copy still says what the large model is; a member may be quantised otherwise, or not at all.
     member_config.model_config.model = source["model"]
     quantization = getattr(hf_config, "quantization_config", None)
     member_config.model_config.quantization = quantization["quant_method"] if quantization else None
-    member_config.quant_config = VllmConfig.get_quantization_config(
-        member_config.model_config, vllm_config.load_config
-    )
+    member_config.quant_config = VllmConfig.get_quantization_config(member_config.model_config, vllm_config.load_config)
     return init_vllm_registered_model(member_config, prefix=prefix)
 
 
 def _weights(source: dict[str, Any], place: int) -> DefaultModelLoader.Source:
-    return DefaultModelLoader.Source(
-        source["model"], revision=source.get("revision"), prefix=_SOURCE_PREFIX.format(place)
-    )
+    return DefaultModelLoader.Source(source["model"], revision=None, prefix=_SOURCE_PREFIX.format(place))
 
 
 def _split(name: str) -> tuple[int | None, str]:
@@ -177,8 +175,9 @@ def _split(name: str) -> tuple[int | None, str]:
 
 def _query_start_loc() -> torch.Tensor | None:
     """First token of each request in this step, [num_requests + 1]; `None` while vLLM profiles."""
-    metadata = get_forward_context().attn_metadata
+    metadata: Any = get_forward_context().attn_metadata
     if not metadata:
         return None
     # One entry per attention layer; the layout of the batch is the same in all.
-    return next(iter(metadata.values())).query_start_loc
+    starts: torch.Tensor = next(iter(metadata.values())).query_start_loc
+    return starts

@@ -60,7 +60,7 @@ class TraceLog:
         done = None
         if owners.is_cuda:
             tensors = tuple(t.to("cpu", non_blocking=True) for t in tensors)  # type: ignore[assignment]
-            done = torch.cuda.Event()
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
         self._steps.append(_Step(list(batch.slots), experts, *tensors, done))
         if len(self._steps) >= MAX_UNSORTED_STEPS:

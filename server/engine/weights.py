@@ -55,7 +55,7 @@ class AdapterTaskVector:
         down, up = self._tensors.get(f"{module}.lora_A.weight"), self._tensors.get(f"{module}.lora_B.weight")
         if down is None or up is None:
             return None
-        product = self._scaling * (up.float() @ down.float())
+        product: torch.Tensor = self._scaling * (up.float() @ down.float())
         return product.T if self._transposed else product
 
 
@@ -94,10 +94,13 @@ class _TensorFiles:
     """Random access by name to the tensors of a folder's safetensors files."""
 
     def __init__(self, folder: str | Path, pattern: str = "*.safetensors") -> None:
-        self._files = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob(pattern))]
-        self._place = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 (not a dict)
+        files: list[Any] = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob(pattern))]
+        self._place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def get(self, name: str) -> torch.Tensor | None:
         """The tensor of that name, or `None`."""
         file = self._place.get(name)
-        return None if file is None else file.get_tensor(name)
+        if file is None:
+            return None
+        tensor: torch.Tensor = file.get_tensor(name)
+        return tensor

@@ -1,0 +1,99 @@
+"""Errors as OpenAI's clients expect them: `{"error": {"message", "type", "param", "code"}}`."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from vllm.entrypoints.serve import create_error_response
+from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
+from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.exceptions import VLLMValidationError
+
+from server.api.field import FusionField
+from server.errors import nearest
+
+MAX_REPORTED_FAULTS = 3
+MAX_VALUE_CHARACTERS = 100
+
+
+class RequestError(Exception):
+    """A request that cannot be served as it is; `param` names the field."""
+
+    def __init__(self, message: str, param: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status = status
+
+
+def register(app: FastAPI) -> None:
+    """Answer every error of the app in OpenAI's form: vLLM's handlers, with plainer words for invalid requests."""
+    init_exception_handler(app)
+    app.exception_handler(HTTPException)(_http_error)
+    app.exception_handler(RequestError)(_request_error)
+    app.exception_handler(RequestValidationError)(_validation_error)
+
+
+def error_response(
+    message: str, param: str | None, status: HTTPStatus, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """The JSON response of one error; its type is the status' own, as in vLLM ("BadRequestError")."""
+    kind = "".join(status.phrase.split()) + "Error"
+    body = create_error_response(message, err_type=kind, status_code=status, param=param)
+    return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+
+
+async def _request_error(request: Request, error: RequestError) -> JSONResponse:
+    return error_response(str(error), error.param, error.status)
+
+
+async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return error_response(message, None, HTTPStatus(error.status_code), dict(error.headers or {}))
+
+
+async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
+    faults = error.errors()
+    places = [_place(fault) for fault in faults]
+    lines = [_sentence(fault, place) for fault, place in zip(faults, places, strict=True)]
+    # A field that may have one of several types fails once for each of them.
+    lines = list(dict.fromkeys(lines))
+    message = "; ".join(lines[:MAX_REPORTED_FAULTS])
+    if len(lines) > MAX_REPORTED_FAULTS:
+        message += f"; and {len(lines) - MAX_REPORTED_FAULTS} more"
+    return error_response(message or "invalid request", next(iter(places), None), HTTPStatus.BAD_REQUEST)
+
+
+def _place(fault: Any) -> str | None:
+    """The field's dotted name as the client wrote it: `fusion.alpha`, `messages.0.role`."""
+    if not isinstance(fault, dict):
+        # vLLM's check of the content type reports a bare sentence.
+        return "Content-Type"
+    cause = fault.get("ctx", {}).get("error")
+    if isinstance(cause, VLLMValidationError) and cause.parameter:
+        return str(cause.parameter)
+    if fault["type"] == "json_invalid":
+        return "body"
+    return clean_loc_for_param(tuple(fault["loc"])).removeprefix("body.")
+
+
+def _sentence(fault: Any, place: str | None) -> str:
+    if not isinstance(fault, dict):
+        return f"{place}: {fault}"
+    if fault["type"] == "json_invalid":
+        position = fault["loc"][-1]
+        return f"body: not valid JSON at character {position}: {fault.get('ctx', {}).get('error', '')}"
+    if fault["type"] == "extra_forbidden":
+        name = str(fault["loc"][-1])
+        return f"{place}: there is no such field; {nearest(name, FusionField.model_fields)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] in ("value_error", "missing"):
+        return f"{place}: {message}"
+    value = repr(fault.get("input"))
+    if len(value) > MAX_VALUE_CHARACTERS:
+        value = value[:MAX_VALUE_CHARACTERS] + "..."
+    return f"{place}: {message}, not {value}"

@@ -1,0 +1,54 @@
+"""The `fusion` field of a request: its schema, as clients see it in `/docs`."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from server.config import Weighting
+from server.config.schema import ALPHA_LIMIT
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"a number is needed here, not {value!r:.100}")
+    if not math.isfinite(value) or abs(value) > ALPHA_LIMIT:
+        raise ValueError(f"a finite number between -{ALPHA_LIMIT:g} and {ALPHA_LIMIT:g} is needed here, not {value}")
+    return float(value)
+
+
+def _number_or_numbers(value: Any) -> Any:
+    return value if isinstance(value, dict) else _number(value)
+
+
+def _positive(value: float) -> float:
+    if value <= 0.0:
+        raise ValueError(f"a number above 0 is needed here, not {value:g}")
+    return value
+
+
+Alpha = Annotated[float, BeforeValidator(_number)]
+
+
+class FusionField(BaseModel):
+    """How the experts steer the large model in this request. Whatever is left out is the preset's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    experts: list[str] | None = Field(None, description="The experts to use, by name. Default: the preset's.")
+    weighting: Weighting | None = Field(
+        None,
+        description="`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved "
+        "exactly at every token. `kl-grid`: the same objective searched on a grid, as published. `alone`: one expert's "
+        "own distribution. Default: the preset's.",
+    )
+    alpha: Annotated[float | dict[str, Alpha], BeforeValidator(_number_or_numbers)] | None = Field(
+        None,
+        description="The weight of `static`, of any sign: a number for all experts, or `{expert: number}` for each.",
+    )
+    alpha_max: Annotated[float, BeforeValidator(_number), AfterValidator(_positive)] | None = Field(
+        None, description="The largest weight that `kl` and `kl-grid` may choose. Default: the preset's."
+    )
+    trace: bool = Field(False, description="Return the weights and divergences of every generated token.")

@@ -1,0 +1,95 @@
+"""What a request's `fusion` field means together with the preset that the request names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from fusion_kernels import Weighting
+from server.api.errors import RequestError
+from server.api.field import FusionField
+from server.config import Config, PresetConfig
+from server.config import Weighting as WeightingName
+from server.engine.settings import FusionSettings
+from server.errors import nearest
+
+WEIGHTINGS: dict[WeightingName, Weighting] = {
+    "none": Weighting.NONE,
+    "static": Weighting.STATIC,
+    "kl": Weighting.KL,
+    "kl-grid": Weighting.KL_GRID,
+    "alone": Weighting.ALONE,
+}
+
+
+def resolve(field: FusionField | None, preset: PresetConfig, config: Config) -> FusionSettings:
+    """What a request asks of the engine: its `fusion` field over its preset.
+
+    Raises:
+        RequestError: the field does not fit the preset or the configured experts.
+    """
+    if field is None:
+        field = FusionField()
+    weighting = field.weighting or preset.weighting
+    experts = _experts(field, weighting, preset, config)
+    alpha = _alpha(field, weighting, experts, preset)
+    names = list(config.experts)
+    return FusionSettings(
+        weighting=WEIGHTINGS[weighting],
+        experts=tuple(names.index(name) for name in experts),
+        alpha=alpha,
+        alpha_max=preset.alpha_max if field.alpha_max is None else field.alpha_max,
+    )
+
+
+def _experts(field: FusionField, weighting: WeightingName, preset: PresetConfig, config: Config) -> Sequence[str]:
+    where = "fusion.experts"
+    asked = preset.experts if field.experts is None else field.experts
+    for name in asked:
+        if name not in config.experts:
+            raise RequestError(
+                f"{where}: there is no expert {name!r:.100}; {nearest(name, config.experts)}",
+                where,
+                HTTPStatus.NOT_FOUND,
+            )
+        if list(asked).count(name) > 1:
+            raise RequestError(f"{where}: '{name}' is named twice", where)
+    if weighting == "none":
+        if field.experts:
+            raise RequestError(
+                f"{where}: weighting 'none' runs the large model only; leave experts out or choose another weighting",
+                where,
+            )
+        return ()
+    if not asked:
+        raise RequestError(
+            f"{where}: weighting '{weighting}' needs at least one expert; available: {', '.join(config.experts)}", where
+        )
+    if weighting == "alone" and len(asked) != 1:
+        raise RequestError(f"{where}: weighting 'alone' needs exactly one expert, not {len(asked)}", where)
+    return asked
+
+
+def _alpha(
+    field: FusionField, weighting: WeightingName, experts: Sequence[str], preset: PresetConfig
+) -> tuple[float, ...]:
+    where = "fusion.alpha"
+    if weighting != "static":
+        if field.alpha is not None:
+            raise RequestError(f"{where}: only weighting 'static' takes it; this request's is '{weighting}'", where)
+        return ()
+    alpha = preset.alpha if field.alpha is None else field.alpha
+    if alpha is None:
+        raise RequestError(f"{where}: weighting 'static' needs a number, or a number for each expert", where)
+    if not isinstance(alpha, dict):
+        return (alpha,) * len(experts)
+    for name in alpha:
+        # A preset's numbers may name experts that this request leaves out.
+        if name not in experts and field.alpha is not None:
+            raise RequestError(
+                f"{where}: '{name}' is no expert of this request; {nearest(name, experts)}", f"{where}.{name}"
+            )
+    missing = next((name for name in experts if name not in alpha), None)
+    if missing is not None:
+        raise RequestError(f"{where}: a number for expert '{missing}' is missing", where)
+    return tuple(alpha[name] for name in experts)

@@ -1,0 +1,153 @@
+"""The routes that generate, and the list of members."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from pydantic import BaseModel
+from vllm.entrypoints.openai.responses.api_router import (  # the same events as vLLM's own route sends
+    _convert_stream_to_sse_events,
+)
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
+from vllm.exceptions import VLLMValidationError
+
+from server.api.errors import RequestError
+from server.api.fusion import resolve
+from server.api.requests import (
+    FusionChatCompletionRequest,
+    FusionCompletionRequest,
+    FusionRequest,
+    FusionResponsesRequest,
+)
+from server.api.state import ServerState
+from server.api.trace import Attach, attach_to_choices, attach_to_events, attach_to_response
+from server.errors import nearest
+
+router = APIRouter()
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status.value: {"model": ErrorResponse}
+    for status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR)
+}
+GENERATION: dict[str, Any] = {
+    "dependencies": [Depends(validate_json_request)],
+    "responses": {HTTPStatus.OK.value: {"content": {"text/event-stream": {}}}, **ERRORS},
+}
+
+Answer = ErrorResponse | BaseModel | AsyncIterator[str]
+
+
+@router.post("/v1/chat/completions", **GENERATION)
+@with_cancellation
+@load_aware_call
+async def create_chat_completion(request: FusionChatCompletionRequest, raw_request: Request) -> Response:
+    """Answer a conversation, in OpenAI's chat format."""
+    state = _state(raw_request)
+    if not request.messages:
+        raise RequestError("messages: at least one message is needed", "messages")
+    return await _generate(
+        state, request, lambda: state.chat.create_chat_completion(request, raw_request), attach_to_choices
+    )
+
+
+@router.post("/v1/completions", **GENERATION)
+@with_cancellation
+@load_aware_call
+async def create_completion(request: FusionCompletionRequest, raw_request: Request) -> Response:
+    """Continue a text, in OpenAI's completions format."""
+    state = _state(raw_request)
+    return await _generate(
+        state, request, lambda: state.completion.create_completion(request, raw_request), attach_to_choices
+    )
+
+
+@router.post("/v1/responses", **GENERATION)
+@with_cancellation
+@load_aware_call
+async def create_response(request: FusionResponsesRequest, raw_request: Request) -> Response:
+    """Answer in OpenAI's responses format."""
+    state = _state(raw_request)
+
+    async def create() -> Answer:
+        answer = await state.responses.create_responses(request, raw_request)
+        if isinstance(answer, BaseModel):
+            return answer
+        return _convert_stream_to_sse_events(answer)
+
+    return await _generate(state, request, create, attach_to_response)
+
+
+@router.get("/v1/fusion/experts")
+async def list_members(raw_request: Request) -> JSONResponse:
+    """The large model, the base and the experts, with their sizes, and the presets over them."""
+    return JSONResponse(_state(raw_request).members)
+
+
+def _state(raw_request: Request) -> ServerState:
+    state: ServerState = raw_request.app.state
+    return state
+
+
+async def _generate(
+    state: ServerState,
+    request: FusionRequest,
+    create: Callable[[], Awaitable[Answer]],
+    attaching: Callable[..., Attach],
+) -> Response:
+    """Settle the request's fusion, let vLLM's serving class answer, and add the trace if one was asked for."""
+    config = state.config
+    asked: str | None = request.model  # type: ignore[attr-defined]
+    name = asked or config.default_preset
+    if name not in config.presets:
+        raise RequestError(
+            f"model: there is no preset {name!r:.100}; {nearest(name, config.presets)}", "model", HTTPStatus.NOT_FOUND
+        )
+    settings = resolve(request.fusion, config.presets[name], config)
+    if settings.experts and getattr(request, "use_beam_search", False):
+        raise RequestError(
+            "use_beam_search: beams are searched by the large model only; drop it, or ask for weighting 'none'",
+            "use_beam_search",
+        )
+    state.openai_serving_models.answer_as(name)
+    create = _naming_the_prompt(create, request)
+    if request.fusion is None or not request.fusion.trace:
+        request.fuse_with(settings, None)
+        return _respond(await create())
+
+    trace = state.engine_client.open_trace()
+    attach = attaching(trace, list(config.experts), settings.experts)
+    request.fuse_with(settings, trace)
+    answer = await create()
+    return _respond(answer if isinstance(answer, BaseModel) else attach_to_events(answer, attach), attach)
+
+
+def _naming_the_prompt(create: Callable[[], Awaitable[Answer]], request: FusionRequest) -> Callable[[], Awaitable[Any]]:
+    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name."""
+
+    async def named() -> Answer:
+        try:
+            return await create()
+        except VLLMValidationError as error:
+            if error.parameter not in ("input_text", "input_tokens"):
+                raise
+            field = next(name for name in ("messages", "prompt", "input") if name in type(request).model_fields)
+            message = str(error).partition(" (parameter=")[0]
+            raise RequestError(f"{field}: {message}", field) from error
+
+    return named
+
+
+def _respond(answer: Any, attach: Attach | None = None) -> Response:
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    if isinstance(answer, BaseModel):
+        body = answer.model_dump(mode="json", by_alias=True)
+        if attach is not None:
+            attach(body)
+        return JSONResponse(body)
+    return StreamingResponse(answer, media_type="text/event-stream")

@@ -1,0 +1,50 @@
+"""What the app's routes share: the engine, the configuration, and vLLM's serving objects over them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Protocol, cast
+
+from starlette.datastructures import State
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
+from vllm.renderers.online_renderer import OnlineRenderer
+
+from server.api.presets import PresetModels
+from server.config import Config
+from server.engine.client import FusionEngine
+
+
+class ServerState(Protocol):
+    """`app.state`, typed. The names that vLLM's own routes read are vLLM's."""
+
+    config: Config
+    members: dict[str, Any]
+    engine_client: FusionEngine
+    openai_serving_models: PresetModels
+    serving_tokenization: ServingTokenization
+    chat: OpenAIServingChat
+    completion: OpenAIServingCompletion
+    responses: OpenAIServingResponses
+
+
+def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, Any]) -> None:
+    """Build vLLM's serving objects for one engine and put them where the routes look for them."""
+    typed = cast(ServerState, state)
+    typed.config, typed.members, typed.engine_client = config, members, engine
+    # vLLM's routes and handlers read these options of its command line.
+    state.args = SimpleNamespace(log_error_stack=False)
+    state.log_stats = engine.log_stats
+    typed.openai_serving_models = models = PresetModels(engine, config)
+    templates: dict[str, Any] = {"chat_template": None, "chat_template_content_format": "auto"}
+    renderer = OnlineRenderer(
+        model_config=engine.model_config, renderer=engine.renderer, request_logger=None, **templates
+    )
+    renderer.warmup()
+    serving: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
+    typed.serving_tokenization = ServingTokenization(models, **serving, **templates)
+    typed.chat = OpenAIServingChat(engine, models, "assistant", **serving, **templates)
+    typed.completion = OpenAIServingCompletion(engine, models, **serving)
+    typed.responses = OpenAIServingResponses(engine, models, **serving, **templates)

@@ -1,0 +1,69 @@
+"""Puts a request's trace into its answer, as a field `fusion` beside each choice's tokens."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from server.engine.client import TokenTrace, Trace
+
+DECIMALS = 6
+
+Attach = Callable[[dict[str, Any]], None]
+"""Adds to one JSON object (a whole answer, or one event of a stream) the trace of the tokens that it carries."""
+
+
+def attach_to_choices(trace: Trace, experts: Sequence[str], used: Sequence[int]) -> Attach:
+    """For chat and text completions: each choice carries the trace of its own tokens."""
+
+    def attach(answer: dict[str, Any]) -> None:
+        for choice in answer.get("choices", ()):
+            tokens = trace.take(choice["index"])
+            if tokens:
+                choice["fusion"] = trace_field(tokens, experts, used)
+
+    return attach
+
+
+def attach_to_response(trace: Trace, experts: Sequence[str], used: Sequence[int]) -> Attach:
+    """For `/v1/responses`: the answer carries all, a stream's events those of the tokens since the last event."""
+
+    def attach(answer: dict[str, Any]) -> None:
+        tokens = trace.take(0)
+        if tokens:
+            answer["fusion"] = trace_field(tokens, experts, used)
+
+    return attach
+
+
+def trace_field(tokens: Sequence[TokenTrace], experts: Sequence[str], used: Sequence[int]) -> dict[str, Any]:
+    """The `fusion` object: lists with one entry per token, in order.
+
+    `alpha` has a list for each expert in `used`; `kl_target` and `kl_fused` hold pairs, KL(expert || base) and
+    KL(base || expert) (means over the experts), KL(fused || large) and KL(large || fused), in nats.
+    """
+    return {
+        "token_ids": [token.token_id for token in tokens],
+        "alpha": {experts[i]: [_rounded(token.alpha[i] if token.alpha else None) for token in tokens] for i in used},
+        "kl_target": [[_rounded(value) for value in token.kl_target] for token in tokens],
+        "kl_fused": [[_rounded(value) for value in token.kl_fused] for token in tokens],
+        "fallback": [token.fallback for token in tokens],
+    }
+
+
+async def attach_to_events(events: AsyncIterator[str], attach: Attach) -> AsyncIterator[str]:
+    """Attach to every JSON event of a stream of server-sent events, as vLLM's serving classes yield them."""
+    async for event in events:
+        head, separator, data = event.partition("data: ")
+        if not separator or data.startswith("[DONE]"):
+            yield event
+            continue
+        answer = json.loads(data)
+        attach(answer)
+        yield f"{head}data: {json.dumps(answer, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+def _rounded(value: float | None) -> float | None:
+    return round(value, DECIMALS) if value is not None and math.isfinite(value) else None
