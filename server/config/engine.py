@@ -37,6 +37,7 @@ OWNED: dict[str, str] = {
     "pooler_config": "the server generates text",
     "skip_tokenizer_init": "the server needs the tokenizer",
     "logits_processors": _FUSED,
+    "worker_extension_cls": _FUSED,
     "enable_prompt_embeds": "members have embeddings of their own",
     "enable_lora": _LORA,
     "lora_target_modules": _LORA,

@@ -1,0 +1,155 @@
+"""All that can be said about the members before their weights load: do they fit together, and what do they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from server.config import Config
+from server.engine.checks.adapters import check_adapters, check_merges, quantisation
+from server.engine.checks.architecture import (
+    DTYPE_BYTES,
+    Architecture,
+    check_architecture,
+    kv_dtype_bytes,
+    resolve_dtype,
+)
+from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
+from server.engine.checks.vocabulary import check_vocabularies, vocabulary_rows
+from server.engine.members import Member, Members, resolve_members
+from server.errors import ConfigError
+
+__all__ = ["MemberReport", "Report", "check_members"]
+
+
+@dataclass(frozen=True)
+class MemberReport:
+    """What one member is and costs."""
+
+    member: Member
+    architecture: Architecture
+    parameters: int
+    weight_bytes: int
+    """As served: floating-point tensors in the engine's number format, quantised ones as stored."""
+    kv_bytes_per_token: int
+    vocabulary: int
+    """For how many ids it has logits, padding included."""
+    quantisation: str | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the checks found out about a configuration that passed them."""
+
+    config: Config
+    members: Members
+    reports: tuple[MemberReport, ...]
+    """One per member: large, base, experts in the configuration's order."""
+    vocabulary: int
+    """How many ids the shared tokenizer has."""
+    max_model_len: int
+    """The engine's setting, or else the smallest member's limit: what the engine must be started with."""
+    dtype: str
+    remarks: tuple[str, ...]
+    """What may surprise but is no fault."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all members' weights."""
+        return sum(report.weight_bytes for report in self.reports)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """KV cache bytes that one token takes in all members together."""
+        return sum(report.kv_bytes_per_token for report in self.reports)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The members as JSON can say it."""
+        return {
+            "dtype": self.dtype,
+            "max_model_len": self.max_model_len,
+            "vocabulary": self.vocabulary,
+            "members": [
+                {
+                    "name": report.member.name,
+                    "role": report.member.role,
+                    "kind": report.member.kind,
+                    "architecture": report.architecture.name,
+                    "parameters": report.parameters,
+                    "weight_bytes": report.weight_bytes,
+                    "layers": report.architecture.layers,
+                    "kv_bytes_per_token": report.kv_bytes_per_token,
+                }
+                for report in self.reports
+            ],
+        }
+
+
+def check_members(config: Config) -> Report:
+    """Check that the members can be served together. Reads settings, tokenizers and weight headers; loads no weights.
+
+    Raises:
+        ConfigError: they cannot; the message says which member is at fault, and what would be right.
+    """
+    members = resolve_members(config)
+    dtype = resolve_dtype(members.large, config.engine)
+    architectures = {member.name: check_architecture(member, config.engine, dtype) for member in members.all}
+    vocabulary = check_vocabularies(members)
+    max_model_len = _max_model_len(members, architectures, config.engine)
+    tensors = {member.name: read_tensors(member) for member in members.all}
+    remarks = check_adapters(members, tensors[members.base.name])
+    check_merges(members, tensors)
+    kv_bytes = kv_dtype_bytes(config.engine, dtype)
+    reports = []
+    for member in members.all:
+        # An adapter or a merge is served as a model of the base's shape.
+        held = tensors[member.name if member.kind == "model" else members.base.name]
+        parameters, weight_bytes = _weigh(member, held, dtype)
+        reports.append(
+            MemberReport(
+                member,
+                architectures[member.name],
+                parameters,
+                weight_bytes,
+                architectures[member.name].kv_bytes_per_token(kv_bytes),
+                vocabulary_rows(member),
+                quantisation(member),
+            )
+        )
+        stored = {tensor.dtype for tensor in held.values() if tensor.dtype in FLOATS}
+        if dtype != "float32" and stored == {"F32"} and member.kind == "model":
+            remarks.append(f"{member.name}: stored in float32, served in {dtype} (engine.dtype)")
+    return Report(config, members, tuple(reports), vocabulary, max_model_len, dtype, tuple(remarks))
+
+
+def _weigh(member: Member, tensors: Mapping[str, Tensor], dtype: str) -> tuple[int, int]:
+    """Return the parameters and bytes of a member as served."""
+    quantised = quantisation(member) is not None
+    parameters = weight_bytes = 0
+    tied = member.hf_config.get_text_config().tie_word_embeddings
+    for name, tensor in tensors.items():
+        if tied and name == "lm_head.weight":
+            continue  # a copy of the embeddings that vLLM does not keep
+        parameters += tensor.parameters
+        as_served = not quantised and tensor.dtype in FLOATS
+        weight_bytes += tensor.parameters * DTYPE_BYTES[dtype] if as_served else tensor.bytes
+    return parameters, weight_bytes
+
+
+def _max_model_len(members: Members, architectures: Mapping[str, Architecture], engine: Mapping[str, Any]) -> int:
+    limits = {m.name: limit for m in members.all if (limit := architectures[m.name].max_length) is not None}
+    smallest = min(limits, key=lambda name: limits[name], default=None)
+    asked = engine.get("max_model_len")
+    if asked is None:
+        if smallest is None:
+            raise ConfigError("engine.max_model_len is needed: no member's config.json bounds its context")
+        return limits[smallest]
+    if asked < 1:
+        raise ConfigError(f"engine.max_model_len must be 1 or more, not {asked}; leave it out for the longest possible")
+    if smallest is not None and asked > limits[smallest]:
+        raise ConfigError(
+            f"engine.max_model_len is {asked}, but {smallest} reads {limits[smallest]} tokens at most; "
+            f"{limits[smallest]} is the largest value that works"
+        )
+    return int(asked)

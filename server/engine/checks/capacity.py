@@ -1,0 +1,110 @@
+"""How many tokens and requests fit into memory beside the weights, by the rules by which vLLM 0.32 sizes its cache."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from server.engine.checks import Report
+from server.engine.checks.architecture import kv_dtype_bytes
+from server.errors import ConfigError
+
+GIB = 1 << 30
+# What a worker takes beside weights and cache: libraries, activations of a step, on GPUs also CUDA graphs. Rough.
+OVERHEAD = GIB
+DEFAULT_UTILIZATION = 0.92
+BLOCK_SIZE = {"cpu": 128, "gpu": 16}
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What fits on one device; with tensor parallelism each holds its share."""
+
+    device: str
+    budget: str
+    """Where the cache's bytes come from, in words."""
+    weight_bytes: int
+    kv_bytes: int
+    kv_bytes_per_token: int
+    kv_tokens: int
+    requests: int
+    """How many requests of the full context length run at once."""
+
+
+def measure_capacity(report: Report) -> Capacity:
+    """Say what fits on this machine, as it is now.
+
+    Raises:
+        ConfigError: not even one request of the full length fits, or memory that vLLM would reserve is not free.
+    """
+    from vllm.platforms import current_platform
+
+    engine = report.config.engine
+    parallel = int(engine.get("tensor_parallel_size") or 1)
+    weights = math.ceil(report.weight_bytes / parallel)
+    number = kv_dtype_bytes(engine, report.dtype)
+    per_token = sum(r.architecture.kv_bytes_per_token(number, parallel) for r in report.reports)
+    cpu = current_platform.is_cpu()
+    device = "CPU" if cpu else current_platform.get_device_name()
+    kv_bytes, budget = _cache_bytes(engine, weights, cpu)
+    block = int(engine.get("block_size") or BLOCK_SIZE["cpu" if cpu else "gpu"])
+    tokens = max(0, kv_bytes // per_token // block * block)
+    blocks_of_one = math.ceil(report.max_model_len / block) * block
+    if tokens < blocks_of_one:
+        hint = f"set engine.max_model_len to {tokens} or less" if tokens else "free memory, or serve smaller members"
+        raise ConfigError(
+            f"memory: {format_bytes(max(0, kv_bytes))} remain for the KV cache ({budget}), but one request of "
+            f"{report.max_model_len} tokens takes {format_bytes(blocks_of_one * per_token)}; {hint}"
+        )
+    return Capacity(device, budget, weights, kv_bytes, per_token, tokens, tokens // blocks_of_one)
+
+
+def format_bytes(count: int) -> str:
+    """Say bytes in the unit that leaves one to four digits before the point."""
+    size = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
+
+
+def _cache_bytes(engine: dict[str, Any], weights: int, cpu: bool) -> tuple[int, str]:
+    """Return the bytes that vLLM will give the KV cache of one device, and why."""
+    total, available = _memory(cpu)
+    # On CPU the environment wins over the engine's argument.
+    space = os.environ.get("VLLM_CPU_KVCACHE_SPACE") if cpu else None
+    fixed = int(space) * GIB if space else engine.get("kv_cache_memory_bytes")
+    if fixed is not None:
+        name = "VLLM_CPU_KVCACHE_SPACE" if space else "engine.kv_cache_memory_bytes"
+        if fixed + weights > available:
+            raise ConfigError(
+                f"memory: {name} asks for {format_bytes(fixed)} and the weights take {format_bytes(weights)}, but "
+                f"{format_bytes(available)} are free"
+            )
+        return fixed, name
+    share = float(engine.get("gpu_memory_utilization") or DEFAULT_UTILIZATION)
+    reserved = math.ceil(total * share)
+    if reserved > available:
+        works = math.floor(available / total * 100) / 100
+        raise ConfigError(
+            f"memory: engine.gpu_memory_utilization reserves {share:g} of {format_bytes(total)}, but "
+            f"{format_bytes(available)} are free; {works:g} is the largest value that works"
+        )
+    rest = reserved - weights - OVERHEAD
+    return rest, f"{share:g} of {format_bytes(total)}, less the weights and about {format_bytes(OVERHEAD)} to work in"
+
+
+def _memory(cpu: bool) -> tuple[int, int]:
+    """Return total and available bytes of the device, as vLLM counts them."""
+    if cpu:
+        from vllm.utils.cpu_resource_utils import get_memory_node_info, get_visible_memory_node
+
+        node = get_memory_node_info(next(iter(get_visible_memory_node()), 0))
+        return node.total_memory, node.available_memory
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return total, free

@@ -1,0 +1,149 @@
+"""The members of a fused model: what each is, where its files lie, and its architecture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from server.config import Config
+from server.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+Role = Literal["large", "base", "expert"]
+Kind = Literal["model", "adapter", "merge"]
+
+# Everything that is small: settings, tokenizers, chat templates. Weights come after the checks.
+SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+WEIGHT_FILES = ["*.safetensors", "*.bin"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of the fused whole. An adapter or a merge has the base's architecture."""
+
+    name: str
+    role: Role
+    kind: Kind
+    where: str
+    """The configuration's key that names it, for messages."""
+    folder: Path
+    """Its own files; for a merge, which has none, the base's."""
+    hf_config: PreTrainedConfig
+    hub_id: str | None = None
+    revision: str | None = None
+    parts: tuple[tuple[float, Member], ...] = field(default=())
+    """What a merge is made of: weights and experts."""
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the engine loads: `{"model": folder}`, `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`."""
+        if self.kind == "merge":
+            return {"merge": [[weight, part.source] for weight, part in self.parts]}
+        return {self.kind: str(self.folder)}
+
+
+@dataclass(frozen=True)
+class Members:
+    """All members, experts in the configuration's order."""
+
+    large: Member
+    base: Member
+    experts: tuple[Member, ...]
+
+    @property
+    def all(self) -> tuple[Member, ...]:
+        """Large, base and experts, in the order in which the engine holds them."""
+        return (self.large, self.base, *self.experts)
+
+
+def resolve_members(config: Config) -> Members:
+    """Find every member's folder, with settings and tokenizers downloaded but no weights, and read its architecture.
+
+    Raises:
+        ConfigError: a model cannot be found, or its config.json cannot be read.
+    """
+    large = _model("large", "large", "large.model", config.large.model, config.large.revision)
+    base = _model("base", "base", "base.model", config.base.model, config.base.revision)
+    experts: dict[str, Member] = {}
+    for name, expert in config.experts.items():
+        where = f"experts.{name}.{expert.kind}"
+        if expert.model is not None:
+            experts[name] = _model(name, "expert", where, expert.model, expert.revision)
+        elif expert.adapter is not None:
+            folder, hub_id = _fetch(where, expert.adapter, expert.revision, SMALL_FILES)
+            experts[name] = Member(name, "expert", "adapter", where, folder, base.hf_config, hub_id, expert.revision)
+    for name, expert in config.experts.items():
+        if expert.merge is not None:
+            parts = tuple((weight, experts[part]) for part, weight in expert.merge.items())
+            where = f"experts.{name}.merge"
+            experts[name] = Member(name, "expert", "merge", where, base.folder, base.hf_config, parts=parts)
+    return Members(large, base, tuple(experts[name] for name in config.experts))
+
+
+def fetch_weights(members: Members) -> None:
+    """Download the weights of members on the hub into the folders that `resolve_members` named; local ones are there.
+
+    Raises:
+        ConfigError: a download fails.
+    """
+    for member in members.all:
+        if member.hub_id is not None:
+            # One format is enough, and safetensors is the better one where both are offered.
+            folder, _ = _fetch(member.where, member.hub_id, member.revision, WEIGHT_FILES[:1])
+            if not any(folder.glob(WEIGHT_FILES[0])):
+                _fetch(member.where, member.hub_id, member.revision, WEIGHT_FILES[1:])
+
+
+def _model(name: str, role: Role, where: str, source: str, revision: str | None) -> Member:
+    folder, hub_id = _fetch(where, source, revision, SMALL_FILES)
+    return Member(name, role, "model", where, folder, _hf_config(where, folder), hub_id, revision)
+
+
+def _fetch(where: str, source: str, revision: str | None, patterns: list[str]) -> tuple[Path, str | None]:
+    """Return the folder of a source, and its id when it is on the hub."""
+    if Path(source).is_absolute():
+        return Path(source), None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = snapshot_download(source, revision=revision, allow_patterns=patterns)
+    except RevisionNotFoundError:
+        raise ConfigError(f"{where}: '{source}' on the hub has no revision '{revision}'") from None
+    except RepositoryNotFoundError:
+        raise ConfigError(
+            f"{where}: '{source}' is not on the hub, or not open to you (HF_TOKEN); a folder would start with ./ or /"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = str(error).split("\n")[0]
+        raise ConfigError(
+            f"{where}: there is no folder '{source}' beside the configuration file, and the hub did not give a model "
+            f"of that name ({reason})"
+        ) from None
+    return Path(folder), source
+
+
+def _hf_config(where: str, folder: Path) -> PreTrainedConfig:
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = ""
+        if (folder / "adapter_config.json").is_file():
+            hint = "; it is a LoRA adapter, so name it under 'adapter' of an expert"
+        raise ConfigError(f"{where}: {folder} has no config.json{hint}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {path} is not readable JSON: {error}") from None
+    if not isinstance(settings, dict) or not settings.get("model_type"):
+        raise ConfigError(f"{where}: {path} has no model_type; a model in the Hugging Face format is needed")
+    from vllm.transformers_utils.config import get_config
+
+    try:
+        return get_config(str(folder), trust_remote_code=False)
+    except Exception as error:  # every library on the way raises errors of its own
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{where}: {path} is not understood: {reason}") from None
