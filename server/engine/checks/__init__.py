@@ -43,13 +43,14 @@ class Report:
     """What the checks found out about a configuration that passed them."""
 
     config: Config
+    """The configuration, with `engine.max_model_len` set: vLLM alone would take the large model's limit."""
     members: Members
     reports: tuple[MemberReport, ...]
     """One per member: large, base, experts in the configuration's order."""
     vocabulary: int
     """How many ids the shared tokenizer has."""
     max_model_len: int
-    """The engine's setting, or else the smallest member's limit: what the engine must be started with."""
+    """The engine's setting, or else the smallest member's limit."""
     dtype: str
     remarks: tuple[str, ...]
     """What may surprise but is no fault."""
@@ -120,6 +121,7 @@ def check_members(config: Config) -> Report:
         stored = {tensor.dtype for tensor in held.values() if tensor.dtype in FLOATS}
         if dtype != "float32" and stored == {"F32"} and member.kind == "model":
             remarks.append(f"{member.name}: stored in float32, served in {dtype} (engine.dtype)")
+    config = config.model_copy(update={"engine": {**config.engine, "max_model_len": max_model_len}})
     return Report(config, members, tuple(reports), vocabulary, max_model_len, dtype, tuple(remarks))
 
 

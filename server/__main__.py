@@ -1,0 +1,5 @@
+"""`python -m server` is `logit-fusion`."""
+
+from server.cli import main
+
+main()

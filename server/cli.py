@@ -1,0 +1,218 @@
+"""The command line: `logit-fusion serve`, `check` and `zoo`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from server.errors import ConfigError, ServerError
+
+# Nothing slow is imported up here: `--help` should answer at once, and vLLM alone takes seconds.
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from server.engine.checks import Report
+    from server.engine.checks.capacity import Capacity
+
+EXIT_CODES = "Exit codes: 0 success, 1 the server failed, 2 the configuration or the command line is at fault."
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Serve a large language model that small expert models steer at every token, over an OpenAI-compatible API.",
+    epilog=EXIT_CODES,
+)
+
+
+class LogLevel(StrEnum):
+    """How much of what goes on is written to standard error."""
+
+    critical = "critical"
+    error = "error"
+    warning = "warning"
+    info = "info"
+    debug = "debug"
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", metavar="FILE", help="Configuration file (YAML). Without it: the embedded models."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Change one key of the configuration for this run, such as engine.max_num_seqs=64. Repeatable.",
+    ),
+]
+
+
+class _WithReference(TyperCommand):
+    """A command whose help ends with the keys of the configuration file."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        from server.config.reference import rich_table
+
+        _console().print(rich_table())
+
+
+@app.command(cls=_WithReference, epilog=EXIT_CODES)
+def serve(
+    config: ConfigOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    overrides: SetOption = None,
+    log_level: Annotated[LogLevel, typer.Option(help="How much to log to standard error.")] = LogLevel.warning,
+) -> None:
+    """Serve the configured models until Ctrl-C or SIGTERM.
+
+    The members are checked before their weights load. Once the engine is up, the address is printed with a curl line
+    and a Python example.
+    """
+    report = _checked(config, overrides, log_level)
+    from server.engine.members import fetch_weights
+    from server.process import serve as serve_members
+
+    fetch_weights(report.members)
+    code = serve_members(report.config, report.members, report.as_dict(), host, port, log_level.value)
+    raise typer.Exit(code)
+
+
+@app.command(epilog=EXIT_CODES)
+def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
+    """Check a configuration and its models without starting the engine.
+
+    Reads settings, tokenizers and weight headers, and prints what each member costs and what fits into this
+    machine's memory.
+    """
+    report = _checked(config, overrides, LogLevel.error)
+    from server.engine.checks.capacity import measure_capacity
+
+    console = _console()
+    _print_members(console, report)
+    _print_capacity(console, report, measure_capacity(report))
+
+
+@app.command(
+    "zoo",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def zoo(context: typer.Context) -> None:
+    """The embedded demo models: `zoo train` makes them again, `zoo verify` checks them."""
+    # Not mounted as a group: that would import what trains models for every `--help`.
+    from zoo.cli import app as zoo_app
+
+    zoo_app(args=context.args, prog_name="logit-fusion zoo")
+
+
+@app.callback(invoke_without_command=True)
+def _main(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if show_version:
+        typer.echo(version("logit-fusion"))
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line. Faults become one line on standard error and an exit code, never a traceback."""
+    try:
+        app(prog_name="logit-fusion")
+    except ConfigError as error:
+        _fail(error, 2)
+    except ServerError as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    sys.exit(code)
+
+
+def _checked(config: Path | None, overrides: list[str] | None, log_level: LogLevel) -> Report:
+    """Load and check a configuration, with the libraries on the way saying nothing of their own."""
+    # Read by vLLM and transformers when they are imported, here and in the engine's processes.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", log_level.value.upper())
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from server.config import load_config
+
+    # A warning about this machine, such as that Triton is missing, would stand before the one line of a fault.
+    logging.disable(logging.WARNING)
+    try:
+        loaded = load_config(config, overrides or ())
+        from server.engine.checks import check_members
+
+        return check_members(loaded)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    # In a pipe nothing says how wide a line may be; 80 columns would cut the tables.
+    return console if console.is_terminal else Console(width=140)
+
+
+def _print_members(console: Console, report: Report) -> None:
+    from rich.table import Table
+
+    from server.engine.checks.capacity import format_bytes
+
+    table = Table(title="Members", title_justify="left", title_style="bold", show_footer=True)
+    table.add_column("member", "all")
+    table.add_column("kind")
+    table.add_column("architecture")
+    table.add_column("parameters", f"{sum(r.parameters for r in report.reports):,}", justify="right")
+    table.add_column("weights", format_bytes(report.weight_bytes), justify="right")
+    table.add_column("layers", justify="right")
+    table.add_column("KV per token", format_bytes(report.kv_bytes_per_token), justify="right")
+    table.add_column("context", f"{report.max_model_len:,}", justify="right")
+    table.add_column("ids", f"{report.vocabulary:,}", justify="right")
+    for row in report.reports:
+        architecture = row.architecture
+        table.add_row(
+            row.member.name,
+            row.member.kind if row.quantisation is None else f"{row.member.kind}, {row.quantisation}",
+            architecture.name,
+            f"{row.parameters:,}",
+            format_bytes(row.weight_bytes),
+            str(architecture.layers),
+            format_bytes(row.kv_bytes_per_token),
+            f"{architecture.max_length:,}" if architecture.max_length else "unbounded",
+            f"{row.vocabulary:,}",
+        )
+    console.print(table)
+    for row in report.reports:
+        if row.architecture.window:
+            console.print(f"{row.member.name}: {row.architecture.window}; counted as if they saw all", highlight=False)
+    for remark in report.remarks:
+        console.print(remark, markup=False, highlight=False)
+
+
+def _print_capacity(console: Console, report: Report, capacity: Capacity) -> None:
+    from rich.table import Table
+
+    from server.engine.checks.capacity import format_bytes
+
+    table = Table(title="What fits", title_justify="left", title_style="bold", show_header=False)
+    table.add_row("device", capacity.device)
+    table.add_row("number format", report.dtype)
+    table.add_row("weights per device", format_bytes(capacity.weight_bytes))
+    table.add_row("KV cache", f"{format_bytes(capacity.kv_bytes)} ({capacity.budget})")
+    table.add_row("KV cache tokens", f"{capacity.kv_tokens:,}")
+    table.add_row(f"requests of {report.max_model_len:,} tokens at once", f"{capacity.requests:,}")
+    console.print(table)

@@ -1,0 +1,149 @@
+"""The one description of every configuration key, for `logit-fusion serve --help` and docs/configuration.md.
+
+`python -m server.config.reference > docs/configuration.md` writes the page again.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pydantic.fields import FieldInfo
+
+from server.config.engine import OWNED
+from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig, Section
+from server.config.source import RULE
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SECTIONS: tuple[tuple[str, type[Section]], ...] = (
+    ("", Config),
+    ("large.", MemberConfig),
+    ("base.", MemberConfig),
+    ("experts.NAME.", ExpertConfig),
+    ("presets.NAME.", PresetConfig),
+)
+TYPE_NAMES: dict[Any, str] = {str: "text", float: "number", int: "integer", bool: "true or false", Any: "value"}
+
+PAGE = """\
+# Configuration
+
+<!-- Written by `python -m server.config.reference`; the descriptions are those of server/config/schema.py. -->
+
+One YAML file says which models are served and under which names. `logit-fusion serve --config FILE` serves it,
+`logit-fusion check --config FILE` checks it, and the models that it names, without starting the engine. Without
+`--config` both take the embedded models' `zoo/zoo.yaml`.
+
+```yaml
+large: {{model: ./models/large}}
+base: {{model: ./models/base}}
+experts:
+  math: {{model: ./models/math}}                     # a fine-tuned model
+  trivia: {{adapter: ./models/trivia-lora}}          # a LoRA adapter over the base
+  blend: {{merge: {{math: 0.5, trivia: 0.5}}}}         # a weighted sum of what fine-tuning changed in both
+presets:                                           # the names that clients pass as `model`
+  giant: {{weighting: none}}
+  giant-math: {{experts: [math], weighting: kl}}
+  giant-half: {{experts: [math], weighting: static, alpha: 0.5}}
+engine: {{max_model_len: 4096, max_num_seqs: 64}}
+```
+
+Any key can be changed for one run: `--set engine.max_num_seqs=128 --set presets.giant-math.alpha_max=3`. The value is
+YAML. Unknown keys are refused, and the nearest valid one is named.
+
+## Keys
+
+{keys}
+
+## Folders and ids
+
+{rule} Relative folders are taken from the configuration file's own folder.
+
+## Names
+
+An expert's name is a letter followed by letters, digits, `_` or `-`, 32 characters at most; `large` and `base` are
+taken. A preset's name may also start with a digit and hold dots, and has 64 characters at most.
+
+## Engine arguments
+
+`engine` takes the arguments of vLLM's `AsyncEngineArgs` by their Python names, and checks their names and types. These
+are not yours to set:
+
+{owned}
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One key of the file."""
+
+    key: str
+    type: str
+    default: str
+    description: str
+
+
+def rows() -> Iterator[Row]:
+    """Yield every key of the configuration file, in the order of the file."""
+    for prefix, section in SECTIONS:
+        for name, field in section.model_fields.items():
+            yield Row(prefix + name, _type_name(field.annotation), _default(field), field.description or "")
+
+
+def rich_table() -> Table:
+    """Return the keys as a table for a terminal."""
+    from rich.table import Table
+
+    table = Table(title="Configuration file", title_justify="left", title_style="bold", pad_edge=False)
+    table.add_column("key", style="cyan", overflow="fold")
+    table.add_column("value")
+    table.add_column("default")
+    table.add_column("meaning", ratio=1)
+    for row in rows():
+        table.add_row(row.key, row.type, row.default, row.description.replace("`", ""))
+    return table
+
+
+def markdown() -> str:
+    """Return the whole page docs/configuration.md."""
+    lines = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for row in rows():
+        kind = row.type.replace("|", "\\|")
+        lines.append(f"| `{row.key}` | {kind} | {row.default} | {row.description} |")
+    owned = ["| argument | why |", "|---|---|", *(f"| `{name}` | {reason} |" for name, reason in OWNED.items())]
+    return PAGE.format(keys="\n".join(lines), rule=RULE, owned="\n".join(owned))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.default
+    if value is None or value in ((), {}):
+        return "none"
+    return str(value)
+
+
+def _type_name(hint: Any) -> str:
+    """Say a type in the words of a YAML file."""
+    if isinstance(hint, type) and issubclass(hint, Section):
+        return "mapping"
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:
+        return _type_name(arguments[0])
+    if origin is typing.Literal:
+        return "one of " + ", ".join(arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(part) for part in arguments if part is not type(None))
+    if origin is dict:
+        return f"mapping of name to {_type_name(arguments[1])}"
+    if origin is tuple:
+        return "list of names"
+    return TYPE_NAMES[hint]
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")
