@@ -1,0 +1,321 @@
+"""The configuration file: what is accepted, what is refused, and in which words."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server.config import Config, load_config
+from server.config.engine import OWNED
+from server.config.reference import markdown, rows
+from server.config.source import resolve_source
+from server.errors import ConfigError
+
+GOOD = """\
+large: {model: ./large}
+base: {model: base}
+experts:
+  red: {model: ./red}
+  blue: {model: someone/blue, revision: v2}
+  lora: {adapter: ./lora}
+  mix: {merge: {red: 0.5, lora: -1}}
+presets:
+  giant: {weighting: none}
+  giant-red: {experts: [red], weighting: kl}
+  giant-4.1: {experts: [red, blue], weighting: static, alpha: {red: 1.0, blue: -0.5}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("large", "base", "red", "lora"):
+        (tmp_path / name).mkdir()
+    return tmp_path
+
+
+def load(folder: Path, text: str = GOOD, *overrides: str) -> Config:
+    path = folder / "fusion.yaml"
+    path.write_text(text)
+    return load_config(path, overrides)
+
+
+def fault(folder: Path, text: str, *overrides: str) -> str:
+    """The one line that a faulty configuration gives, without the folder's name."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text, *overrides)
+    message = str(caught.value).replace(f"{folder}/", "")
+    assert "\n" not in message
+    return message
+
+
+def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir("/")
+    config = load(folder)
+    assert config.large.model == str(folder / "large")
+    assert config.base.model == str(folder / "base"), "a folder beside the file needs no ./"
+    assert (config.experts["blue"].model, config.experts["blue"].revision) == ("someone/blue", "v2")
+    assert [expert.kind for expert in config.experts.values()] == ["model", "model", "adapter", "merge"]
+    assert config.experts["mix"].merge == {"red": 0.5, "lora": -1.0}
+    assert config.default_preset == "giant"
+    preset = config.presets["giant-4.1"]
+    assert [preset.alpha_of(name) for name in preset.experts] == [1.0, -0.5]
+    assert config.presets["giant-red"].alpha_max == 2.0
+    assert config.presets["giant-red"].alpha_of("red") is None
+    assert config.engine == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("experts: [red],", "expertz: [red],", "unknown key 'expertz' in presets.giant-red; did you mean 'experts'?"),
+        ("presets:", "preset:", "unknown key 'preset'; did you mean 'presets'?"),
+        ("{model: ./red}", "{modle: ./red}", "unknown key 'modle' in experts.red; did you mean 'model'?"),
+        ("large: {model: ./large}\n", "", "the file lacks the key 'large'"),
+        ("{model: base}", "{}", "base lacks the key 'model'"),
+        ("{model: ./large}", "./large", "large: a mapping is needed here, not './large'"),
+        ("{model: ./large}", "{model: 3}", "large.model: text is needed here, not 3"),
+        ("./red", "./rad", "experts.red.model: './rad' does not exist (looked for rad)"),
+        ("./red", "red/v2", "experts.red.model: 'red/v2' does not exist (looked for red/v2)"),
+        ("./red", "a/b/c", "experts.red.model: 'a/b/c' does not exist (looked for a/b/c)"),
+        (
+            "./lora",
+            "./fusion.yaml",
+            "experts.lora.adapter: './fusion.yaml' is a file, not a folder (looked for fusion.yaml)",
+        ),
+        (
+            "{model: ./red}",
+            "{}",
+            "experts.red: an expert needs exactly one of model, adapter and merge; this one has none of them",
+        ),
+        (
+            "{model: ./red}",
+            "{model: ./red, adapter: ./lora}",
+            "experts.red: an expert needs exactly one of model, adapter and merge; this one has model and adapter",
+        ),
+        (
+            "{model: ./red}",
+            "{model: ./red, revision: main}",
+            "experts.red: revision is only for an id on the hub, not for a folder or a merge",
+        ),
+        ("{red: 0.5,", "{rad: 0.5,", "experts.mix.merge: there is no expert 'rad'; did you mean 'red'?"),
+        (
+            "{red: 0.5,",
+            "{mix: 0.5,",
+            "experts.mix.merge: 'mix' is a merge itself; name the experts that it is made of instead",
+        ),
+        ("{red: 0.5, lora: -1}", "{}", "experts.mix: merge is empty: it needs at least one {expert: weight}"),
+        ("  mix:", "  large:", "experts.large: an expert cannot be called 'large': that is the name of another member"),
+        (
+            "  mix:",
+            "  'm x':",
+            "experts.m x: 'm x' is not an expert name: a letter, then letters, digits, '_' or '-', "
+            "32 characters at most",
+        ),
+        ("  mix:", "  7:", "experts.7: a name must be text; write it in quotes: '7'"),
+        (
+            "  giant:",
+            "  a/b:",
+            "presets.a/b: 'a/b' is not a preset name: a letter or digit, then letters, digits, '.', '_' or '-', "
+            "64 characters at most",
+        ),
+        ("[red],", "[rad],", "presets.giant-red.experts: there is no expert 'rad'; did you mean 'red'?"),
+        ("[red],", "red,", "presets.giant-red.experts: a list is needed here, not 'red'"),
+        ("[red],", "[red, red],", "presets.giant-red: experts names 'red' twice"),
+        ("[red],", "[],", "presets.giant-red: weighting 'kl' needs at least one expert; without experts it is 'none'"),
+        (
+            "weighting: kl}",
+            "weighting: kl_grid}",
+            "presets.giant-red.weighting: 'kl_grid' is not one of none, static, kl, kl-grid, alone; "
+            "did you mean 'kl-grid'?",
+        ),
+        (
+            "weighting: none}",
+            "weighting: none, experts: [red]}",
+            "presets.giant: weighting 'none' is the large model only: leave experts out, or choose another weighting",
+        ),
+        (
+            "[red, blue], weighting: static, alpha: {red: 1.0, blue: -0.5}",
+            "[red, blue], weighting: alone",
+            "presets.giant-4.1: weighting 'alone' needs exactly one expert; this preset has 2",
+        ),
+        (
+            ", alpha: {red: 1.0, blue: -0.5}",
+            "",
+            "presets.giant-4.1: weighting 'static' needs alpha: a number, or {expert: number}",
+        ),
+        ("kl}", "kl, alpha: 1}", "presets.giant-red: alpha is only for weighting 'static'; 'kl' takes none"),
+        (
+            "{red: 1.0, blue: -0.5}",
+            "{red: 1.0, blu: -0.5}",
+            "presets.giant-4.1: alpha names 'blu', which is no expert of this preset; did you mean 'blue'?",
+        ),
+        ("{red: 1.0, blue: -0.5}", "{red: 1.0}", "presets.giant-4.1: alpha lacks a number for expert 'blue'"),
+        ("blue: -0.5", "blue: x", "presets.giant-4.1.alpha.blue: a number is needed here, not 'x'"),
+        (
+            "{red: 1.0, blue: -0.5}",
+            ".nan",
+            "presets.giant-4.1.alpha: nan is not a finite number between -100 and 100",
+        ),
+        ("{red: 1.0, blue: -0.5}", "true", "presets.giant-4.1.alpha: true is not a number"),
+        ("kl}", "kl, alpha_max: 0}", "presets.giant-red.alpha_max: 0.0 is not a number above 0 and up to 100"),
+        ("kl}", "kl, alpha_max: .inf}", "presets.giant-red.alpha_max: inf is not a number above 0 and up to 100"),
+    ],
+)
+def test_faults_are_one_line(folder: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    assert fault(folder, GOOD.replace(old, new, 1)) == f"fusion.yaml: {message}"
+
+
+def test_no_presets(folder: Path) -> None:
+    text = GOOD.partition("presets:")[0] + "presets: {}\n"
+    assert fault(folder, text).startswith("fusion.yaml: presets: at least one preset is needed")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "fusion.yaml: a mapping with large, base, experts and presets is needed; it is empty"),
+        ("- a\n", "fusion.yaml: a mapping with large, base, experts and presets is needed; it is a list"),
+        ("large: [\n", "fusion.yaml:2:1: not valid YAML: "),
+        (GOOD.replace("  mix:", "  red:"), "fusion.yaml:7:3: not valid YAML: key 'red' occurs twice"),
+    ],
+)
+def test_unreadable_files(folder: Path, text: str, message: str) -> None:
+    assert fault(folder, text).startswith(message)
+
+
+def test_files_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nope\.yaml: there is no such configuration file"):
+        load_config(tmp_path / "nope.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load_config(tmp_path / "binary.yaml")
+
+
+def test_overrides(folder: Path) -> None:
+    config = load(
+        folder,
+        GOOD,
+        "presets.giant-red.alpha_max=3",
+        "presets.giant-4.1.alpha=0.25",
+        "presets.new={experts: [mix]}",
+        "large.model=./base",
+    )
+    assert config.presets["giant-red"].alpha_max == 3.0
+    assert config.presets["giant-4.1"].alpha == 0.25
+    assert (config.presets["new"].experts, config.presets["new"].weighting) == (("mix",), "kl")
+    assert config.large.model == str(folder / "base")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nonsense", "--set nonsense: write it as key.key=value, such as engine.max_num_seqs=64"),
+        ("a..b=1", "--set a..b=1: write it as key.key=value, such as engine.max_num_seqs=64"),
+        ("large.model=[", "--set large.model=[: the value is not valid YAML"),
+        (
+            "presets.giant-rad.alpha_max=3",
+            "--set presets.giant-rad.alpha_max=3: there is no 'giant-rad' in presets; did you mean 'giant-red'?",
+        ),
+        (
+            "presets.giant.weighting.x=3",
+            "--set presets.giant.weighting.x=3: presets.giant.weighting is a value, not a section with keys",
+        ),
+        ("enginee.x=3", "fusion.yaml with --set enginee.x=3: unknown key 'enginee'; did you mean 'engine'?"),
+        (
+            "presets.giant-red.alpa_max=3",
+            "fusion.yaml with --set presets.giant-red.alpa_max=3: unknown key 'alpa_max' in presets.giant-red; "
+            "did you mean 'alpha_max'?",
+        ),
+        (
+            "presets.giant-red.alpha_max=x",
+            "fusion.yaml with --set presets.giant-red.alpha_max=x: presets.giant-red.alpha_max: a number is needed "
+            "here, not 'x'",
+        ),
+    ],
+)
+def test_faulty_overrides(folder: Path, override: str, message: str) -> None:
+    assert fault(folder, GOOD, override) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("engine.max_num_seq=3", "unknown key 'max_num_seq' in engine; did you mean 'max_num_seqs'?"),
+        (
+            "engine.colour=3",
+            "unknown key 'colour' in engine; it must be one of vLLM's engine arguments, by its Python name",
+        ),
+        ("engine.max_num_seqs=abc", "engine.max_num_seqs: 'abc' does not fit; it should be a valid integer"),
+        ("engine.enforce_eager=maybe", "engine.enforce_eager: 'maybe' does not fit; it should be a valid boolean"),
+        ("engine.dtype=float17", "engine.dtype: 'float17' does not fit; it should be 'auto', "),
+        ("engine.tokenizer=x", "engine.tokenizer cannot be set: the tokenizer is the large model's"),
+        ("engine.enable_lora=true", "engine.enable_lora cannot be set: adapters are experts here"),
+    ],
+)
+def test_faulty_engine_arguments(folder: Path, override: str, message: str) -> None:
+    assert fault(folder, GOOD, override).startswith(f"fusion.yaml with --set {override}: {message}")
+
+
+def test_engine_arguments_that_fit(folder: Path) -> None:
+    config = load(
+        folder,
+        GOOD,
+        "engine.max_num_seqs=64",
+        "engine.gpu_memory_utilization=1",
+        "engine.dtype=float32",
+        "engine.compilation_config={mode: 0}",
+        "engine.attention_backend=CPU_ATTN",
+        "engine.seed=null",
+    )
+    assert config.engine["max_num_seqs"] == 64
+
+
+def test_arguments_that_the_server_owns_exist_in_vllm() -> None:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    assert set(OWNED) <= {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("gpt2", "gpt2"),
+        ("owner/name-1.5_b", "owner/name-1.5_b"),
+        ("models", "/models"),
+        ("models/a", "/models/a"),
+        ("./models/a", "/models/a"),
+        ("models/../models/a", "/models/a"),
+    ],
+)
+def test_folders_and_hub_ids(tmp_path: Path, text: str, expected: str) -> None:
+    (tmp_path / "models" / "a").mkdir(parents=True)
+    found = resolve_source(text, tmp_path)
+    assert found == (f"{tmp_path}{expected}" if expected.startswith("/") else expected)
+
+
+@pytest.mark.parametrize("text", ["./a", "/a/b", "models/b", "a/b/c", "owner/", "", " ", "a b", "a\nb"])
+def test_folders_that_do_not_exist(tmp_path: Path, text: str) -> None:
+    (tmp_path / "models").mkdir()
+    with pytest.raises(ValueError, match=r"does not exist|is needed here"):
+        resolve_source(text, tmp_path)
+
+
+def test_every_key_is_described() -> None:
+    assert all(row.description.endswith(".") for row in rows())
+
+
+def test_the_committed_reference_is_the_generated_one() -> None:
+    page = Path(__file__).parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == markdown(), "run: python -m server.config.reference > docs/configuration.md"
+
+
+def test_the_configuration_imports_no_engine() -> None:
+    code = "import sys, server.config; sys.exit('vllm' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
