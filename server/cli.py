@@ -146,15 +146,19 @@ def _checked(config: Path | None, overrides: list[str] | None, log_level: LogLev
     # Read by vLLM and transformers when they are imported, here and in the engine's processes.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", log_level.value.upper())
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from rich.console import Console
+
     from server.config import load_config
 
     # A warning about this machine, such as that Triton is missing, would stand before the one line of a fault.
     logging.disable(logging.WARNING)
     try:
-        loaded = load_config(config, overrides or ())
-        from server.engine.checks import check_members
+        with Console(stderr=True).status("Checking the models ..."):
+            loaded = load_config(config, overrides or ())
+            # Imports vLLM, which takes seconds.
+            from server.engine.checks import check_members
 
-        return check_members(loaded)
+            return check_members(loaded)
     finally:
         logging.disable(logging.NOTSET)
 

@@ -212,7 +212,8 @@ presets:
   giant-red: {{experts: [red], weighting: kl}}
   giant-blue: {{experts: [blue], weighting: static, alpha: 1.0}}
   giant-all: {{experts: [red, blue], weighting: kl-grid}}
-engine: {{dtype: {dtype}, max_model_len: 256, max_num_seqs: 8, enforce_eager: true}}
+engine: {{dtype: {dtype}, max_model_len: 256, max_num_seqs: 8, enforce_eager: true,
+  kv_cache_memory_bytes: 67108864}}
 """
     )
     return config

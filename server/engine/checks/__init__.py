@@ -98,7 +98,7 @@ def check_members(config: Config) -> Report:
     architectures = {member.name: check_architecture(member, config.engine, dtype) for member in members.all}
     vocabulary = check_vocabularies(members)
     max_model_len = _max_model_len(members, architectures, config.engine)
-    tensors = {member.name: read_tensors(member) for member in members.all}
+    tensors = {member.name: read_tensors(member) for member in members.all if member.kind == "model"}
     remarks = check_adapters(members, tensors[members.base.name])
     check_merges(members, tensors)
     kv_bytes = kv_dtype_bytes(config.engine, dtype)

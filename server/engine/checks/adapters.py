@@ -71,7 +71,7 @@ def check_merges(members: Members, tensors: Mapping[str, Tensors]) -> None:
 def _check_same(merge: Member, part: Member, base: Tensors, ours: Tensors) -> None:
     if not any(part.folder.glob("*.safetensors")) and part.hub_id is None:
         raise ConfigError(
-            f"{merge.where}: '{part.name}' has no safetensors weights; save it as safetensors to merge it"
+            f"{merge.where}: '{part.name}' has no safetensors weights; save it in that format to merge it"
         )
     missing, extra = sorted(base.keys() - ours.keys()), sorted(ours.keys() - base.keys())
     if missing or extra:

@@ -112,6 +112,10 @@ def _registered_name(member: Member) -> str:
 
 def _refuse_other_kinds(member: Member, name: str) -> None:
     needed = "a decoder-only text model with attention in every layer is needed"
+    other_senses = f"{member.where}: {name} reads images or sound; {needed}"
+    # Before vLLM's class is imported: those of such models need libraries that text models do without.
+    if member.hf_config.get_text_config() is not member.hf_config:
+        raise ConfigError(other_senses)
     try:
         model = ModelRegistry.models[name].load_model_cls()
     except Exception as error:  # an import of vLLM's that fails on this machine
@@ -120,7 +124,7 @@ def _refuse_other_kinds(member: Member, name: str) -> None:
     if getattr(member.hf_config, "is_encoder_decoder", False) or not is_text_generation_model(model):
         raise ConfigError(f"{member.where}: {name} does not generate text token by token; {needed}")
     if supports_multimodal(model):
-        raise ConfigError(f"{member.where}: {name} reads images or sound; {needed}")
+        raise ConfigError(other_senses)
     if is_attention_free(model) or is_hybrid(model) or has_inner_state(model):
         raise ConfigError(f"{member.where}: {name} keeps state outside the KV cache; {needed}")
 

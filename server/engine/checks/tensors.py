@@ -34,13 +34,11 @@ class Tensor:
 
 
 def read_tensors(member: Member) -> dict[str, Tensor]:
-    """Return every tensor of a model or an adapter by name. A merge has none of its own.
+    """Return every tensor of a model or an adapter by name.
 
     Raises:
         ConfigError: weights are missing, incomplete or damaged.
     """
-    if member.kind == "merge":
-        return {}
     adapter = member.kind == "adapter"
     paths = [member.folder / "adapter_model.safetensors"] if adapter else _model_files(member)
     if member.hub_id is not None and not all(path.is_file() for path in paths):

@@ -1,0 +1,64 @@
+"""How many tokens and requests are said to fit into memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from server.engine.checks.capacity import GIB, format_bytes, measure_capacity
+from server.errors import ConfigError
+from tests.server.family import check
+
+SHARE = "engine.kv_cache_memory_bytes=null"
+
+
+@pytest.fixture(autouse=True)
+def memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    monkeypatch.setattr("server.engine.checks.capacity._memory", lambda cpu: (10 * GIB, 8 * GIB))
+
+
+def test_a_share_of_memory(family: Path) -> None:
+    report = check(family, SHARE, "engine.gpu_memory_utilization=0.5")
+    capacity = measure_capacity(report)
+    assert capacity.kv_bytes == 5 * GIB - report.weight_bytes - GIB
+    tokens = capacity.kv_bytes // report.kv_bytes_per_token // 128 * 128
+    assert (capacity.kv_tokens, capacity.requests) == (tokens, tokens // 256)
+
+
+def test_memory_that_is_not_free(family: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reserves 0\.92 of 10\.00 GiB, but 8\.00 GiB are free; 0\.8 is the largest"):
+        measure_capacity(check(family, SHARE))
+
+
+def test_a_fixed_cache(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    capacity = measure_capacity(check(family, "engine.kv_cache_memory_bytes=10000000"))
+    assert (capacity.kv_bytes, capacity.kv_tokens) == (10_000_000, 10_000_000 // 3072 // 128 * 128)
+    with pytest.raises(ConfigError, match=r"8\.00 GiB are free"):
+        measure_capacity(check(family, f"engine.kv_cache_memory_bytes={9 * GIB}"))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    assert measure_capacity(check(family)).kv_bytes == 2 * GIB
+
+
+def test_not_even_one_request(family: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"one request of 256 tokens takes .*; set engine\.max_model_len to 128 or less"
+    ):
+        measure_capacity(check(family, "engine.kv_cache_memory_bytes=500000"))
+
+
+def test_tensor_parallel_devices_share(family: Path) -> None:
+    whole = check(family, "engine.kv_cache_memory_bytes=10000000")
+    split = check(family, "engine.kv_cache_memory_bytes=10000000", "engine.tensor_parallel_size=2")
+    one, two = measure_capacity(whole), measure_capacity(split)
+    assert two.weight_bytes == one.weight_bytes // 2
+    # The large model's two KV heads are divided; the small members' single one is on both devices.
+    assert two.kv_bytes_per_token == one.kv_bytes_per_token - 3 * 2 * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (3 << 20, "3.0 MiB"), (5 << 30, "5.00 GiB")]
+)
+def test_bytes_in_words(count: int, text: str) -> None:
+    assert format_bytes(count) == text

@@ -1,0 +1,211 @@
+"""What is found out about the members before their weights load, over tiny random models."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from server.config import load_config
+from server.engine.members import Member, fetch_weights, resolve_members
+from tests.models import Architecture, make_model, make_tokenizer
+from tests.server.family import LORA, check, edit, fault
+
+
+def test_a_family_that_fits(family: Path) -> None:
+    report = check(family, LORA, "experts.mix={merge: {red: 0.5, lora: -1}}")
+    members = report.members
+    assert [member.name for member in members.all] == ["large", "base", "red", "blue", "lora", "mix"]
+    assert [member.kind for member in members.all] == ["model"] * 4 + ["adapter", "merge"]
+    large, base, *experts = report.reports
+    stored = sum(tensor.numel() for tensor in load_file(family / "large" / "model.safetensors").values())
+    assert (large.parameters, large.weight_bytes) == (stored, 4 * stored)
+    # layers x keys and values x KV heads x head_dim x bytes
+    assert large.kv_bytes_per_token == 3 * 2 * 2 * 32 * 4
+    assert base.kv_bytes_per_token == 2 * 2 * 1 * 32 * 4
+    assert {expert.weight_bytes for expert in experts} == {base.weight_bytes}
+    assert report.kv_bytes_per_token == large.kv_bytes_per_token + 5 * base.kv_bytes_per_token
+    assert (report.vocabulary, report.max_model_len, report.dtype) == (512, 256, "float32")
+    assert report.remarks == ()
+    assert members.experts[3].source == {
+        "merge": [[0.5, {"model": str(family / "red")}], [-1.0, {"adapter": str(family / "lora")}]]
+    }
+    assert [member["name"] for member in report.as_dict()["members"]] == [member.name for member in members.all]
+    json.dumps(report.as_dict())
+    fetch_weights(members)
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"])
+def test_members_of_other_architectures(family: Path, architecture: Architecture) -> None:
+    window = 16 if architecture in ("mistral", "gemma2", "gemma3") else None
+    # A padded vocabulary over the same tokenizer.
+    make_model(family / "large", architecture, vocab_size=640, tokenizer_size=512, sliding_window=window)
+    report = check(family)
+    assert report.reports[0].vocabulary == 640
+    assert bool(report.reports[0].architecture.window) == (window is not None)
+
+
+def test_the_smallest_member_bounds_the_context(family: Path) -> None:
+    make_model(family / "red", max_position_embeddings=128)
+    assert fault(family) == (
+        "engine.max_model_len is 256, but red reads 128 tokens at most; 128 is the largest value that works"
+    )
+    report = check(family, "engine.max_model_len=null")
+    assert report.max_model_len == 128
+    assert report.config.engine["max_model_len"] == 128, "vLLM alone would take the large model's 512"
+    assert "leave it out" in fault(family, "engine.max_model_len=-1")
+
+
+def test_scaled_positions_count(family: Path) -> None:
+    path = family / "red" / "config.json"
+    rope = json.loads(path.read_text())["rope_parameters"]
+    edit(path, max_position_embeddings=100, rope_parameters={**rope, "rope_type": "linear", "factor": 2.0})
+    assert "red reads 200 tokens at most" in fault(family)
+
+
+def test_tokenizers_that_differ(family: Path) -> None:
+    make_tokenizer(family / "red", variant=1)
+    message = fault(family)
+    assert message.startswith(
+        "experts.red.model: its tokenizer differs from the large model's: id 259 is 'ee' in large and "
+    )
+    assert "id 260 is" in message
+    assert "id 261 is" in message
+    assert "id 262 is" not in message
+    assert "more ids). All members must come from models that share one tokenizer" in message
+
+
+def test_special_ids_that_differ(family: Path) -> None:
+    edit(family / "blue" / "tokenizer_config.json", eos_token="<bos>")
+    assert fault(family) == (
+        "experts.blue.model: its tokenizer differs from the large model's: eos is id 2 ('<eos>') in large and id 1 "
+        "('<bos>') in blue. Set eos_token alike in both tokenizer_config.json"
+    )
+
+
+def test_a_shorter_tokenizer_of_the_same_texts_is_fine_unless_logits_are_missing(family: Path) -> None:
+    make_model(family / "red", vocab_size=512, tokenizer_size=500)
+    check(family)
+    make_model(family / "red", vocab_size=500)
+    assert fault(family).startswith(
+        "experts.red.model: the model has logits for 500 ids, but the tokenizer has 512; the first one past the end "
+        "is id 500 ("
+    )
+
+
+def test_no_tokenizer(family: Path) -> None:
+    for path in (family / "base").glob("tokenizer*"):
+        path.unlink()
+    assert fault(family).startswith(
+        "base.model: base has no tokenizer; if the model was trained with the large model's"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda red: (red / "config.json").unlink(), "experts.red.model: red has no config.json"),
+        (lambda red: (red / "config.json").write_text("{"), "experts.red.model: red/config.json is not readable JSON"),
+        (
+            lambda red: edit(red / "config.json", model_type=None),
+            "experts.red.model: red/config.json has no model_type",
+        ),
+        (
+            lambda red: edit(red / "config.json", architectures=["LlamaForCausalML"]),
+            "experts.red.model: vLLM has no architecture 'LlamaForCausalML'; did you mean 'LlamaForCausalLM'?",
+        ),
+        (
+            lambda red: edit(red / "config.json", architectures=["BertModel"]),
+            "experts.red.model: BertModel does not generate text token by token",
+        ),
+        (
+            lambda red: edit(red / "config.json", architectures=["MambaForCausalLM"]),
+            "experts.red.model: MambaForCausalLM keeps state outside the KV cache",
+        ),
+        (
+            lambda red: edit(
+                red / "config.json", model_type="qwen2_vl", architectures=["Qwen2VLForConditionalGeneration"]
+            ),
+            "experts.red.model: Qwen2VLForConditionalGeneration reads images or sound",
+        ),
+        (
+            lambda red: (red / "model.safetensors").unlink(),
+            "experts.red.model: red holds no weights; *.safetensors or *.bin files are needed",
+        ),
+        (
+            lambda red: os.truncate(red / "model.safetensors", 5000),
+            "experts.red.model: red/model.safetensors is damaged or cut short",
+        ),
+        (
+            lambda red: (red / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model-1.safetensors"}}'
+            ),
+            "experts.red.model: red/model-1.safetensors is missing",
+        ),
+    ],
+)
+def test_spoiled_folders(family: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(family / "red")
+    assert fault(family).startswith(message)
+
+
+def test_head_sizes_that_the_cpu_lacks(family: Path) -> None:
+    make_model(family / "red", head_dim=24)
+    assert fault(family).startswith("experts.red.model: its head_dim is 24; on CPU vLLM's attention takes 32, 64, ")
+
+
+def test_heads_that_cannot_be_divided(family: Path) -> None:
+    assert fault(family, "engine.tensor_parallel_size=4") == (
+        "base.model: its 2 attention and 1 KV heads cannot be divided among engine.tensor_parallel_size = 4 devices"
+    )
+    check(family, "engine.tensor_parallel_size=2")
+
+
+def test_number_formats(family: Path) -> None:
+    report = check(family, "engine.dtype=auto")
+    assert report.dtype == "bfloat16", "as vLLM serves models that are stored in float32"
+    assert "large: stored in float32, served in bfloat16 (engine.dtype)" in report.remarks
+    assert report.reports[0].weight_bytes == 2 * report.reports[0].parameters
+    assert report.reports[0].kv_bytes_per_token == 3 * 2 * 2 * 32 * 2
+    make_model(family / "red", "gemma2")
+    assert "overflows in float16" in fault(family, "engine.dtype=half")
+
+
+def test_weights_in_pytorch_files(family: Path) -> None:
+    import torch
+
+    tensors = load_file(family / "red" / "model.safetensors")
+    torch.save(tensors, family / "red" / "pytorch_model.bin")
+    (family / "red" / "model.safetensors").unlink()
+    report = check(family)
+    assert report.reports[2].parameters == report.reports[1].parameters
+    assert fault(family, "experts.mix={merge: {red: 1}}") == (
+        "experts.mix.merge: 'red' has no safetensors weights; save it in that format to merge it"
+    )
+
+
+def test_a_hub_id_that_cannot_be_found(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    message = fault(family, "experts.red.model=nobody/nothing")
+    assert message.startswith("experts.red.model: there is no folder 'nobody/nothing' beside the configuration file")
+
+
+def test_hub_members_come_from_the_hub(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str | None, tuple[str, ...]]] = []
+
+    def download(source: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        calls.append((source, revision, tuple(allow_patterns)))
+        return str(family / "red")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    config = load_config(family / "fusion.yaml", ["experts.red={model: someone/red, revision: v1}"])
+    members = resolve_members(config)
+    red: Member = members.experts[0]
+    assert (red.hub_id, red.revision, red.source) == ("someone/red", "v1", {"model": str(family / "red")})
+    assert "*.safetensors" not in calls[0][2], "weights wait for the checks"
+    fetch_weights(members)
+    assert calls[1:] == [("someone/red", "v1", ("*.safetensors",))]
