@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fusion_kernels import plain, reference
+from fusion_kernels import cpu, plain, reference
 from fusion_kernels.weighting import Fused
 
-IMPLEMENTATIONS = {"reference": reference.fuse, "torch": plain.fuse}
+IMPLEMENTATIONS = {"reference": reference.fuse, "torch": plain.fuse, "cpu": cpu.fuse}
 
 
 def fuse_logits(
@@ -32,19 +32,19 @@ def fuse_logits(
         use: [B, T] bool, the experts each row uses. Ignored by `NONE`; `ALONE` takes the first one.
         alpha: [B, T] float32, the weights of `STATIC` rows; finite, any sign.
         alpha_max: [B] float32, the largest weight that `KL` and `KL_GRID` may choose; finite and not negative.
-        impl: None picks by device; "reference" (float64, slow) or "torch".
+        impl: None picks by device; "reference" (float64, slow), "torch" or "cpu".
 
     Returns:
         `Fused`. With delta_t = expert_t - base on the first V_c ids and 0 beyond, the logits are
-        large + sum_t alpha_t delta_t. A token that base or expert masks (-inf) has delta 0; one that large masks stays masked. `ALONE` rows hold the
-        expert's own logits, -inf past its vocabulary. A `NONE` row, and a row without experts, is large unchanged.
-        A row whose large logits hold NaN or +inf is passed through unchanged; it is not counted as a fallback.
+        large + sum_t alpha_t delta_t. A token that base or expert masks (-inf) has delta 0; one that large masks stays
+        masked. `ALONE` rows hold the expert's own logits, -inf past its vocabulary. A `NONE` row, and a row without
+        experts, is large unchanged. So is a row whose large logits hold NaN or +inf; it does not count as a fallback.
 
     Raises:
         ValueError: shapes that do not fit together, or an unknown `impl`.
     """
     _check_shapes(large, base, experts, kind=kind, use=use, alpha=alpha, alpha_max=alpha_max)
-    name = impl or "torch"
+    name = impl or ("cpu" if large.device.type == "cpu" else "torch")
     if name not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {name!r}; the choices are {', '.join(IMPLEMENTATIONS)}")
     return IMPLEMENTATIONS[name](large, base, list(experts), kind, use, alpha, alpha_max)

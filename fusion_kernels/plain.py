@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fusion_kernels import solver
 from fusion_kernels.weighting import GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
 
 
@@ -19,10 +20,11 @@ def fuse(
     )
     use = use & (kind != Weighting.NONE)[:, None]
     first = use & (use.cumsum(1) == 1)
-    bad_base = _broken(base)
-    bad_experts = torch.stack([_broken(expert) for expert in experts], dim=1)
+    bad_base = _broken(base[:, :common])
+    bad_experts = torch.stack([_broken(expert[:, :common]) for expert in experts], dim=1)
+    bad_alone = torch.stack([_broken(expert[:, : large.shape[1]]) for expert in experts], dim=1)
     needs_base = use.any(1) & ~alone
-    fallback = ((bad_experts & torch.where(alone[:, None], first, use)).any(1) | (bad_base & needs_base)) & ~(
+    fallback = (torch.where(alone[:, None], bad_alone & first, bad_experts & use).any(1) | (bad_base & needs_base)) & ~(
         _broken(large) & ~alone
     )
     fused_rows = needs_base & ~fallback & ~_broken(large)
@@ -93,35 +95,55 @@ def _divergences(log_p: Tensor, delta: Tensor, x: Tensor) -> Tensor:
     return torch.stack([(log_fused.exp() * ratio).sum(1), -(log_p.exp() * ratio).sum(1)], dim=1).clamp(min=0)
 
 
+def _cumulants(log_p: Tensor, delta: Tensor, x: Tensor) -> Tensor:
+    """[B, 4]: A and its first three derivatives at x [B]; A(0) = 0 for a normalised log_p [B, V_c]."""
+    tilted = log_p + x[:, None] * delta
+    value = tilted.logsumexp(1, keepdim=True)
+    fused = (tilted - value).exp()
+    mean = (fused * delta).sum(1, keepdim=True)
+    off = delta - mean
+    squared = fused * off * off
+    return torch.cat([value, mean, squared.sum(1, keepdim=True), (squared * off).sum(1, keepdim=True)], dim=1)
+
+
 def _search(
     log_p: Tensor, deltas: list[Tensor], target: Tensor, on_grid: Tensor, use: Tensor, alpha_max: Tensor
 ) -> Tensor:
-    """[B, T]: the best single expert at its best weight, by the grid where `on_grid`, else by repeated zooming."""
-    best = torch.zeros_like(use, dtype=torch.float32)
-    best_loss = torch.full_like(alpha_max, torch.inf)
-
-    def loss_at(delta: Tensor, x: Tensor) -> Tensor:
-        return (_divergences(log_p, delta, x) - target).square().sum(1)
-
+    """[B, T]: the best single expert at its best weight, from the grid for rows `on_grid`, else exact."""
+    chosen = torch.zeros_like(use, dtype=torch.float32)
+    least = torch.full_like(alpha_max, torch.inf, dtype=torch.float64)
+    empty = ~(log_p > -torch.inf).any(1, keepdim=True)
+    log_p = torch.where(empty, 0.0, log_p)
+    top = log_p.argmax(1, keepdim=True)
     for t, delta in enumerate(deltas):
-        alpha = torch.zeros_like(alpha_max)
-        loss = loss_at(delta, alpha)
-        for k in range(1, GRID_POINTS):
-            x = torch.full_like(alpha_max, k / GRID_STEPS_PER_UNIT)
-            here = torch.where(x <= alpha_max, loss_at(delta, x), torch.inf)
-            alpha, loss = torch.where(here < loss, x, alpha), torch.minimum(here, loss)
-        low, high = torch.zeros_like(alpha_max), alpha_max
-        exact, exact_loss = torch.zeros_like(alpha_max), loss_at(delta, low)
-        for _ in range(5):
-            step = (high - low) / 16
-            for k in range(17):
-                x = low + k * step
-                here = loss_at(delta, x)
-                exact, exact_loss = torch.where(here < exact_loss, x, exact), torch.minimum(here, exact_loss)
-            low, high = (exact - step).clamp(min=0), torch.minimum(exact + step, alpha_max)
-        alpha, loss = torch.where(on_grid, alpha, exact), torch.where(on_grid, loss, exact_loss)
-        better = use[:, t] & (loss < best_loss)
-        best = torch.where(better[:, None], 0.0, best)
-        best[:, t] = torch.where(better, alpha, best[:, t])
-        best_loss = torch.where(better, loss, best_loss)
-    return best
+        # f and g do not change with the offset of delta; around the top token's they suffer least from rounding.
+        delta = torch.where(empty, 0.0, delta - delta.gather(1, top))
+
+        def cumulants(x: Tensor, delta: Tensor = delta) -> Tensor:
+            return _cumulants(log_p, delta, x)
+
+        best = solver.solve(cumulants, target, torch.where(on_grid, 0.0, alpha_max))
+        x, loss = best.x, best.loss
+        if on_grid.device.type != "cpu" or bool(on_grid.any()):
+            grid_x, grid_loss = _grid(cumulants, target, alpha_max)
+            x, loss = torch.where(on_grid, grid_x, x), torch.where(on_grid, grid_loss, loss)
+        better = use[:, t] & (loss < least)
+        chosen = torch.where(better[:, None], 0.0, chosen)
+        chosen[:, t] = torch.where(better, x.float(), chosen[:, t])
+        least = torch.where(better, loss, least)
+    return chosen
+
+
+def _grid(cumulants: solver.Cumulants, target: Tensor, alpha_max: Tensor) -> tuple[Tensor, Tensor]:
+    """([B], [B]): the first of Algorithm 1's candidates with the smallest objective, and that objective."""
+    a, b = target.double().unbind(1)
+    start, mean = cumulants(torch.zeros_like(alpha_max)).double()[:, :2].unbind(1)
+    best, least = torch.zeros_like(a), a.square() + b.square()
+    for k in range(1, GRID_POINTS):
+        x = torch.full_like(alpha_max, k / GRID_STEPS_PER_UNIT)
+        value, slope = cumulants(x).double()[:, :2].unbind(1)
+        f, g = (x * slope - value + start).clamp(min=0), (value - start - x * mean).clamp(min=0)
+        loss = (f - a).square() + (g - b).square()
+        lower = (x <= alpha_max) & (loss < least)
+        best, least = torch.where(lower, x.double(), best), torch.where(lower, loss, least)
+    return best, least

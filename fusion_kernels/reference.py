@@ -11,10 +11,10 @@ from torch import Tensor
 from fusion_kernels.weighting import GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
 
 # `minimise` stops when no cell can hold an objective lower than the best by more than this share of it.
-CERTAIN = 1e-6
+CERTAIN = 1e-5
 SPLIT = 8
 MAX_LEVELS = 24
-MAX_CELLS = 4096
+MAX_CELLS = 256
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
@@ -150,22 +150,22 @@ def fuse(
         if weighting == Weighting.NONE or not used:
             continue
         if weighting == Weighting.ALONE:
-            expert = experts[used[0]][row].float()
+            length = min(experts[used[0]].shape[1], large.shape[1])
+            expert = experts[used[0]][row, :length].float()
             if broken(expert):
                 out.fallback[row] = True
                 continue
             out.logits[row] = -torch.inf
-            length = min(len(expert), large.shape[1])
-            out.logits[row, :length] = expert[:length]
+            out.logits[row, :length] = expert
             out.alpha[row, used[0]] = 1.0
             continue
         if broken(large[row]):
             continue
         members = [experts[t][row] for t in used]
-        if any(broken(member) for member in [base[row], *members]):
+        common = min(member.shape[1] for member in [large, base, *experts])
+        if any(broken(member[:common]) for member in [base[row], *members]):
             out.fallback[row] = True
             continue
-        common = min(member.shape[1] for member in [large, base, *experts])
         problem = Row(large[row, :common], base[row, :common], [member[:common] for member in members])
         if weighting == Weighting.STATIC:
             weights = [float(alpha[row, t]) for t in used]

@@ -1,0 +1,75 @@
+"""The fusion on the CPU: numba code over row ranges, one range per thread."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fusion_kernels.cpu_moments import BFLOAT16, BLOCK, FLOAT32
+from fusion_kernels.cpu_row import FIXED_ROWS, fuse_rows
+from fusion_kernels.weighting import Fused, Weighting
+
+_local = threading.local()
+_pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="fusion")
+
+
+def fuse(
+    large: Tensor, base: Tensor, experts: list[Tensor], kind: Tensor, use: Tensor, alpha: Tensor, alpha_max: Tensor
+) -> Fused:
+    """`fuse_logits` for CPU tensors; float32 and bfloat16 logits are read in place, other dtypes are converted."""
+    members = [_readable(member) for member in [large, base, *experts]]
+    common = min(member.shape[1] for member in members)
+    rows, number = use.shape
+    out = Fused(
+        logits=torch.empty(large.shape),
+        alpha=torch.zeros(rows, number),
+        kl_target=torch.zeros(rows, 2),
+        kl_fused=torch.zeros(rows, 2),
+        fallback=torch.zeros(rows, dtype=torch.bool),
+    )
+    table = np.array(
+        [[m.data_ptr(), m.stride(0) * m.element_size(), m.shape[1], _code(m)] for m in members], dtype=np.int64
+    )
+    settings = [value.contiguous().numpy() for value in (kind, use, alpha, alpha_max)]
+    results = [value.numpy() for value in out]
+
+    def run(first: int, stop: int) -> None:
+        scratch, blocks = _scratch(FIXED_ROWS + number, common)
+        fuse_rows(first, stop, table, common, *settings, *results, scratch, blocks)
+
+    threads = max(min(torch.get_num_threads(), rows), 1)
+    edges = [rows * i // threads for i in range(threads + 1)]
+    others = [_pool.submit(run, edges[i], edges[i + 1]) for i in range(1, threads)]
+    run(edges[0], edges[1])
+    for other in others:
+        other.result()
+    return out
+
+
+def warm_up() -> None:
+    """Compile the CPU code, or load it from numba's cache, so that the first request does not wait for it."""
+    logits = torch.zeros(1, 2)
+    kind = torch.tensor([Weighting.NONE], dtype=torch.int8)
+    ones = torch.ones(1, 1)
+    fuse(logits, logits, [logits], kind, ones.bool(), ones, ones[0])
+
+
+def _readable(member: Tensor) -> Tensor:
+    member = member if member.dtype in (torch.float32, torch.bfloat16) else member.float()
+    return member if member.stride(1) == 1 else member.contiguous()
+
+
+def _code(member: Tensor) -> int:
+    return BFLOAT16 if member.dtype == torch.bfloat16 else FLOAT32
+
+
+def _scratch(rows: int, common: int) -> tuple[np.ndarray, np.ndarray]:
+    """This thread's scratch memory, kept between calls: fresh pages would cost more than the sums."""
+    kept = getattr(_local, "rows", None)
+    if kept is None or kept.shape[0] < rows or kept.shape[1] < common:
+        _local.rows = kept = np.empty((rows, common), np.float32)
+        _local.blocks = np.empty((2, BLOCK), np.float32)
+    return kept[:rows, :common], _local.blocks

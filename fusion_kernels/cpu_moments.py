@@ -1,0 +1,200 @@
+"""Sums over one row's vocabulary on the CPU: loading, targets, and the moments of a delta under the tilted P.
+
+With P the softmax of large and w_v(x) = P_v exp(x (delta_v - centre)), the moments are
+S_j(x) = sum_v w_v(x) (delta_v - centre)^j. From them A(x) = log S_0(x) and its derivatives follow, and so f and g.
+`centre` is delta at large's top token: S_0(x) >= 1 then holds for every x, so no sum can underflow.
+Rows are float32; sums run in float32 within a block and in float64 between blocks.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from fusion_kernels.vector import as_float, broken, exp, floats, halves, jit, ordered, unordered
+
+BLOCK = 2048
+FLOAT32, BFLOAT16 = 0, 1
+# Weights below exp(-FLUSH) of the top are left out; exp of the vector code cannot reach lower.
+FLUSH = np.float32(87.0)
+_LEAST = np.int32(-2147483648)
+_ZERO = np.float32(0.0)
+
+
+@jit
+def load(address: int, dtype: int, length: int, row: Any) -> None:
+    """Copy one member's logits, float32 or bfloat16 at `address`, to row [length] float32."""
+    if dtype == FLOAT32:
+        source = floats(address, length)
+        for i in range(length):
+            row[i] = source[i]
+    else:
+        bits = halves(address, length)
+        for i in range(length):
+            row[i] = as_float(np.int32(bits[i]) << np.int32(16))
+
+
+@jit
+def check(row: Any) -> tuple[float, bool]:
+    """(largest logit, whether NaN or +inf occurs) of row [n]."""
+    key, bad = _LEAST, np.int32(0)
+    for i in range(row.size):
+        key = max(key, ordered(row[i]))
+        bad |= broken(row[i])
+    return unordered(key), bad != 0
+
+
+@jit
+def weigh(row: Any, top: float, weights: Any) -> float:
+    """weights = exp(row - top), 0 where that is below exp(-FLUSH); returns their sum."""
+    shift, total = np.float32(top), 0.0
+    for start in range(0, row.size, BLOCK):
+        part, out, s = row[start : start + BLOCK], weights[start : start + BLOCK], _ZERO
+        for i in range(part.size):
+            x = part[i] - shift
+            w = exp(x) if x > -FLUSH else _ZERO
+            out[i] = w
+            s += w
+        total += s
+    return total
+
+
+@jit
+def delta_of(expert: Any, base: Any, large: Any, large_top: float, delta: Any) -> tuple[float, float, float, float]:
+    """delta = expert - base, 0 where either masks; all [n].
+
+    Returns the largest expert and base logit among the tokens that neither masks, the largest delta, and the largest
+    delta among large's top tokens (the centre).
+    """
+    top, lowest = np.float32(large_top), np.float32(-np.inf)
+    expert_key, base_key, delta_key, centre_key = _LEAST, _LEAST, _LEAST, _LEAST
+    for i in range(delta.size):
+        both = (expert[i] > lowest) & (base[i] > lowest)
+        d = expert[i] - base[i] if both else _ZERO
+        delta[i] = d
+        key = ordered(d)
+        delta_key = max(delta_key, key)
+        centre_key = max(centre_key, key if large[i] == top else _LEAST)
+        expert_key = max(expert_key, ordered(expert[i]) if both else _LEAST)
+        base_key = max(base_key, ordered(base[i]) if both else _LEAST)
+    if expert_key == _LEAST:
+        return -np.inf, -np.inf, 0.0, 0.0
+    return unordered(expert_key), unordered(base_key), unordered(delta_key), unordered(centre_key)
+
+
+@jit
+def targets(expert: Any, base: Any, expert_top: float, base_top: float) -> tuple[float, float]:
+    """a = KL(Q_t || Q) and b = KL(Q || Q_t) over the tokens that neither masks."""
+    t_top, b_top, lowest = np.float32(expert_top), np.float32(base_top), np.float32(-np.inf)
+    mass_t, mass_b, mean_t, mean_b = 0.0, 0.0, 0.0, 0.0
+    for start in range(0, expert.size, BLOCK):
+        es, bs = expert[start : start + BLOCK], base[start : start + BLOCK]
+        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+        for i in range(es.size):
+            both = (es[i] > lowest) & (bs[i] > lowest)
+            e, b = (es[i] - t_top if both else _ZERO), (bs[i] - b_top if both else _ZERO)
+            q_t, q = (exp(e) if both else _ZERO), (exp(b) if both else _ZERO)
+            s0 += q_t
+            s1 += q
+            s2 += q_t * (e - b)
+            s3 += q * (e - b)
+        mass_t += s0
+        mass_b += s1
+        mean_t += s2
+        mean_b += s3
+    if mass_t == 0.0:
+        return 0.0, 0.0
+    shift = np.log(mass_t / mass_b)
+    return max(mean_t / mass_t - shift, 0.0), max(shift - mean_b / mass_b, 0.0)
+
+
+@jit
+def highest(large: Any, large_top: float, delta: Any, centre: float, x: float) -> float:
+    """The largest log weight at x: max_v of large_v - large_top + x (delta_v - centre)."""
+    top, middle, slope, key = np.float32(large_top), np.float32(centre), np.float32(x), _LEAST
+    for i in range(delta.size):
+        key = max(key, ordered(large[i] - top + slope * (delta[i] - middle)))
+    return unordered(key)
+
+
+@jit
+def moments(large: Any, large_top: float, delta: Any, centre: float, x: float, shift: float, sums: Any) -> None:
+    """sums[0:4] = S_0 .. S_3 at x, times exp(-shift); `shift` keeps the weights inside float32."""
+    offset, middle, slope = np.float32(large_top + shift), np.float32(centre), np.float32(x)
+    sums[:4] = 0.0
+    for start in range(0, delta.size, BLOCK):
+        ls, ds = large[start : start + BLOCK], delta[start : start + BLOCK]
+        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+        for i in range(ds.size):
+            d = ds[i] - middle
+            w = exp(ls[i] - offset + slope * d)
+            s0 += w
+            wd = w * d
+            s1 += wd
+            wdd = wd * d
+            s2 += wdd
+            s3 += wdd * d
+        sums[0] += s0
+        sums[1] += s1
+        sums[2] += s2
+        sums[3] += s3
+
+
+@jit
+def sweep(
+    weights: Any, delta: Any, centre: float, first: float, step: float, table: Any, tilted: Any, factor: Any
+) -> None:
+    """table[k, 0:3] = S_0, S_1, S_2 at first + k step for every k, in one pass over the vocabulary.
+
+    exp(step d) is taken once per token; each further point is one multiplication. Overflow shows as inf or NaN.
+    Three points share one loop, which saves loads; so the table has a multiple of three rows. `tilted` and `factor` are
+    scratch rows of BLOCK numbers.
+    """
+    middle, start_at, by = np.float32(centre), np.float32(first), np.float32(step)
+    table[:, :3] = 0.0
+    for start in range(0, delta.size, BLOCK):
+        ws, ds = weights[start : start + BLOCK], delta[start : start + BLOCK]
+        length = ds.size
+        for i in range(length):
+            factor[i] = exp(by * (ds[i] - middle))
+            tilted[i] = ws[i]
+        if first > 0.0:
+            for i in range(length):
+                tilted[i] *= exp(start_at * (ds[i] - middle))
+        for k in range(0, table.shape[0], 3):
+            a0, a1, a2 = _ZERO, _ZERO, _ZERO
+            b0, b1, b2 = _ZERO, _ZERO, _ZERO
+            c0, c1, c2 = _ZERO, _ZERO, _ZERO
+            for i in range(length):
+                d, u, w = ds[i] - middle, factor[i], tilted[i]
+                wd = w * d
+                a0 += w
+                a1 += wd
+                a2 += wd * d
+                w = w * u
+                wd = w * d
+                b0 += w
+                b1 += wd
+                b2 += wd * d
+                w = w * u
+                wd = w * d
+                c0 += w
+                c1 += wd
+                c2 += wd * d
+                tilted[i] = w * u
+            table[k, 0] += a0
+            table[k, 1] += a1
+            table[k, 2] += a2
+            table[k + 1, 0] += b0
+            table[k + 1, 1] += b1
+            table[k + 1, 2] += b2
+            table[k + 2, 0] += c0
+            table[k + 2, 1] += c1
+            table[k + 2, 2] += c2
+
+
+@jit
+def add(row: Any, delta: Any, weight: float) -> None:
+    """row += weight * delta, [n]."""
+    a = np.float32(weight)
+    for i in range(delta.size):
+        row[i] += a * delta[i]

@@ -1,0 +1,164 @@
+"""Random fusion problems, from ordinary logits to those that break naive code, and how a result is judged."""
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fusion_kernels import Fused, Weighting, fuse_logits, reference
+
+KINDS = (Weighting.NONE, Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.ALONE)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Case:
+    """The arguments of `fuse_logits`."""
+
+    large: Tensor
+    base: Tensor
+    experts: list[Tensor]
+    kind: Tensor
+    use: Tensor
+    alpha: Tensor
+    alpha_max: Tensor
+
+    def fuse(self, impl: str | None) -> Fused:
+        settings = {"kind": self.kind, "use": self.use, "alpha": self.alpha, "alpha_max": self.alpha_max}
+        return fuse_logits(self.large, self.base, self.experts, **settings, impl=impl)
+
+    def common(self) -> int:
+        return min(member.shape[1] for member in [self.large, self.base, *self.experts])
+
+    def row(self, i: int, used: list[int]) -> reference.Row:
+        common = self.common()
+        members = [self.experts[t][i, :common] for t in used]
+        return reference.Row(
+            self.large[i, :common].float(), self.base[i, :common].float(), [m.float() for m in members]
+        )
+
+
+def logits(generator: torch.Generator, rows: int, vocabulary: int, scale: float) -> Tensor:
+    """Logits as models have them: a bell of size `scale`, and a few tokens far above it."""
+    values = torch.randn(rows, vocabulary, generator=generator) * scale
+    peaks = torch.randint(0, vocabulary, (rows, 3), generator=generator)
+    return values.scatter_add(1, peaks, torch.rand(rows, 3, generator=generator) * 4 * scale)
+
+
+def make(
+    seed: int,
+    rows: int = 5,
+    vocabulary: int = 97,
+    number: int = 1,
+    *,
+    scale: float = 3.0,
+    spread: float = 1.5,
+    kinds: tuple[Weighting, ...] = KINDS,
+    dtype: torch.dtype = torch.float32,
+    paddings: tuple[int, ...] = (0,),
+    masked: float = 0.0,
+) -> Case:
+    """A case with `rows` rows that go through `kinds`; experts are the base plus `spread` noise."""
+    generator = torch.Generator().manual_seed(seed)
+    large, base = logits(generator, rows, vocabulary, scale), logits(generator, rows, vocabulary, scale)
+    experts = [base + logits(generator, rows, vocabulary, spread) for _ in range(number)]
+    members = []
+    for i, member in enumerate([large, base, *experts]):
+        padding = paddings[i % len(paddings)]
+        tail = torch.randn(rows, padding, generator=generator) * scale
+        member = member.masked_fill(torch.rand(rows, vocabulary, generator=generator) < masked, -torch.inf)
+        members.append(torch.cat([member, tail], dim=1).clamp(-1e4, 1e4 if scale > 100 else None).to(dtype))
+        if masked:
+            members[-1][:, :vocabulary][member == -torch.inf] = -torch.inf
+    alpha_max = torch.rand(rows, generator=generator) * 3
+    alpha_max[torch.rand(rows, generator=generator) < 0.5] = 2.0
+    return Case(
+        members[0],
+        members[1],
+        members[2:],
+        torch.tensor([kinds[i % len(kinds)] for i in range(rows)], dtype=torch.int8),
+        torch.rand(rows, number, generator=generator) < 0.7,
+        torch.rand(rows, number, generator=generator) * 3 - 1,
+        alpha_max,
+    )
+
+
+def cases(max_vocabulary: int = 300, max_rows: int = 6, max_experts: int = 4) -> st.SearchStrategy[Case]:
+    """Cases over shapes, dtypes, vocabularies of unequal length, masks, and logits from tiny to 1e4."""
+    return st.builds(
+        make,
+        seed=st.integers(0, 2**31),
+        rows=st.integers(1, max_rows),
+        vocabulary=st.one_of(st.integers(2, 8), st.integers(9, max_vocabulary)),
+        number=st.integers(1, max_experts),
+        scale=st.sampled_from([0.1, 1.0, 3.0, 10.0]),
+        spread=st.sampled_from([0.0, 1e-3, 0.1, 1.0, 3.0, 10.0]),
+        kinds=st.permutations(KINDS).map(tuple),
+        dtype=st.sampled_from(DTYPES),
+        paddings=st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple),
+        masked=st.sampled_from([0.0, 0.0, 0.2, 0.9]),
+    )
+
+
+def same_values(actual: Tensor, expected: Tensor, tolerance: Tensor | float, what: str) -> None:
+    """Equal up to `tolerance`, with equal infinities and NaN."""
+    exact = (actual == expected) | (actual.isnan() & expected.isnan())
+    off = torch.where(exact, 0.0, (actual - expected).abs())
+    assert bool((off <= tolerance).all()), f"{what}: off by {float(off.max())}, allowed {tolerance}"
+
+
+def judge(case: Case, impl: str | None) -> None:
+    """Every promise of `fuse_logits` about one result, checked against the float64 reference.
+
+    Where members reach size s, float32 itself resolves a log-probability to about s * 2^-23, and the objective to the
+    square of that times what alpha and the targets amplify; the tolerances carry those terms.
+    """
+    out, want = case.fuse(impl), case.fuse("reference")
+    assert torch.equal(out.fallback, want.fallback)
+    for i in range(len(case.large)):
+        kind, used = Weighting(int(case.kind[i])), case.use[i].nonzero().flatten().tolist()
+        unused = [t for t in range(case.use.shape[1]) if t not in used]
+        assert bool((out.alpha[i, unused] == 0).all())
+        plain = kind == Weighting.NONE or not used or bool(out.fallback[i]) or reference.broken(case.large[i])
+        if plain or kind == Weighting.ALONE:
+            same_values(out.logits[i], want.logits[i], 0.0, "copied logits")
+            same_values(out.alpha[i], want.alpha[i], 0.0, "alpha")
+            same_values(out.kl_target[i], want.kl_target[i], 0.0, "targets")
+            same_values(out.kl_fused[i], want.kl_fused[i], 0.0, "divergences")
+            continue
+        problem = case.row(i, used)
+        alpha = [float(out.alpha[i, t]) for t in used]
+        finite = torch.cat([m[i].float() for m in [case.large, case.base, *case.experts]])
+        size = float(torch.where(finite.isfinite(), finite, 0.0).abs().max()) * 2.0**-23
+        reach = 1.0 + sum(abs(a) for a in alpha)
+        target, found = problem.target, problem.at(alpha)
+        same_values(out.kl_target[i].double(), target, 1e-5 + 1e-5 * target.abs() + 8 * size, "targets")
+        steep = _steepness(problem, alpha) if max(alpha) > 0 else 1.0
+        room = 1e-5 + 1e-5 * found.abs() + 8 * size * reach * steep
+        same_values(out.kl_fused[i].double(), found, room, "divergences")
+        fused = case.large[i].double()
+        for a, delta in zip(alpha, problem.deltas, strict=True):
+            fused[: case.common()] += a * delta
+        same_values(out.logits[i].double(), fused, 2e-6 + 8 * size * reach, "fused logits")
+        if kind == Weighting.STATIC:
+            assert torch.equal(out.alpha[i, used], case.alpha[i, used])
+            continue
+        assert sum(a != 0 for a in alpha) <= 1
+        assert all(0 <= a <= max(float(case.alpha_max[i]), 0) for a in alpha)
+        loss = float(reference.objective(found, target))
+        best = problem.solve(kind, float(case.alpha_max[i]))
+        least = float(reference.objective(problem.at(best), target))
+        scale = float(target.square().sum())
+        slack = 8 * size * steep * reach * (loss**0.5 + 8 * size * steep)
+        if kind == Weighting.KL_GRID:
+            on_grid = reference.grid(float(case.alpha_max[i])).tolist()
+            assert all(a in on_grid for a in alpha)
+            assert alpha == best or loss <= least + 1e-6 * max(least, scale, 1.0) + slack, (alpha, best, loss, least)
+        else:
+            assert loss <= least * (1 + 1e-4) + 1e-6 + slack, (alpha, best, loss, least, slack)
+
+
+def _steepness(problem: reference.Row, alpha: list[float]) -> float:
+    """How much f and g change, at most, for a unit change of the logits near these weights: the spread of the delta."""
+    return 1.0 + max(float(delta.abs().max()) for delta in problem.deltas) * max(alpha)
