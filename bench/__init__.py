@@ -1,1 +1,1 @@
-"""bench."""
+"""Benchmarks: each prints ratios measured in one run and stores them under `bench/results/`."""

@@ -39,6 +39,8 @@ OWNED: dict[str, str] = {
     "logits_processors": _FUSED,
     "worker_extension_cls": _FUSED,
     "enable_prompt_embeds": "members have embeddings of their own",
+    "pipeline_parallel_size": "the members' hidden states travel together; use tensor_parallel_size",
+    "speculative_config": "a draft token's settings are not followed yet",
     "enable_lora": _LORA,
     "lora_target_modules": _LORA,
     "default_mm_loras": _LORA,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig, VllmConfig
+from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
@@ -51,22 +51,26 @@ class LogitFusionForCausalLM(nn.Module):
             vllm_config, prefix=maybe_prefix(prefix, "large"), architectures=fusion["architectures"]
         )
         base_source, expert_sources = fusion["base"], fusion["experts"]
-        self.base: Any = _init_member(vllm_config, base_source, maybe_prefix(prefix, "base"))
-        self.experts = nn.ModuleList(
-            # An adapter or a merge has the base's shape.
-            _init_member(
-                vllm_config,
-                source if "model" in source else base_source,
-                maybe_prefix(prefix, f"expert_{source['name']}"),
-            )
-            for source in expert_sources
+        # An adapter or a merge has the base's shape.
+        shapes = [base_source, *(source if "model" in source else base_source for source in expert_sources)]
+        configs = [_member_config(vllm_config, shape) for shape in shapes]
+        names = ["base", *(f"expert_{source['name']}" for source in expert_sources)]
+        self.base: Any
+        self.base, *experts = (
+            init_vllm_registered_model(config, prefix=maybe_prefix(prefix, name))
+            for config, name in zip(configs, names, strict=True)
         )
+        self.experts = nn.ModuleList(experts)
         self._expert_sources = expert_sources
         # vLLM's loader streams these after the large model's own weights.
         self.secondary_weights = [
-            _weights(source if "model" in source else base_source, place)
-            for place, source in enumerate([base_source, *expert_sources])
+            DefaultModelLoader.Source(shape["model"], revision=None, prefix=_SOURCE_PREFIX.format(place))
+            for place, shape in enumerate(shapes)
         ]
+        # A prompt of raw ids, or an id sampled from the large model's padding, may lie past a shorter vocabulary.
+        size = vllm_config.model_config.get_vocab_size()
+        sizes = [config.model_config.get_vocab_size() for config in configs]
+        self._last_ids = [None, *(None if own >= size else own - 1 for own in sizes)]
         self._widths: list[int] | None = None
 
     @property
@@ -88,7 +92,10 @@ class LogitFusionForCausalLM(nn.Module):
     ) -> torch.Tensor:
         """Hidden states of all members and the rows' tags, side by side: [num_tokens, sum of widths + 2]."""
         tags = self._batch.begin_step(_query_start_loc(), input_ids, positions)
-        hidden = [member(input_ids, positions) for member in self._members]
+        hidden = [
+            member(input_ids if last is None else input_ids.clamp(max=last), positions)
+            for member, last in zip(self._members, self._last_ids, strict=True)
+        ]
         self._widths = [states.shape[-1] for states in hidden]
         return torch.cat([*hidden, tags.to(hidden[0].dtype)], dim=-1)
 
@@ -148,20 +155,15 @@ class LogitFusionForCausalLM(nn.Module):
         return loaded
 
 
-def _init_member(vllm_config: VllmConfig, source: dict[str, Any], prefix: str) -> nn.Module:
-    model_config: ModelConfig = vllm_config.model_config
-    hf_config = get_config(source["model"], trust_remote_code=model_config.trust_remote_code)
-    member_config = vllm_config.with_hf_config(hf_config, architectures=hf_config.architectures)
-    # The copy still says what the large model is; a member may be quantised otherwise, or not at all.
-    member_config.model_config.model = source["model"]
+def _member_config(vllm_config: VllmConfig, source: dict[str, Any]) -> VllmConfig:
+    """The engine's configuration with a member's architecture and quantisation in place of the large model's."""
+    hf_config = get_config(source["model"], trust_remote_code=vllm_config.model_config.trust_remote_code)
+    config = vllm_config.with_hf_config(hf_config, architectures=hf_config.architectures)
+    config.model_config.model = source["model"]
     quantization = getattr(hf_config, "quantization_config", None)
-    member_config.model_config.quantization = quantization["quant_method"] if quantization else None
-    member_config.quant_config = VllmConfig.get_quantization_config(member_config.model_config, vllm_config.load_config)
-    return init_vllm_registered_model(member_config, prefix=prefix)
-
-
-def _weights(source: dict[str, Any], place: int) -> DefaultModelLoader.Source:
-    return DefaultModelLoader.Source(source["model"], revision=None, prefix=_SOURCE_PREFIX.format(place))
+    config.model_config.quantization = quantization["quant_method"] if quantization else None
+    config.quant_config = VllmConfig.get_quantization_config(config.model_config, vllm_config.load_config)
+    return config
 
 
 def _split(name: str) -> tuple[int | None, str]:

@@ -1,0 +1,120 @@
+"""Tokens per second of fusion as a ratio of the plain large model, in the same run on the same machine.
+
+    python -m bench.throughput [--folder DIR] [--rounds 3]
+
+Both engines stay up and take turns, request count by request count, so that a busy machine slows both alike. The
+ratio to reach is that of the parameters read for each token: large / (large + base + experts).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import csv
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.members import make_members
+from server.config import load_config
+
+RESULTS = Path(__file__).parent / "results" / "throughput.csv"
+REQUESTS = (1, 4, 16)
+PROMPT_TOKENS = 32
+NEW_TOKENS = 64
+
+
+async def measure(folder: Path, num_experts: int, rounds: int, settings: Sequence[str]) -> list[dict[str, Any]]:
+    """Best rate of each engine and weighting by number of requests, as rows of the table."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from server.engine.launch import start_engine
+    from server.engine.members import resolve_members
+
+    config = load_config(make_members(folder, num_experts))
+    started = time.perf_counter()
+    plain = AsyncLLM.from_engine_args(AsyncEngineArgs(model=config.large.model, **config.engine))
+    plain_start = time.perf_counter() - started
+    started = time.perf_counter()
+    fused = start_engine(config, resolve_members(config))
+    fused_start = time.perf_counter() - started
+    print(f"start-up: plain {plain_start:.1f} s, fused {fused_start:.1f} s")
+    rates: dict[tuple[str, int], list[float]] = {}
+    try:
+        for round_number in range(rounds + 1):
+            for requests in REQUESTS:
+                for name in ("plain", *settings):
+                    rate = await _rate(plain if name == "plain" else fused, name, requests, num_experts)
+                    if round_number:  # the first round warms everything up
+                        rates.setdefault((name, requests), []).append(rate)
+    finally:
+        plain.shutdown()
+        fused.shutdown()
+    rows = []
+    for (name, requests), found in rates.items():
+        ratios = [a / b for a, b in zip(found, rates["plain", requests], strict=True)]
+        rows.append(
+            {
+                "weighting": name,
+                "requests": requests,
+                "tokens_per_s": round(statistics.median(found), 1),
+                "ratio_to_plain": round(statistics.median(ratios), 3),
+                "lowest": round(min(ratios), 3),
+                "highest": round(max(ratios), 3),
+                "start_s": round(plain_start if name == "plain" else fused_start, 1),
+            }
+        )
+    return rows
+
+
+async def _rate(engine: Any, weighting: str, requests: int, num_experts: int) -> float:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    from server.api.fusion import WEIGHTINGS
+    from server.engine.settings import FusionSettings
+
+    async def run(number: int) -> None:
+        params = SamplingParams(
+            temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        if weighting not in ("plain", "none"):
+            experts = tuple(range(num_experts))
+            alpha = (1.0,) * num_experts if weighting == "static" else ()
+            FusionSettings(WEIGHTINGS[weighting], experts, alpha).attach(params)  # type: ignore[index]
+        # Prompts differ from run to run, or the prefix cache would answer for the prefill.
+        first = time.perf_counter_ns() % 1500
+        prompt = {"prompt_token_ids": [300 + (first + number * 7 + i) % 1500 for i in range(PROMPT_TOKENS)]}
+        async for _ in engine.generate(prompt, params, f"{time.perf_counter_ns()}-{number}"):
+            pass
+
+    started = time.perf_counter()
+    await asyncio.gather(*(run(number) for number in range(requests)))
+    return requests * NEW_TOKENS / (time.perf_counter() - started)
+
+
+def main() -> None:
+    """Measure, print the table, store it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "logit-fusion-bench")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--experts", type=int, default=1)
+    parser.add_argument("--weightings", nargs="+", default=["none", "static", "kl-grid", "kl"])
+    args = parser.parse_args()
+    rows = asyncio.run(measure(args.folder, args.experts, args.rounds, args.weightings))
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"stored in {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""The independent oracle of the whole server: Hugging Face models in a plain loop, fused by the float64 reference.
+
+No cache, no batching, nothing shared with the engine but the weights on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from fusion_kernels import Fused, Weighting, fuse_logits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a request's `fusion` field asks, by name."""
+
+    weighting: str
+    experts: tuple[str, ...] = ()
+    alpha: tuple[float, ...] = ()
+    alpha_max: float = 2.0
+
+    def field(self, trace: bool = False) -> dict[str, Any]:
+        """The `fusion` field that asks for it."""
+        field: dict[str, Any] = {"weighting": self.weighting, "alpha_max": self.alpha_max, "trace": trace}
+        if self.experts:
+            field["experts"] = list(self.experts)
+        if self.alpha:
+            field["alpha"] = dict(zip(self.experts, self.alpha, strict=True))
+        return field
+
+
+class HFLoop:
+    """A family of members in one folder: `large`, `base` and the experts by name."""
+
+    def __init__(self, folder: Path, experts: Sequence[str]) -> None:
+        self.experts = list(experts)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "large")
+        self._members: list[Any] = [
+            AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+            for name in ("large", "base", *experts)
+        ]
+
+    def fuse(self, token_ids: Sequence[int], settings: Settings, positions: slice) -> Fused:
+        """The fusion at `positions` of a text, all members reading it from its start."""
+        with torch.no_grad():
+            logits = [member(torch.tensor([list(token_ids)])).logits[0, positions] for member in self._members]
+        rows = len(logits[0])
+        use = torch.zeros(rows, len(self.experts), dtype=torch.bool)
+        alpha = torch.zeros(rows, len(self.experts))
+        for place, name in enumerate(settings.experts):
+            use[:, self.experts.index(name)] = True
+            if settings.alpha:
+                alpha[:, self.experts.index(name)] = settings.alpha[place]
+        kind = Weighting[settings.weighting.upper().replace("-", "_")]
+        return fuse_logits(
+            logits[0],
+            logits[1],
+            logits[2:],
+            kind=torch.full((rows,), int(kind), dtype=torch.int8),
+            use=use,
+            alpha=alpha,
+            alpha_max=torch.full((rows,), settings.alpha_max),
+            impl="reference",
+        )
+
+    def greedy(self, prompt: Sequence[int], settings: Settings, max_tokens: int) -> tuple[list[int], Fused]:
+        """Greedy continuation of a prompt, and the fusion that chose each of its tokens, one row a token."""
+        token_ids, steps = list(prompt), []
+        for _ in range(max_tokens):
+            steps.append(self.fuse(token_ids, settings, slice(-1, None)))
+            token_ids.append(int(steps[-1].logits[0].argmax()))
+        return token_ids[len(prompt) :], Fused(*(torch.cat(parts) for parts in zip(*steps, strict=True)))
+
+    def along(self, prompt: Sequence[int], generated: Sequence[int], settings: Settings) -> Fused:
+        """The fusion from which each of the `generated` tokens was drawn, one row a token."""
+        first = len(prompt) - 1
+        return self.fuse([*prompt, *generated][:-1], settings, slice(first, None))

@@ -1,0 +1,85 @@
+"""Starts the real server, through its command line, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+START_SECONDS = 180
+
+
+class ServerProcess:
+    """`logit-fusion serve` on a free port; a context manager that waits until it is healthy."""
+
+    def __init__(self, config: Path | None, log: Path, *arguments: str) -> None:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port = sock.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        command = [sys.executable, "-m", "server", "serve", "--port", str(port), *arguments]
+        if config is not None:
+            command += ["--config", str(config)]
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ.copy()
+            )
+
+    def wait_until_healthy(self) -> None:
+        """Return when `/health` answers.
+
+        Raises:
+            RuntimeError: the process ended first, or took too long.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log.read_text()}")
+            try:
+                if httpx.get(self.url + "/health").status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.2)
+        raise RuntimeError(f"the server was not healthy after {START_SECONDS} s:\n{self.log.read_text()}")
+
+    def stop(self, sig: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
+        """Send a signal and return the exit code."""
+        self.process.send_signal(sig)
+        return self.process.wait(seconds)
+
+    def processes(self) -> list[str]:
+        """Command lines of what still runs in the server's session, its engine's processes among them."""
+        listing = subprocess.run(
+            ["ps", "-o", "args=", "--sid", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        return listing.stdout.splitlines()
+
+    def __enter__(self) -> Self:
+        try:
+            self.wait_until_healthy()
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is None:
+            try:
+                self.stop()
+            except subprocess.TimeoutExpired:
+                self._kill()
+
+    def _kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
