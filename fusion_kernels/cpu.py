@@ -50,7 +50,7 @@ def fuse(
 
 
 def warm_up() -> None:
-    """Compile the CPU code, or load it from numba's cache, so that the first request does not wait for it."""
+    """See `fusion_kernels.warm_up`."""
     logits = torch.zeros(1, 2)
     kind = torch.tensor([Weighting.NONE], dtype=torch.int8)
     ones = torch.ones(1, 1)
@@ -68,8 +68,8 @@ def _code(member: Tensor) -> int:
 
 def _scratch(rows: int, common: int) -> tuple[np.ndarray, np.ndarray]:
     """This thread's scratch memory, kept between calls: fresh pages would cost more than the sums."""
-    kept = getattr(_local, "rows", None)
-    if kept is None or kept.shape[0] < rows or kept.shape[1] < common:
-        _local.rows = kept = np.empty((rows, common), np.float32)
+    kept = getattr(_local, "floats", None)
+    if kept is None or kept.size < rows * common:
+        _local.floats = kept = np.empty(rows * common, np.float32)
         _local.blocks = np.empty((2, BLOCK), np.float32)
-    return kept[:rows, :common], _local.blocks
+    return kept[: rows * common].reshape(rows, common), _local.blocks

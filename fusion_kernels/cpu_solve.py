@@ -1,5 +1,6 @@
 """The minimum of the objective along one delta, for one row on the CPU: the steps of `solver` in numba."""
 
+# mypy: disable-error-code="assignment, no-any-return"
 from typing import Any
 
 import numpy as np

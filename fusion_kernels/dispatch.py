@@ -1,14 +1,21 @@
-"""`fuse_logits`, the face of the package: checks the arguments and hands them to an implementation."""
+"""`fuse_logits`, the face of the package: checks the arguments, then hands them to an implementation."""
 
+import importlib
+import importlib.util
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from fusion_kernels import cpu, plain, reference
 from fusion_kernels.weighting import Fused
 
-IMPLEMENTATIONS = {"reference": reference.fuse, "torch": plain.fuse, "cpu": cpu.fuse}
+# Imported when first used: numba and triton take seconds, and only one of them is needed.
+MODULES = {
+    "reference": "fusion_kernels.reference",
+    "torch": "fusion_kernels.plain",
+    "cpu": "fusion_kernels.cpu",
+    "triton": "fusion_kernels.triton_fuse",
+}
 
 
 def fuse_logits(
@@ -31,8 +38,9 @@ def fuse_logits(
         kind: [B] int8, a `Weighting` per row.
         use: [B, T] bool, the experts each row uses. Ignored by `NONE`; `ALONE` takes the first one.
         alpha: [B, T] float32, the weights of `STATIC` rows; finite, any sign.
-        alpha_max: [B] float32, the largest weight that `KL` and `KL_GRID` may choose; finite and not negative.
-        impl: None picks by device; "reference" (float64, slow), "torch" or "cpu".
+        alpha_max: [B] float32, the largest weight that the searched kinds may choose; finite and not negative.
+        impl: None picks by device: "triton" for GPUs, "cpu" (numba) for the CPU, "torch" where those are not installed.
+            "reference" is the float64 oracle, and slow.
 
     Returns:
         `Fused`. With delta_t = expert_t - base on the first V_c ids and 0 beyond, the logits are
@@ -41,16 +49,67 @@ def fuse_logits(
         experts, is large unchanged. So is a row whose large logits hold NaN or +inf; it does not count as a fallback.
 
     Raises:
-        ValueError: shapes that do not fit together, or an unknown `impl`.
+        ValueError: shapes or dtypes that do not fit together, or an unknown `impl`.
     """
-    _check_shapes(large, base, experts, kind=kind, use=use, alpha=alpha, alpha_max=alpha_max)
-    name = impl or ("cpu" if large.device.type == "cpu" else "torch")
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"impl is {name!r}; the choices are {', '.join(IMPLEMENTATIONS)}")
-    return IMPLEMENTATIONS[name](large, base, list(experts), kind, use, alpha, alpha_max)
+    _check(large, base, experts, kind=kind, use=use, alpha=alpha, alpha_max=alpha_max)
+    name = impl or _implementation(large.device.type)
+    if name not in MODULES:
+        raise ValueError(f"impl is {name!r}; the choices are {', '.join(MODULES)}")
+    return Fused(*_fuse(large, base, list(experts), kind, use, alpha, alpha_max, name))
 
 
-def _check_shapes(large: Tensor, base: Tensor, experts: Sequence[Tensor], **per_row: Tensor) -> None:
+def warm_up() -> None:
+    """Compile the CPU code, or load it from the cache, so that the first request does not wait for it.
+
+    A GPU's kernel is compiled at the first call with the dtypes and the number of experts in question: make one.
+    """
+    if _implementation("cpu") == "cpu":
+        importlib.import_module(MODULES["cpu"]).warm_up()
+
+
+def _implementation(device: str) -> str:
+    name, package = ("cpu", "numba") if device == "cpu" else ("triton", "triton")
+    return name if importlib.util.find_spec(package) else "torch"
+
+
+# A custom op, so that torch.compile and CUDA graphs take the whole fusion as one opaque step.
+@torch.library.custom_op("fusion_kernels::fuse", mutates_args=())
+def _fuse(
+    large: Tensor,
+    base: Tensor,
+    experts: list[Tensor],
+    kind: Tensor,
+    use: Tensor,
+    alpha: Tensor,
+    alpha_max: Tensor,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    fused: Fused = importlib.import_module(MODULES[name]).fuse(large, base, experts, kind, use, alpha, alpha_max)
+    return fused.logits, fused.alpha, fused.kl_target, fused.kl_fused, fused.fallback
+
+
+@_fuse.register_fake
+def _(
+    large: Tensor,
+    base: Tensor,
+    experts: list[Tensor],
+    kind: Tensor,
+    use: Tensor,
+    alpha: Tensor,
+    alpha_max: Tensor,
+    name: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    rows = large.shape[0]
+    return (
+        large.new_empty(large.shape, dtype=torch.float32),
+        large.new_empty(use.shape, dtype=torch.float32),
+        large.new_empty((rows, 2), dtype=torch.float32),
+        large.new_empty((rows, 2), dtype=torch.float32),
+        large.new_empty((rows,), dtype=torch.bool),
+    )
+
+
+def _check(large: Tensor, base: Tensor, experts: Sequence[Tensor], **per_row: Tensor) -> None:
     rows, number = large.shape[0], len(experts)
     if number == 0:
         raise ValueError("experts is empty; give at least one tensor [B, V_t]")

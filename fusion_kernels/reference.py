@@ -39,8 +39,8 @@ def divergences(large: Tensor, delta: Tensor, weights: Tensor) -> Tensor:
     if log_p.numel() == 0:
         return weights.new_zeros(len(weights), 2)
     rows = []
-    for chunk in weights.split(64):
-        log_fused = (log_p + chunk[:, None] * delta).log_softmax(-1)
+    for start in range(0, len(weights), 64):
+        log_fused = (log_p + weights[start : start + 64, None] * delta).log_softmax(-1)
         ratio = log_fused - log_p
         rows.append(torch.stack([(log_fused.exp() * ratio).sum(-1), -(log_p.exp() * ratio).sum(-1)], dim=-1))
     return torch.cat(rows)

@@ -1,5 +1,6 @@
 """Scalar building blocks for numba loops that LLVM turns into vector code: bit casts, exp, ordered keys, raw arrays."""
 
+# mypy: disable-error-code="untyped-decorator"
 import hashlib
 import os
 import tempfile

@@ -28,6 +28,13 @@ class Case:
         settings = {"kind": self.kind, "use": self.use, "alpha": self.alpha, "alpha_max": self.alpha_max}
         return fuse_logits(self.large, self.base, self.experts, **settings, impl=impl)
 
+    def to(self, device: str) -> "Case":
+        experts = [expert.to(device) for expert in self.experts]
+        moved = {
+            name: getattr(self, name).to(device) for name in ("large", "base", "kind", "use", "alpha", "alpha_max")
+        }
+        return Case(experts=experts, **moved)
+
     def common(self) -> int:
         return min(member.shape[1] for member in [self.large, self.base, *self.experts])
 
@@ -108,13 +115,14 @@ def same_values(actual: Tensor, expected: Tensor, tolerance: Tensor | float, wha
     assert bool((off <= tolerance).all()), f"{what}: off by {float(off.max())}, allowed {tolerance}"
 
 
-def judge(case: Case, impl: str | None) -> None:
+def judge(case: Case, impl: str | None, device: str = "cpu") -> None:
     """Every promise of `fuse_logits` about one result, checked against the float64 reference.
 
     Where members reach size s, float32 itself resolves a log-probability to about s * 2^-23, and the objective to the
     square of that times what alpha and the targets amplify; the tolerances carry those terms.
     """
-    out, want = case.fuse(impl), case.fuse("reference")
+    out = Fused(*(value.cpu() for value in case.to(device).fuse(impl)))
+    want = case.fuse("reference")
     assert torch.equal(out.fallback, want.fallback)
     for i in range(len(case.large)):
         kind, used = Weighting(int(case.kind[i])), case.use[i].nonzero().flatten().tolist()

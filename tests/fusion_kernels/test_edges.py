@@ -1,0 +1,143 @@
+"""Numbers that break naive code, and the promises about rows that are not fused."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from fusion_kernels import Fused, Weighting, fuse_logits
+from tests.fusion_kernels.cases import make
+
+IMPLEMENTATIONS = ["reference", "torch", "cpu"]
+SEARCHED = [Weighting.KL, Weighting.KL_GRID]
+
+
+@pytest.fixture(params=IMPLEMENTATIONS)
+def impl(request: pytest.FixtureRequest) -> Iterator[str]:
+    return request.param  # type: ignore[no-any-return]
+
+
+def fuse(large: Tensor, base: Tensor, expert: Tensor, kind: Weighting, impl: str, alpha: float = 1.0) -> Fused:
+    rows = len(large)
+    return fuse_logits(
+        large,
+        base,
+        [expert],
+        kind=torch.full((rows,), kind, dtype=torch.int8),
+        use=torch.ones(rows, 1, dtype=torch.bool),
+        alpha=torch.full((rows, 1), alpha),
+        alpha_max=torch.full((rows,), 2.0),
+        impl=impl,
+    )
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_expert_equal_to_base_changes_nothing(kind: Weighting, impl: str) -> None:
+    large, base = random(3, 50), random(3, 50, seed=1)
+    out = fuse(large, base, base.clone(), kind, impl)
+    assert torch.equal(out.logits, large)
+    assert not out.alpha.any()
+    assert not out.fallback.any()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf])
+@pytest.mark.parametrize("member", ["base", "expert"])
+@pytest.mark.parametrize("kind", [Weighting.STATIC, *SEARCHED])
+def test_a_broken_member_costs_its_row_only(bad: float, member: str, kind: Weighting, impl: str) -> None:
+    large, members = random(3, 50), {"base": random(3, 50, seed=1), "expert": random(3, 50, seed=2)}
+    clean = fuse(large, members["base"], members["expert"], kind, impl)
+    members[member][1, 7] = bad
+    out = fuse(large, members["base"], members["expert"], kind, impl)
+    assert out.fallback.tolist() == [False, True, False]
+    assert torch.equal(out.logits[1], large[1])
+    assert float(out.alpha[1, 0]) == 0
+    for row in (0, 2):
+        assert torch.equal(out.logits[row], clean.logits[row])
+
+
+def test_a_broken_expert_harms_no_row_that_does_not_use_it(impl: str) -> None:
+    case = make(0, rows=4, number=2, kinds=(Weighting.KL, Weighting.NONE, Weighting.ALONE, Weighting.STATIC))
+    case.use[:] = torch.tensor([True, False])
+    clean = case.fuse(impl)
+    case.experts[1].fill_(torch.nan)
+    out = case.fuse(impl)
+    assert not out.fallback.any()
+    assert torch.equal(out.logits, clean.logits)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_broken_large_row_passes_through(bad: float, impl: str) -> None:
+    large = random(2, 50)
+    large[0, 3] = bad
+    out = fuse(large, random(2, 50, seed=1), random(2, 50, seed=2), Weighting.KL, impl)
+    assert torch.equal(out.logits[0].nan_to_num(5e4), large[0].nan_to_num(5e4))
+    assert out.fallback.tolist() == [False, False]
+    assert float(out.alpha[0, 0]) == 0
+
+
+def test_masked_tokens(impl: str) -> None:
+    large, base, expert = random(1, 50), random(1, 50, seed=1), random(1, 50, seed=2)
+    large[0, 1], base[0, 2], expert[0, 3] = -torch.inf, -torch.inf, -torch.inf
+    out = fuse(large, base, expert, Weighting.STATIC, impl, alpha=1.5)
+    assert float(out.logits[0, 1]) == -torch.inf
+    assert torch.equal(out.logits[0, 2:4], large[0, 2:4])
+    assert bool(out.logits[0, 4:].isfinite().all())
+
+
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_one_token_left(kind: Weighting, impl: str) -> None:
+    large = torch.full((1, 50), -torch.inf)
+    large[0, 4] = 2.0
+    out = fuse(large, random(1, 50, seed=1), random(1, 50, seed=2), kind, impl)
+    assert float(out.alpha[0, 0]) == 0
+    assert torch.equal(out.logits, large)
+
+
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_nothing_left(kind: Weighting, impl: str) -> None:
+    large = torch.full((1, 50), -torch.inf)
+    out = fuse(large, random(1, 50, seed=1), random(1, 50, seed=2), kind, impl)
+    assert torch.equal(out.logits, large)
+    assert float(out.alpha[0, 0]) == 0
+
+
+def test_large_that_equals_the_base_gets_weight_one(impl: str) -> None:
+    base, expert = random(4, 200), random(4, 200, seed=2)
+    out = fuse(base.clone(), base, expert, Weighting.KL, impl)
+    torch.testing.assert_close(out.alpha, torch.ones(4, 1), atol=2e-3, rtol=0)
+
+
+def test_vocabularies_of_unequal_length(impl: str) -> None:
+    large, base, expert = random(2, 60), random(2, 50, seed=1), random(2, 55, seed=2)
+    out = fuse(large, base, expert, Weighting.STATIC, impl)
+    torch.testing.assert_close(out.logits[:, :50], large[:, :50] + expert[:, :50] - base)
+    assert torch.equal(out.logits[:, 50:], large[:, 50:])
+    alone = fuse(large, base, expert, Weighting.ALONE, impl)
+    assert torch.equal(alone.logits[:, :55], expert)
+    assert bool((alone.logits[:, 55:] == -torch.inf).all())
+    assert alone.alpha.flatten().tolist() == [1, 1]
+
+
+def test_rows_that_are_slices_of_wider_tensors(impl: str) -> None:
+    wide = random(3, 300)
+    out = fuse(wide[:, :100], wide[:, 100:200], wide[:, 200:], Weighting.KL, impl)
+    large, base, expert = (wide[:, i : i + 100].contiguous() for i in (0, 100, 200))
+    copied = fuse(large, base, expert, Weighting.KL, impl)
+    assert torch.equal(out.logits, copied.logits)
+
+
+def test_no_rows(impl: str) -> None:
+    out = fuse(random(0, 10), random(0, 10), random(0, 10), Weighting.KL, impl)
+    assert out.logits.shape == (0, 10)
+    assert out.alpha.shape == (0, 1)
+
+
+def test_alpha_max_zero_is_large_alone(impl: str) -> None:
+    case = make(1, rows=2, kinds=tuple(SEARCHED))
+    case.alpha_max.zero_()
+    assert torch.equal(case.fuse(impl).logits, case.large)

@@ -1,0 +1,69 @@
+"""The Triton version against the reference: natively on a GPU, else under Triton's interpreter.
+
+The interpreter must be chosen before triton is imported, and nothing else should run under it: so without a GPU one
+test runs this file again in a process of its own.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+
+from fusion_kernels import Weighting
+from tests.fusion_kernels.cases import Case, cases, judge, make
+
+NATIVE = torch.cuda.is_available()
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if NATIVE else "cpu"
+runs = pytest.mark.skipif(not NATIVE and not INTERPRETED, reason="runs in the process of test_under_the_interpreter")
+
+
+@pytest.mark.skipif(NATIVE or INTERPRETED, reason="the tests below run in this process")
+def test_under_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@runs
+@settings(
+    max_examples=200 if NATIVE else 8, deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True
+)
+@given(case=cases(max_vocabulary=300, max_rows=3, max_experts=3))
+def test_keeps_its_promises(case: Case) -> None:
+    judge(case, "triton", DEVICE)
+
+
+@runs
+@pytest.mark.parametrize("number", [1, 8])
+def test_mixed_rows_over_several_blocks(number: int) -> None:
+    judge(make(number, rows=5, vocabulary=5003, number=number, paddings=(0, 5, 2), masked=0.1), "triton", DEVICE)
+
+
+@runs
+def test_huge_logits() -> None:
+    judge(make(5, rows=5, vocabulary=200, number=1, scale=3000.0, spread=1500.0), "triton", DEVICE)
+
+
+@runs
+@pytest.mark.skipif(not NATIVE, reason="needs a GPU")
+@pytest.mark.parametrize("vocabulary", [32_000, 50_257, 152_064, 262_144])
+def test_large_vocabularies(vocabulary: int) -> None:
+    judge(make(1, rows=10, vocabulary=vocabulary, number=2, dtype=torch.bfloat16), "triton", DEVICE)
+
+
+@runs
+@pytest.mark.skipif(not NATIVE, reason="needs a GPU")
+def test_in_a_cuda_graph() -> None:
+    case = make(3, rows=8, vocabulary=4000, number=2, kinds=(Weighting.KL, Weighting.STATIC)).to("cuda")
+    eager = case.fuse("triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = case.fuse("triton")
+    graph.replay()
+    for one, other in zip(captured, eager, strict=True):
+        assert torch.equal(one, other)
