@@ -11,37 +11,51 @@ from typing import Any
 
 import numpy as np
 
-from fusion_kernels.vector import as_float, broken, exp, floats, halves, jit, ordered, unordered
+from fusion_kernels.vector import as_float, exp, floats, halves, jit, ordered, unordered
 
 BLOCK = 2048
 FLOAT32, BFLOAT16 = 0, 1
 # Weights below exp(-FLUSH) of the top are left out; exp of the vector code cannot reach lower.
 FLUSH = np.float32(87.0)
-_LEAST = np.int32(-2147483648)
+# `ordered` keys: no float, no float, -inf (a negative NaN is below it) and +inf (a positive NaN is above it).
+_LEAST, _MOST = np.int32(-2147483648), np.int32(2147483647)
+_MINUS_INF, _PLUS_INF = np.int32(-2139095041), np.int32(2139095040)
 _ZERO = np.float32(0.0)
 
 
 @jit
-def load(address: int, dtype: int, length: int, row: Any) -> None:
-    """Copy one member's logits, float32 or bfloat16 at `address`, to row [length] float32."""
+def load(address: int, dtype: int, length: int, row: Any) -> tuple[float, bool, bool]:
+    """Copy one member's logits, float32 or bfloat16 at `address`, to row [length] float32.
+
+    Returns the largest logit, whether -inf occurs, and whether NaN or +inf does.
+    """
+    most, least = _LEAST, _MOST
     if dtype == FLOAT32:
         source = floats(address, length)
         for i in range(length):
-            row[i] = source[i]
+            value = source[i]
+            row[i] = value
+            key = ordered(value)
+            most = max(most, key)
+            least = min(least, key)
     else:
         bits = halves(address, length)
         for i in range(length):
-            row[i] = as_float(np.int32(bits[i]) << np.int32(16))
+            value = as_float(np.int32(bits[i]) << np.int32(16))
+            row[i] = value
+            key = ordered(value)
+            most = max(most, key)
+            least = min(least, key)
+    return unordered(most), least <= _MINUS_INF, (most >= _PLUS_INF) | (least < _MINUS_INF)
 
 
 @jit
-def check(row: Any) -> tuple[float, bool]:
-    """(largest logit, whether NaN or +inf occurs) of row [n]."""
-    key, bad = _LEAST, np.int32(0)
+def largest(row: Any) -> float:
+    """The largest logit of row [n]."""
+    key = _LEAST
     for i in range(row.size):
         key = max(key, ordered(row[i]))
-        bad |= broken(row[i])
-    return unordered(key), bad != 0
+    return unordered(key)
 
 
 @jit
@@ -60,26 +74,32 @@ def weigh(row: Any, top: float, weights: Any) -> float:
 
 
 @jit
-def delta_of(expert: Any, base: Any, large: Any, large_top: float, delta: Any) -> tuple[float, float, float, float]:
+def delta_of(expert: Any, base: Any, large: Any, large_top: float, delta: Any) -> tuple[float, float]:
     """delta = expert - base, 0 where either masks; all [n].
 
-    Returns the largest expert and base logit among the tokens that neither masks, the largest delta, and the largest
-    delta among large's top tokens (the centre).
+    Returns the largest delta among large's top tokens (the centre) and the largest of all.
     """
     top, lowest = np.float32(large_top), np.float32(-np.inf)
-    expert_key, base_key, delta_key, centre_key = _LEAST, _LEAST, _LEAST, _LEAST
+    delta_key, centre_key = _LEAST, _LEAST
     for i in range(delta.size):
-        both = (expert[i] > lowest) & (base[i] > lowest)
-        d = expert[i] - base[i] if both else _ZERO
+        d = expert[i] - base[i] if (expert[i] > lowest) & (base[i] > lowest) else _ZERO
         delta[i] = d
         key = ordered(d)
         delta_key = max(delta_key, key)
         centre_key = max(centre_key, key if large[i] == top else _LEAST)
+    return unordered(centre_key), unordered(delta_key)
+
+
+@jit
+def joint_tops(expert: Any, base: Any) -> tuple[float, float]:
+    """The largest expert and base logit among the tokens that neither masks, -inf if there are none."""
+    lowest = np.float32(-np.inf)
+    expert_key, base_key = _MINUS_INF, _MINUS_INF
+    for i in range(expert.size):
+        both = (expert[i] > lowest) & (base[i] > lowest)
         expert_key = max(expert_key, ordered(expert[i]) if both else _LEAST)
         base_key = max(base_key, ordered(base[i]) if both else _LEAST)
-    if expert_key == _LEAST:
-        return -np.inf, -np.inf, 0.0, 0.0
-    return unordered(expert_key), unordered(base_key), unordered(delta_key), unordered(centre_key)
+    return unordered(expert_key), unordered(base_key)
 
 
 @jit

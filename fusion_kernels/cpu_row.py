@@ -19,8 +19,8 @@ def alone(member: Any, row: int, logits: Any) -> bool:
     """Write the expert's own logits; False, and nothing written, when they are broken."""
     length = min(member[2], logits.size)
     expert = np.empty(length, np.float32)
-    cpu_moments.load(member[0] + row * member[1], member[3], length, expert)
-    if cpu_moments.check(expert)[1]:
+    _, _, bad = cpu_moments.load(member[0] + row * member[1], member[3], length, expert)
+    if bad:
         return False
     logits[:length] = expert
     logits[length:] = np.float32(-np.inf)
@@ -64,7 +64,7 @@ def fuse_rows(
         used = 0
         for t in range(number):
             used += use[row, t]
-        cpu_moments.load(members[0, 0] + row * members[0, 1], members[0, 3], members[0, 2], line)
+        top, _, bad = cpu_moments.load(members[0, 0] + row * members[0, 1], members[0, 3], members[0, 2], line)
         if weighting == NONE or used == 0:
             continue
         if weighting == ALONE:
@@ -76,21 +76,25 @@ def fuse_rows(
                         fallback[row] = True
                     break
             continue
-        if cpu_moments.check(line)[1]:
+        if bad:
             continue
         large = line[:common]
-        top = cpu_moments.check(large)[0]
-        cpu_moments.load(members[1, 0] + row * members[1, 1], members[1, 3], common, base)
-        bad = cpu_moments.check(base)[1]
+        if common < line.size:
+            top = cpu_moments.largest(large)
+        base_top, base_masked, bad = cpu_moments.load(members[1, 0] + row * members[1, 1], members[1, 3], common, base)
         a, b = 0.0, 0.0
         for t in range(number):
             if not use[row, t] or bad:
                 continue
-            cpu_moments.load(members[2 + t, 0] + row * members[2 + t, 1], members[2 + t, 3], common, expert)
-            bad = cpu_moments.check(expert)[1]
+            expert_top, masked, bad = cpu_moments.load(
+                members[2 + t, 0] + row * members[2 + t, 1], members[2 + t, 3], common, expert
+            )
             if not bad:
-                tops = cpu_moments.delta_of(expert, base, large, top, deltas[t])
-                facts[t, 0], facts[t, 1] = tops[3], tops[2] - tops[3]
+                centre, highest = cpu_moments.delta_of(expert, base, large, top, deltas[t])
+                facts[t, 0], facts[t, 1] = centre, highest - centre
+                tops = (expert_top, base_top)
+                if masked or base_masked:
+                    tops = cpu_moments.joint_tops(expert, base)
                 towards, back = cpu_moments.targets(expert, base, tops[0], tops[1])
                 a += towards / used
                 b += back / used

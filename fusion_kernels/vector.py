@@ -151,11 +151,3 @@ def ordered(value: Any) -> Any:
 def unordered(key: Any) -> Any:
     """The float32 of an `ordered` key."""
     return as_float(key ^ ((key >> np.int32(31)) & np.int32(0x7FFFFFFF)))
-
-
-@inlined
-def broken(value: Any) -> Any:
-    """int32 1 for NaN and +inf, else 0."""
-    bits = as_bits(value)
-    magnitude = bits & np.int32(0x7FFFFFFF)
-    return np.int32((magnitude > np.int32(0x7F800000)) | (bits == np.int32(0x7F800000)))
