@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from enum import StrEnum
 from importlib.metadata import version
@@ -14,6 +13,7 @@ import typer
 from typer.core import TyperCommand
 
 from server.errors import ConfigError, ServerError
+from server.logs import quiet_libraries
 
 # Nothing slow is imported up here: `--help` should answer at once, and vLLM alone takes seconds.
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     overrides: SetOption = None,
-    log_level: Annotated[LogLevel, typer.Option(help="How much to log to standard error.")] = LogLevel.warning,
+    log_level: Annotated[LogLevel, typer.Option(help="How much to log to standard error.")] = LogLevel.error,
 ) -> None:
     """Serve the configured models until Ctrl-C or SIGTERM.
 
@@ -82,11 +82,12 @@ def serve(
     """
     report = _checked(config, overrides, log_level)
     from server.engine.members import fetch_weights
+    from server.process import leave
     from server.process import serve as serve_members
 
     fetch_weights(report.members)
     code = serve_members(report.config, report.members, report.as_dict(), host, port, log_level.value)
-    raise typer.Exit(code)
+    leave(code)
 
 
 @app.command(epilog=EXIT_CODES)
@@ -143,9 +144,7 @@ def _fail(error: Exception, code: int) -> None:
 
 def _checked(config: Path | None, overrides: list[str] | None, log_level: LogLevel) -> Report:
     """Load and check a configuration, with the libraries on the way saying nothing of their own."""
-    # Read by vLLM and transformers when they are imported, here and in the engine's processes.
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", log_level.value.upper())
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    quiet_libraries(log_level.value)
     from rich.console import Console
 
     from server.config import load_config

@@ -7,19 +7,24 @@ import contextlib
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any, NoReturn
 
+import psutil
 import uvicorn
 from rich.console import Console
 
 from server.config import Config
 from server.engine.members import Members
 from server.errors import ServerError
+from server.logs import quiet_libraries
 
 ENGINE_CHECK_SECONDS = 0.5
+# vLLM's own default of 5 s kills an engine that is just tearing down its workers.
+ENGINE_STOP_SECONDS = 20
 # How long running requests may take after the first signal; the second one ends them at once.
 GRACE_SECONDS = 30
 
@@ -27,17 +32,21 @@ GRACE_SECONDS = 30
 def serve(config: Config, members: Members, sizes: dict[str, Any], host: str, port: int, log_level: str) -> int:
     """Serve until a signal; return the process' exit code: 0 after a clean end, 1 when the engine died.
 
+    Leave the process with `leave`.
+
     Raises:
         ServerError: the address cannot be bound, or the engine does not start.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", log_level.upper())
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    signal.signal(signal.SIGTERM, _interrupt)
+    quiet_libraries(log_level)
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, _abandon)  # until the server is up and takes them itself
     with _bound(host, port) as sock:
         return asyncio.run(_serve(config, members, sizes, sock, host, log_level))
 
 
-async def _serve(config: Config, members: Members, sizes: dict[str, Any], sock: socket.socket, host: str, log_level: str) -> int:
+async def _serve(
+    config: Config, members: Members, sizes: dict[str, Any], sock: socket.socket, host: str, log_level: str
+) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
     with console.status("Starting the engine ..."):
@@ -68,7 +77,17 @@ async def _serve(config: Config, members: Members, sizes: dict[str, Any], sock: 
         await serving
         return 1 if engine.errored else 0
     finally:
-        engine.shutdown()
+        engine.shutdown(timeout=ENGINE_STOP_SECONDS)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, when all is shut down.
+
+    An ordinary exit lets Triton 3.9's bindings print hundreds of lines on the objects that they leaked.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 class _Server(uvicorn.Server):
@@ -84,9 +103,15 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _interrupt(sig: int, frame: FrameType | None) -> NoReturn:
-    """Until the server takes signals itself, SIGTERM ends start-up the way Ctrl-C does: the engine is torn down."""
-    raise KeyboardInterrupt
+def _abandon(sig: int, frame: FrameType | None) -> NoReturn:
+    """End a start-up at once, with all that it started.
+
+    There is nothing to save yet, and an exception raised in the middle of vLLM's start-up does not always get out.
+    """
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
+    leave(128 + sig)
 
 
 @contextlib.contextmanager

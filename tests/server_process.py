@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Self
 
 import httpx
+import psutil
 
 START_SECONDS = 180
 
@@ -57,11 +59,20 @@ class ServerProcess:
         return self.process.wait(seconds)
 
     def processes(self) -> list[str]:
-        """Command lines of what still runs in the server's session, its engine's processes among them."""
-        listing = subprocess.run(
-            ["ps", "-o", "args=", "--sid", str(self.process.pid)], capture_output=True, text=True, check=False
-        )
-        return listing.stdout.splitlines()
+        """Command lines of what still runs in the server's session: the engine's processes too, ended ones not."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, ProcessLookupError):
+                if os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline()))
+        return found
+
+    def wait_until_gone(self, seconds: float = 30) -> list[str]:
+        """Give the last processes time to end after the main one, and return those that did not."""
+        deadline = time.monotonic() + seconds
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return left
 
     def __enter__(self) -> Self:
         try:

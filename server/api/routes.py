@@ -39,6 +39,12 @@ GENERATION: dict[str, Any] = {
     "responses": {HTTPStatus.OK.value: {"content": {"text/event-stream": {}}}, **ERRORS},
 }
 
+PROMPT_FIELDS: dict[type[FusionRequest], str] = {
+    FusionChatCompletionRequest: "messages",
+    FusionCompletionRequest: "prompt",
+    FusionResponsesRequest: "input",
+}
+
 Answer = ErrorResponse | BaseModel | AsyncIterator[str]
 
 
@@ -135,7 +141,7 @@ def _naming_the_prompt(create: Callable[[], Awaitable[Answer]], request: FusionR
         except VLLMValidationError as error:
             if error.parameter not in ("input_text", "input_tokens"):
                 raise
-            field = next(name for name in ("messages", "prompt", "input") if name in type(request).model_fields)
+            field = PROMPT_FIELDS[type(request)]
             message = str(error).partition(" (parameter=")[0]
             raise RequestError(f"{field}: {message}", field) from error
 

@@ -13,6 +13,7 @@ from server.config import Config
 from server.engine.client import FusionEngine
 from server.engine.members import Members
 from server.engine.plugin import ARCHITECTURE
+from server.logs import loading_shows_progress
 
 
 def start_engine(config: Config, members: Members) -> FusionEngine:
@@ -31,10 +32,13 @@ def start_engine(config: Config, members: Members) -> FusionEngine:
 def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     """vLLM's engine arguments: those of the configuration, and those that make the model the composite."""
     arguments: dict[str, Any] = dict(config.engine)
+    arguments.setdefault("use_tqdm_on_load", loading_shows_progress())
     if current_platform.is_cuda_alike():
         # Only the members' own layers go into CUDA graphs. A full graph would also freeze the composite's look at
         # the batch's layout, which nobody has tried yet.
         arguments.setdefault("compilation_config", {"cudagraph_mode": "PIECEWISE"})
+    if current_platform.is_cpu():
+        arguments.setdefault("worker_cls", "server.engine.cpu_worker.FusionCPUWorker")
     return AsyncEngineArgs(
         model=str(members.large.folder),
         served_model_name=list(config.presets),
