@@ -95,7 +95,7 @@ class BatchState:
             self._set(source, replaced if direction == MoveDirectionality.SWAP else None)
         running = [slot.settings for slot in self.slots if slot is not None]
         self.experts_in_use = sorted({expert for settings in running for expert in settings.experts})
-        self.tracing = any(settings.trace is not None for settings in running)
+        self.tracing = any(settings.traced for settings in running)
         self._on_device = self._to_device()
 
     def begin_step(

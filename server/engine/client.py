@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
@@ -68,12 +69,16 @@ class FusionEngine(AsyncLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         """As `AsyncLLM.generate`; each output of a traced request comes after its tokens' trace."""
         outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
-        name = FusionSettings.of(sampling_params).trace
-        key, _, prompt_index = (name or "").partition("/")
+        settings = FusionSettings.of(sampling_params)
+        key, _, prompt_index = (settings.trace or "").partition("/")
         trace = self._traces.get(key)
-        if name is None or trace is None:
+        if trace is None:
             return outputs
-        return self._follow(outputs, name, trace, int(prompt_index) * sampling_params.n)
+        first_choice = int(prompt_index) * sampling_params.n
+        if not settings.traced:
+            return _unfused(outputs, trace, first_choice)
+        assert settings.trace is not None
+        return self._follow(outputs, settings.trace, trace, first_choice)
 
     async def _follow(
         self, outputs: AsyncGenerator[RequestOutput, None], name: str, trace: Trace, first_choice: int
@@ -90,11 +95,24 @@ class FusionEngine(AsyncLLM):
             await outputs.aclose()
             if not self.errored:
                 # Whatever an aborted request leaves behind, and the row that follows the last token.
-                await self._take(name)
+                await self._take(name, last=True)
 
-    async def _take(self, name: str) -> list[TraceRow]:
-        workers: list[list[TraceRow]] = await self.collective_rpc("take_fusion_trace", args=(name,))
+    async def _take(self, name: str, last: bool = False) -> list[TraceRow]:
+        workers: list[list[TraceRow]] = await self.collective_rpc("take_fusion_trace", args=(name, last))
         return [row for rows in workers for row in rows]
+
+
+async def _unfused(
+    outputs: AsyncGenerator[RequestOutput, None], trace: Trace, first_choice: int
+) -> AsyncGenerator[RequestOutput, None]:
+    """The trace of a request without experts is known beforehand: every token is the large model's."""
+    async with aclosing(outputs):
+        async for output in outputs:
+            for choice in output.outputs:
+                trace.pending[first_choice + choice.index] += [
+                    TokenTrace(token_id, [], [0.0, 0.0], [0.0, 0.0], False) for token_id in choice.token_ids
+                ]
+            yield output
 
 
 class _PromptRows:
@@ -109,6 +127,8 @@ class _PromptRows:
     def __init__(self) -> None:
         self._slots: dict[int, dict[int, TraceRow]] = defaultdict(dict)
         self._tokens: dict[int, list[int]] = defaultdict(list)
+        self._strangers: dict[int, set[int]] = defaultdict(set)
+        """By choice, the slots that have read another token than the choice's own."""
 
     def add(self, rows: list[TraceRow]) -> None:
         for row in rows:
@@ -117,15 +137,16 @@ class _PromptRows:
 
     def match(self, choice: int, new_tokens: list[int]) -> list[TokenTrace]:
         """The traces of `new_tokens`, which follow those of the choice's earlier calls."""
-        tokens = self._tokens[choice]
+        tokens, strangers = self._tokens[choice], self._strangers[choice]
         start = len(tokens)
         tokens += new_tokens
-        mine = [slot for slot in self._slots.values() if _agree(slot, tokens)]
+        for serial, slot in self._slots.items():
+            # Rows that follow the newest tokens; those of earlier tokens were compared when these came.
+            compared = (slot.get(index) for index in range(max(start, 1), len(tokens) + 1))
+            if any(row is not None and row[2] != tokens[row[1] - 1] for row in compared):
+                strangers.add(serial)
+        mine = [slot for serial, slot in self._slots.items() if serial not in strangers]
         return [_token_trace(tokens[index], mine, index) for index in range(start, len(tokens))]
-
-
-def _agree(slot: dict[int, TraceRow], tokens: list[int]) -> bool:
-    return all(index == 0 or index > len(tokens) or row[2] == tokens[index - 1] for index, row in slot.items())
 
 
 def _token_trace(token_id: int, slots: list[dict[int, TraceRow]], index: int) -> TokenTrace:

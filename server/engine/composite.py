@@ -9,6 +9,7 @@ side in one tensor, from `forward` to `compute_logits`, where each member's head
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.transformers_utils.config import get_config
 
-from fusion_kernels import fuse_logits
+from fusion_kernels import fuse_logits, warm_up
 from server.engine.batch import TAG_COLUMNS, batch_state
 from server.engine.trace import TraceLog
 from server.engine.weights import add_task_vectors, task_vectors
@@ -71,7 +72,9 @@ class LogitFusionForCausalLM(nn.Module):
         size = vllm_config.model_config.get_vocab_size()
         sizes = [config.model_config.get_vocab_size() for config in configs]
         self._last_ids = [None, *(None if own >= size else own - 1 for own in sizes)]
+        self._common_size = min(size, *sizes)
         self._widths: list[int] | None = None
+        warm_up()
 
     @property
     def _members(self) -> list[Any]:
@@ -113,11 +116,14 @@ class LogitFusionForCausalLM(nn.Module):
         large: torch.Tensor | None = self.large.compute_logits(large_states)
         if not in_use:
             return large
-        base = self.base.compute_logits(base_states)
+        base: torch.Tensor | None = self.base.compute_logits(base_states)
         members = self._members[2:]
         experts = [members[expert].compute_logits(expert_states[expert]) for expert in in_use]
-        if large is None:  # tensor parallel gathers the logits on the first rank alone
+        if large is None or base is None:  # tensor parallel gathers the logits on the first rank alone
             return None
+        # `fuse_logits` compares over the ids that its arguments share. They must not depend on which experts other
+        # requests of the batch use, so the base shows only the ids that all members share.
+        base = base[:, : self._common_size]
         if batch.profiling:
             places = owners = None
             rows = batch.profiling_rows(large.shape[0])
@@ -162,8 +168,21 @@ def _member_config(vllm_config: VllmConfig, source: dict[str, Any]) -> VllmConfi
     config.model_config.model = source["model"]
     quantization = getattr(hf_config, "quantization_config", None)
     config.model_config.quantization = quantization["quant_method"] if quantization else None
+    # vLLM's attention layers take the window of a model whose layers are all alike from here; the large model's own
+    # is none of the member's.
+    config.cache_config = copy(config.cache_config)
+    config.cache_config.sliding_window = _uniform_window(hf_config)
     config.quant_config = VllmConfig.get_quantization_config(config.model_config, vllm_config.load_config)
     return config
+
+
+def _uniform_window(hf_config: Any) -> int | None:
+    """The window of a model that has one in every layer; one with windows in some names them layer by layer."""
+    layer_types = getattr(hf_config, "layer_types", None)
+    if layer_types is not None and any(kind != "sliding_attention" for kind in layer_types):
+        return None
+    window: int | None = getattr(hf_config, "sliding_window", None)
+    return window or None
 
 
 def _split(name: str) -> tuple[int | None, str]:

@@ -29,6 +29,11 @@ class FusionSettings:
     trace: str | None = None
     """The name under which the worker keeps this request's trace; `None` keeps none."""
 
+    @property
+    def traced(self) -> bool:
+        """Whether the worker keeps a trace; of the large model alone there is nothing to keep."""
+        return self.trace is not None and bool(self.experts)
+
     def attach(self, params: SamplingParams) -> None:
         """Write the settings into `params.extra_args`, over whatever stood there under the same name."""
         params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: {**asdict(self), "weighting": int(self.weighting)}}

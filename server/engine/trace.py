@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # A trace that nobody fetches (its client went away in the one moment that matters) must not stay for ever.
 MAX_KEPT_TRACES = 4096
+# A request that ended may still run in a step that was under way; its rows are dropped if its name is remembered.
+MAX_REMEMBERED_ENDS = 1024
 # Steps are sorted by request when somebody asks, or in halves of this many, so that they cannot pile up.
 MAX_UNSORTED_STEPS = 512
 
@@ -49,6 +51,7 @@ class TraceLog:
         self._batch = batch
         self._steps: list[_Step] = []
         self._rows: dict[str, list[TraceRow]] = defaultdict(list)
+        self._ended: dict[str, None] = {}
 
     def record(self, owners: torch.Tensor, places: torch.Tensor, fused: Fused, experts: list[int]) -> None:
         """Note one `compute_logits` call: rows' owners and places [N], and their fusion over `experts`."""
@@ -66,10 +69,19 @@ class TraceLog:
         if len(self._steps) >= MAX_UNSORTED_STEPS:
             self._sort(MAX_UNSORTED_STEPS // 2)
 
-    def take(self, trace: str) -> list[TraceRow]:
-        """Return the rows of `trace` that came since the last call, and forget them."""
+    def take(self, trace: str, last: bool) -> list[TraceRow]:
+        """Return the rows of `trace` that came since the last call, and forget them; keep none after the `last`."""
         self._sort(len(self._steps))
+        if last:
+            self._ended[trace] = None
+            if len(self._ended) > MAX_REMEMBERED_ENDS:
+                self._ended.pop(next(iter(self._ended)))
         return self._rows.pop(trace, [])
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Traces and steps that are kept at the moment."""
+        return len(self._rows), len(self._steps)
 
     def _sort(self, count: int) -> None:
         steps, self._steps = self._steps[:count], self._steps[count:]
@@ -78,7 +90,9 @@ class TraceLog:
                 step.done.synchronize()
             for row, owner in enumerate(step.owners.tolist()):
                 slot = step.slots[owner]
-                if slot is None or slot.settings.trace is None:
+                if slot is None or slot.settings.trace is None or not slot.settings.traced:
+                    continue
+                if slot.settings.trace in self._ended:
                     continue
                 # The row at the prompt's last position gives the first generated token. Earlier positions are
                 # prompt logprobs, or a chunk of a prompt whose sample vLLM throws away.
@@ -100,7 +114,12 @@ class TraceLog:
 class TraceWorkerExtension:
     """Mixed into vLLM's worker (`worker_extension_cls`), so that `collective_rpc` reaches the trace log."""
 
-    def take_fusion_trace(self, trace: str) -> list[TraceRow]:
+    def take_fusion_trace(self, trace: str, last: bool) -> list[TraceRow]:
         """Rows of `trace` since the last call; empty on workers that hold no logits."""
         log: TraceLog = self.get_model().trace_log  # type: ignore[attr-defined]
-        return log.take(trace)
+        return log.take(trace, last)
+
+    def count_fusion_traces(self) -> tuple[int, int]:
+        """How many traces and steps this worker keeps at the moment."""
+        log: TraceLog = self.get_model().trace_log  # type: ignore[attr-defined]
+        return log.kept

@@ -1,0 +1,103 @@
+"""Compares an answer with the Hugging Face reference: each token given those before it, one fusion per position.
+
+A token that is the reference's own choice at every position, given the tokens before it, is by induction the
+reference's whole answer. Engine and reference sum in another order, so two tokens whose fused logits nearly agree may
+trade places. Such a tie is accepted only when raising the engine's token by `TIE` in the reference makes it the
+reference's choice too, and it is counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from vllm.platforms import current_platform
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+
+from fusion_kernels import Fused
+from tests.engine.driver import Answer, Case
+from tests.hf_loop import HFLoop
+
+TIE = 1e-4
+# `kl` weights are found in float32, to a few 1e-5; an unlikely token's logprob takes that times its delta.
+LOGPROB_ATOL, LOGPROB_RTOL = 1e-4, 5e-5
+
+# Loads the sampler's kernel that draws a seed's noise.
+current_platform.import_kernels()
+
+
+@dataclass
+class Verdict:
+    """How many tokens were compared, and how many of them were ties."""
+
+    tokens: int = 0
+    ties: int = 0
+
+    def __iadd__(self, other: Verdict) -> Verdict:
+        self.tokens += other.tokens
+        self.ties += other.ties
+        return self
+
+
+def judge(oracle: HFLoop, case: Case, answer: Answer) -> Verdict:
+    """Check every token, logprob and trace of an answer.
+
+    Raises:
+        AssertionError: one of them is not the reference's.
+    """
+    verdict = Verdict()
+    for choice, tokens in enumerate(answer.tokens):
+        assert tokens, "no token came back"
+        fused = oracle.along(case.prompt, tokens, case.settings)
+        noise = torch.Generator().manual_seed(case.params.get("seed", 0) + choice)
+        for position, token in enumerate(tokens):
+            logits = fused.logits[position]
+            draw = int(torch.randint(0, 2**31, (1,), generator=noise))
+            if choose(logits, case, draw) != token:
+                raised = logits.clone()
+                raised[token] += TIE
+                assert choose(raised, case, draw) == token, (
+                    f"token {position} of choice {choice} is {token}, the reference's is {choose(logits, case, draw)}; "
+                    f"its logit lies {float(logits.max() - logits[token]):.2e} under the highest: {case}"
+                )
+                verdict.ties += 1
+            verdict.tokens += 1
+        if answer.logprobs[choice]:
+            expected = fused.logits.log_softmax(-1)[torch.arange(len(tokens)), torch.tensor(tokens)]
+            torch.testing.assert_close(
+                torch.tensor(answer.logprobs[choice]), expected, atol=LOGPROB_ATOL, rtol=LOGPROB_RTOL
+            )
+        if case.trace:
+            _check_trace(case, answer, choice, fused)
+    if answer.prompt_logprobs:
+        _check_prompt_logprobs(oracle, case, answer)
+    return verdict
+
+
+def choose(logits: torch.Tensor, case: Case, draw: int) -> int:
+    """The token that vLLM's sampler takes from these logits; `draw` is the seed of this token's noise."""
+    if case.greedy:
+        return int(logits.argmax())
+    params = case.params
+    k = torch.tensor([params["top_k"] or len(logits)])
+    p = torch.tensor([params["top_p"]])
+    cut = apply_top_k_top_p((logits / params["temperature"])[None], k, p)
+    return int(torch.ops._C.fused_gumbel_argmax(cut, torch.tensor([draw])))
+
+
+def _check_trace(case: Case, answer: Answer, choice: int, fused: Fused) -> None:
+    trace = answer.traces[choice]
+    assert len(trace) == len(answer.tokens[choice])
+    if not case.settings.experts:
+        assert not any(t.alpha for t in trace)
+    else:
+        torch.testing.assert_close(torch.tensor([t.alpha for t in trace]), fused.alpha, atol=2e-3, rtol=0)
+    torch.testing.assert_close(torch.tensor([t.kl_target for t in trace]), fused.kl_target, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(torch.tensor([t.kl_fused for t in trace]), fused.kl_fused, atol=3e-3, rtol=3e-3)
+    assert not any(t.fallback for t in trace)
+
+
+def _check_prompt_logprobs(oracle: HFLoop, case: Case, answer: Answer) -> None:
+    reference = oracle.fuse(case.prompt, case.settings, slice(0, -1)).logits.log_softmax(-1)
+    expected = reference[torch.arange(len(case.prompt) - 1), torch.tensor(case.prompt[1:])]
+    torch.testing.assert_close(torch.tensor(answer.prompt_logprobs), expected, atol=LOGPROB_ATOL, rtol=LOGPROB_RTOL)
