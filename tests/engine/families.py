@@ -1,0 +1,115 @@
+"""Families whose members differ: in architecture, attention window, vocabulary length, and in what an expert is."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from tests.models import make_adapter, make_expert, make_model
+
+LARGE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "layers": 3, "heads": 4, "kv_heads": 2}
+ENGINE = "{dtype: float32, max_model_len: 160, max_num_seqs: 4, enforce_eager: true, kv_cache_memory_bytes: 33554432}"
+
+
+def qwen3_over_qwen2(folder: Path) -> None:
+    """A Qwen3 large model with Qwen2 experts, over one tokenizer."""
+    make_model(folder / "large", "qwen3", **LARGE)
+    make_model(folder / "base", "qwen2", seed=1)
+    _experts(folder)
+
+
+def windows_among_experts(folder: Path) -> None:
+    """Mistral experts that see 24 tokens back, under a Llama model that sees all."""
+    make_model(folder / "large", **LARGE)
+    make_model(folder / "base", "mistral", sliding_window=24, seed=1)
+    _experts(folder)
+
+
+def window_of_the_large(folder: Path) -> None:
+    """A Mistral large model that sees 24 tokens back, over Llama experts that see all."""
+    make_model(folder / "large", "mistral", sliding_window=24, **LARGE)
+    make_model(folder / "base", seed=1)
+    _experts(folder)
+
+
+def gemmas(folder: Path) -> None:
+    """A Gemma 3 large model, a Gemma 2 base and expert, and a Gemma expert."""
+    make_model(folder / "large", "gemma3", sliding_window=24, **LARGE)
+    make_model(folder / "base", "gemma2", sliding_window=40, seed=1)
+    make_expert(folder / "red", folder / "base", seed=2)
+    make_model(folder / "blue", "gemma", seed=3)
+
+
+def unequal_vocabularies(folder: Path) -> None:
+    """One tokenizer of 480 ids, and vocabularies padded to 520, 512, 500 and 576."""
+    make_model(folder / "large", vocab_size=520, tokenizer_size=480, **LARGE)
+    make_model(folder / "base", vocab_size=512, tokenizer_size=480, seed=1)
+    make_model(folder / "red", "qwen3", vocab_size=500, tokenizer_size=480, seed=2)
+    make_model(folder / "blue", vocab_size=576, tokenizer_size=480, seed=3)
+
+
+FAMILIES: list[Callable[[Path], None]] = [
+    qwen3_over_qwen2,
+    windows_among_experts,
+    window_of_the_large,
+    gemmas,
+    unequal_vocabularies,
+]
+
+
+def make(family: Callable[[Path], None], folder: Path) -> Path:
+    """Build a family with experts `red` and `blue`, and return its configuration file."""
+    family(folder)
+    return write_config(folder, {"red": "{model: ./red}", "blue": "{model: ./blue}"})
+
+
+def make_derived(folder: Path) -> Path:
+    """A family whose experts are adapters and merges, in the configuration; beside them, the same as whole models.
+
+    The whole models are made by PEFT (`merge_and_unload`) and by plain sums of state dictionaries.
+    """
+    make_model(folder / "large", **LARGE)
+    make_model(folder / "base", "qwen2", seed=1, vocab_size=512)
+    make_expert(folder / "red", folder / "base", seed=2)
+    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    make_adapter(folder / "lora", folder / "base", target_modules=modules, use_rslora=True, seed=4)
+    sources = {
+        "red": "{model: ./red}",
+        "adapted": "{adapter: ./lora}",
+        "blend": "{merge: {red: 0.6, adapted: -0.3}}",
+    }
+    config = write_config(folder, sources)
+    auto: Any = AutoModelForCausalLM
+    base, red = (auto.from_pretrained(folder / name, dtype=torch.float32) for name in ("base", "red"))
+    adapted = PeftModel.from_pretrained(
+        auto.from_pretrained(folder / "base", dtype=torch.float32), str(folder / "lora")
+    ).merge_and_unload()
+    start, parts = base.state_dict(), [(0.6, red.state_dict()), (-0.3, adapted.state_dict())]
+    base.load_state_dict(
+        {name: tensor + sum(weight * (part[name] - tensor) for weight, part in parts) for name, tensor in start.items()}
+    )
+    for name, model in (("adapted", adapted), ("blend", base)):
+        shutil.copytree(folder / "base", folder / name)
+        model.save_pretrained(folder / name)
+    return config
+
+
+def write_config(folder: Path, experts: dict[str, str]) -> Path:
+    lines = "\n".join(f"  {name}: {source}" for name, source in experts.items())
+    config = folder / "fusion.yaml"
+    config.write_text(
+        f"large: {{model: ./large}}\nbase: {{model: ./base}}\nexperts:\n{lines}\n"
+        f"presets:\n  giant: {{weighting: none}}\nengine: {ENGINE}\n"
+    )
+    return config
+
+
+def _experts(folder: Path) -> None:
+    make_expert(folder / "red", folder / "base", seed=2)
+    make_expert(folder / "blue", folder / "base", seed=3)
