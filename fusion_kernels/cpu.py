@@ -1,19 +1,38 @@
 """The fusion on the CPU: numba code over row ranges, one range per thread."""
 
+import contextlib
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fusion_kernels import plain
 from fusion_kernels.cpu_moments import BFLOAT16, BLOCK, FLOAT32
 from fusion_kernels.cpu_row import FIXED_ROWS, fuse_rows
 from fusion_kernels.weighting import Fused, Weighting
 
 _local = threading.local()
-_pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="fusion")
+
+
+def _spread() -> None:
+    """Let a new thread run on every core that this process' threads use.
+
+    It inherits the cores of the thread that made it, and OpenMP may have bound that one to a single core.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores: set[int] = set()
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            cores |= os.sched_getaffinity(int(thread))
+    os.sched_setaffinity(0, cores)
+
+
+_pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="fusion", initializer=_spread)
 
 
 def fuse(
@@ -23,11 +42,13 @@ def fuse(
     members = [_readable(member) for member in [large, base, *experts]]
     common = min(member.shape[1] for member in members)
     rows, number = use.shape
+    # Whoever loads a model makes its dtype the default one.
+    real: Any = {"dtype": torch.float32}
     out = Fused(
-        logits=torch.empty(large.shape),
-        alpha=torch.zeros(rows, number),
-        kl_target=torch.zeros(rows, 2),
-        kl_fused=torch.zeros(rows, 2),
+        logits=torch.empty(large.shape, **real),
+        alpha=torch.zeros(rows, number, **real),
+        kl_target=torch.zeros(rows, 2, **real),
+        kl_fused=torch.zeros(rows, 2, **real),
         fallback=torch.zeros(rows, dtype=torch.bool),
     )
     table = np.array(
@@ -46,14 +67,20 @@ def fuse(
     run(edges[0], edges[1])
     for other in others:
         other.result()
+    together = kind == Weighting.KL_JOINT
+    if together.any():
+        parts = [large, base, *experts, kind, use, alpha, alpha_max]
+        large, base, *experts, kind, use, alpha, alpha_max = (part[together] for part in parts)
+        for whole, part in zip(out, plain.fuse(large, base, experts, kind, use, alpha, alpha_max), strict=True):
+            whole[together] = part
     return out
 
 
 def warm_up() -> None:
     """See `fusion_kernels.warm_up`."""
-    logits = torch.zeros(1, 2)
+    logits = torch.zeros(1, 2, dtype=torch.float32)
     kind = torch.tensor([Weighting.NONE], dtype=torch.int8)
-    ones = torch.ones(1, 1)
+    ones = torch.ones(1, 1, dtype=torch.float32)
     fuse(logits, logits, [logits], kind, ones.bool(), ones, ones[0])
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fusion_kernels import solver
+from fusion_kernels import joint, solver
 from fusion_kernels.weighting import GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
 
 
@@ -15,7 +15,7 @@ def fuse(
     whole = large.float()
     static, searched, alone = (
         kind == Weighting.STATIC,
-        (kind == Weighting.KL) | (kind == Weighting.KL_GRID),
+        (kind == Weighting.KL) | (kind == Weighting.KL_GRID) | (kind == Weighting.KL_JOINT),
         kind == Weighting.ALONE,
     )
     use = use & (kind != Weighting.NONE)[:, None]
@@ -47,6 +47,11 @@ def fuse(
     chosen = torch.where((static & fused_rows)[:, None] & use, alpha, 0.0)
     if searched.device.type != "cpu" or bool(searched.any()):
         solved = _search(log_p, deltas, target, kind == Weighting.KL_GRID, use, alpha_max.clamp(min=0))
+        together = kind == Weighting.KL_JOINT
+        if together.device.type != "cpu" or bool(together.any()):
+            solved = torch.where(
+                together[:, None], _search_jointly(log_p, deltas, target, use, alpha_max, solved), solved
+            )
         chosen = torch.where((searched & fused_rows)[:, None] & use, solved, chosen)
 
     moved = torch.zeros_like(p)
@@ -132,6 +137,15 @@ def _search(
         chosen[:, t] = torch.where(better, x.float(), chosen[:, t])
         least = torch.where(better, loss, least)
     return chosen
+
+
+def _search_jointly(
+    log_p: Tensor, deltas: list[Tensor], target: Tensor, use: Tensor, alpha_max: Tensor, start: Tensor
+) -> Tensor:
+    """[B, T]: all used experts' weights at once, from the best single expert's."""
+    empty = ~(log_p > -torch.inf).any(1)[:, None]
+    stacked = torch.stack(deltas, dim=1) * (use & ~empty)[..., None]
+    return joint.solve(torch.where(empty, 0.0, log_p), stacked, target, alpha_max, start).float()
 
 
 def _grid(cumulants: solver.Cumulants, target: Tensor, alpha_max: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from fusion_kernels import joint
 from fusion_kernels.weighting import GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
 
 # `minimise` stops when no cell can hold an objective lower than the best by more than this share of it.
@@ -118,7 +119,10 @@ class Row:
         return divergences(self.large, total, torch.ones(1, dtype=torch.float64))[0]
 
     def solve(self, kind: Weighting, alpha_max: float) -> list[float]:
-        """The weights of the paper's search: one expert at a time, the others at 0; the first of the best wins."""
+        """The weights of the paper's search: one expert at a time, the others at 0; the first of the best wins.
+
+        `KL_JOINT` goes on from there over all weights at once.
+        """
         search = search_grid if kind == Weighting.KL_GRID else minimise
         best, best_loss = [0.0] * len(self.deltas), math.inf
         for t, delta in enumerate(self.deltas):
@@ -126,7 +130,12 @@ class Row:
             if loss < best_loss:
                 best, best_loss = [0.0] * len(self.deltas), loss
                 best[t] = alpha
-        return best
+        if kind != Weighting.KL_JOINT or best_loss == math.inf:
+            return best
+        log_p, start = self.large.log_softmax(-1)[None], torch.tensor([best], dtype=torch.float64)
+        limit = torch.tensor([alpha_max], dtype=torch.float64)
+        together = joint.solve(log_p, torch.stack(self.deltas)[None], self.target[None], limit, start)
+        return [float(a) for a in together[0]]
 
 
 def broken(member: Tensor) -> bool:

@@ -23,6 +23,8 @@ class Weighting(IntEnum):
     """The paper's Algorithm 1: the objective searched over the grid 0.0, 0.1 .. 2.0, one expert at a time."""
     ALONE = 4
     """One expert's own logits."""
+    KL_JOINT = 5
+    """Beyond the paper, an experiment: all weights at once. The Triton kernel lacks it and solves it as `KL`."""
 
 
 class Fused(NamedTuple):

@@ -155,7 +155,7 @@ def judge(case: Case, impl: str | None, device: str = "cpu") -> None:
         assert sum(a != 0 for a in alpha) <= 1
         assert all(0 <= a <= max(float(case.alpha_max[i]), 0) for a in alpha)
         loss = float(reference.objective(found, target))
-        best = problem.solve(kind, float(case.alpha_max[i]))
+        best = [float(want.alpha[i, t]) for t in used]
         least = float(reference.objective(problem.at(best), target))
         scale = float(target.square().sum())
         slack = 8 * size * steep * reach * (loss**0.5 + 8 * size * steep)

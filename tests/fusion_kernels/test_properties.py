@@ -1,6 +1,7 @@
 """Every implementation against the float64 reference, over random problems."""
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 
 from tests.fusion_kernels.cases import Case, cases, judge, make
@@ -9,10 +10,24 @@ IMPLEMENTATIONS = ["torch", "cpu"]
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_keeps_its_promises(impl: str, case: Case) -> None:
     judge(case, impl)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@settings(max_examples=1000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(case=cases(max_vocabulary=2000, max_rows=8, max_experts=8))
+def test_keeps_its_promises_in_many_more_cases(impl: str, case: Case) -> None:
+    judge(case, impl)
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+@pytest.mark.parametrize("number", [1, pytest.param(8, marks=pytest.mark.long)])
+def test_a_real_vocabulary(impl: str, number: int) -> None:
+    judge(make(number, rows=3, vocabulary=32_003, number=number, paddings=(0, 61), dtype=torch.bfloat16), impl)
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
