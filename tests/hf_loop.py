@@ -41,15 +41,22 @@ class HFLoop:
     def __init__(self, folder: Path, experts: Sequence[str]) -> None:
         self.experts = list(experts)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "large")
+        # With its other attention, Hugging Face leaves out the soft cap that Gemma 2 puts on attention's logits.
         self._members: list[Any] = [
-            AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
+            AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32, attn_implementation="eager")
             for name in ("large", "base", *experts)
         ]
 
     def fuse(self, token_ids: Sequence[int], settings: Settings, positions: slice) -> Fused:
-        """The fusion at `positions` of a text, all members reading it from its start."""
+        """The fusion at `positions` of a text, all members reading it from its start.
+
+        A member reads an id past its own vocabulary, which only padding has, as its last one.
+        """
+        text = torch.tensor([list(token_ids)])
         with torch.no_grad():
-            logits = [member(torch.tensor([list(token_ids)])).logits[0, positions] for member in self._members]
+            logits = [
+                member(text.clamp(max=member.config.vocab_size - 1)).logits[0, positions] for member in self._members
+            ]
         rows = len(logits[0])
         use = torch.zeros(rows, len(self.experts), dtype=torch.bool)
         alpha = torch.zeros(rows, len(self.experts))

@@ -16,6 +16,10 @@ from server.api.presets import PresetModels
 from server.config import Config
 from server.engine.client import FusionEngine
 
+# How a model writes its tool calls: <tool_call>{"name": ..., "arguments": ...}</tool_call>, the form of Qwen's and many
+# others' chat templates. Calls that the request requires have it forced by a grammar, so any model makes them.
+TOOL_PARSER = "hermes"
+
 
 class ServerState(Protocol):
     """`app.state`, typed. The names that vLLM's own routes read are vLLM's."""
@@ -39,12 +43,18 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
     state.log_stats = engine.log_stats
     typed.openai_serving_models = models = PresetModels(engine, config)
     templates: dict[str, Any] = {"chat_template": None, "chat_template_content_format": "auto"}
+    tools: dict[str, Any] = {
+        "enable_auto_tools": True,
+        "tool_parser": TOOL_PARSER,
+        # Arguments follow the tool's schema also where the tool does not say `strict`.
+        "tool_strict_level": "parameter",
+    }
     renderer = OnlineRenderer(
-        model_config=engine.model_config, renderer=engine.renderer, request_logger=None, **templates
+        model_config=engine.model_config, renderer=engine.renderer, request_logger=None, **templates, **tools
     )
     renderer.warmup()
     serving: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
     typed.serving_tokenization = ServingTokenization(models, **serving, **templates)
-    typed.chat = OpenAIServingChat(engine, models, "assistant", **serving, **templates)
+    typed.chat = OpenAIServingChat(engine, models, "assistant", **serving, **templates, **tools)
     typed.completion = OpenAIServingCompletion(engine, models, **serving)
-    typed.responses = OpenAIServingResponses(engine, models, **serving, **templates)
+    typed.responses = OpenAIServingResponses(engine, models, **serving, **templates, **tools)
