@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -52,12 +53,13 @@ engine: {{dtype: bfloat16, max_model_len: {CONTEXT}, max_num_seqs: 32, kv_cache_
     return config
 
 
-def _make_model(folder: Path, sizes: dict[str, int], seed: int, tokenizer: Path) -> None:
+def _make_model(folder: Path, sizes: Any, seed: int, tokenizer: Path) -> None:
     torch.manual_seed(seed)
+    architecture: Any = LlamaForCausalLM
     config = LlamaConfig(
         vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, tie_word_embeddings=False, dtype="bfloat16", **sizes
     )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = architecture(config).to(torch.bfloat16)
     with torch.no_grad():
         # Logits with a spread like a trained model's, so that members differ and the search has something to find.
         model.lm_head.weight.mul_(6.0)
