@@ -1,0 +1,60 @@
+"""Running text for pretraining: GSM8K's questions, MMLU's development questions, Python's own documentation."""
+
+import ast
+import gzip
+import json
+import random
+import sysconfig
+from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from zoo.examples import Example, cycle_shuffled
+
+# A document longer than this is cut into pieces.
+LONGEST = 1500
+SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "pydoc_data"}
+
+
+def read_gsm8k(file: Traversable | Path) -> list[Example]:
+    """Read question and answer of every line of a gzipped JSONL file."""
+    with file.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    return [Example(row["question"], row["answer"]) for row in rows]
+
+
+@cache
+def docstrings() -> tuple[str, ...]:
+    """Collect the docstrings of the standard library of the Python that runs, in the order of their files."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found: list[str] = []
+    for path in sorted(root.rglob("*.py")):
+        if SKIPPED & set(path.relative_to(root).parts):
+            continue
+        try:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+        except (SyntaxError, UnicodeDecodeError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                found += [piece for piece in _pieces(text) if len(piece) > 80]
+    return tuple(found)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Cut a text at blank lines into pieces no longer than LONGEST, or little more."""
+    piece = ""
+    for paragraph in text.split("\n\n"):
+        if piece and len(piece) + len(paragraph) > LONGEST:
+            yield piece
+            piece = ""
+        piece = f"{piece}\n\n{paragraph}" if piece else paragraph[: 2 * LONGEST]
+    if piece:
+        yield piece
+
+
+def prose(questions: Sequence[Example], rng: random.Random) -> Iterator[str]:
+    """Yield questions (never their answers) and docstrings, all of them before any comes again."""
+    return cycle_shuffled([*(example.question for example in questions), *docstrings()], rng)
