@@ -19,7 +19,7 @@ from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
-from vllm.transformers_utils.config import get_config
+from vllm.transformers_utils.config import get_config, get_hf_text_config
 
 from fusion_kernels import fuse_logits, warm_up
 from server.engine.batch import TAG_COLUMNS, batch_state
@@ -165,6 +165,9 @@ def _member_config(vllm_config: VllmConfig, source: dict[str, Any]) -> VllmConfi
     """The engine's configuration with a member's architecture and quantisation in place of the large model's."""
     hf_config = get_config(source["model"], trust_remote_code=vllm_config.model_config.trust_remote_code)
     config = vllm_config.with_hf_config(hf_config, architectures=hf_config.architectures)
+    # vLLM 0.32 leaves the large model's text configuration in place, and with it the large model's vocabulary.
+    config.model_config.hf_text_config = get_hf_text_config(hf_config)
+    config.model_config.model_arch_config = config.model_config.get_model_arch_config()
     config.model_config.model = source["model"]
     quantization = getattr(hf_config, "quantization_config", None)
     config.model_config.quantization = quantization["quant_method"] if quantization else None

@@ -15,13 +15,12 @@ from tests.engine.families import (
     make_derived,
     qwen3_over_qwen2,
     unequal_vocabularies,
-    windows_among_experts,
 )
 from tests.engine.judge import Verdict, judge
 from tests.hf_loop import HFLoop
 
-# An engine takes its time to start: the daily draw has the two that differ most.
-DAILY = [windows_among_experts, unequal_vocabularies]
+# An engine takes its time to start.
+DAILY = [unequal_vocabularies]
 
 
 async def check(config: Path, experts: Sequence[str], number: int, *options: str) -> None:
@@ -46,6 +45,7 @@ async def test_mixed_members(family: Callable[[Path], None], tmp_path: Path) -> 
     await check(make(family, tmp_path), ["red", "blue"], 16)
 
 
+@pytest.mark.long
 async def test_adapters_and_merges_are_what_peft_and_torch_make_of_them(tmp_path: Path) -> None:
     await check(make_derived(tmp_path), ["red", "adapted", "blend"], 16)
 

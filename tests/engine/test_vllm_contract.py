@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import vllm
-from vllm.config import CacheConfig, ParallelConfig
+from vllm.config import CacheConfig, ParallelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.model_loader import DefaultModelLoader
@@ -85,6 +85,12 @@ def test_loader_streams_secondary_weights() -> None:
 def test_attention_takes_a_uniform_window_from_the_cache_configuration() -> None:
     assert "sliding_window = cache_config.sliding_window" in source(Attention.__init__)
     assert "sliding_window" in {field.name for field in dataclasses.fields(CacheConfig)}
+
+
+def test_a_members_text_configuration_is_left_as_the_large_models() -> None:
+    made = source(VllmConfig.with_hf_config)
+    assert "model_config.hf_config = hf_config" in made
+    assert "model_config.hf_text_config" not in made, "no longer needed in composite._member_config?"
 
 
 def test_entry_points_are_vllms_and_load_ours() -> None:
