@@ -69,10 +69,11 @@ class BatchState:
         self.num_experts = num_experts
         self._device = device
         self._host = Rows(
-            kind=torch.zeros(max_num_seqs, dtype=torch.int8),
-            use=torch.zeros(max_num_seqs, num_experts, dtype=torch.bool),
-            alpha=torch.zeros(max_num_seqs, num_experts),
-            alpha_max=torch.zeros(max_num_seqs),
+            # Whoever loads a model makes its dtype and device the default ones.
+            kind=torch.zeros(max_num_seqs, dtype=torch.int8, device="cpu"),
+            use=torch.zeros(max_num_seqs, num_experts, dtype=torch.bool, device="cpu"),
+            alpha=torch.zeros(max_num_seqs, num_experts, dtype=torch.float32, device="cpu"),
+            alpha_max=torch.zeros(max_num_seqs, dtype=torch.float32, device="cpu"),
         )
         self._on_device = self._to_device()
         self._places = torch.arange(max_num_tokens, device=device)
@@ -137,8 +138,8 @@ class BatchState:
         return Rows(
             kind=torch.full((num_rows,), Weighting.KL, dtype=torch.int8, device=self._device),
             use=torch.ones(shape, dtype=torch.bool, device=self._device),
-            alpha=torch.zeros(shape, device=self._device),
-            alpha_max=torch.full((num_rows,), 2.0, device=self._device),
+            alpha=torch.zeros(shape, dtype=torch.float32, device=self._device),
+            alpha_max=torch.full((num_rows,), 2.0, dtype=torch.float32, device=self._device),
         )
 
     def _set(self, index: int, slot: Slot | None) -> None:
