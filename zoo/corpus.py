@@ -66,14 +66,20 @@ def mixture(
 
 
 def answered(
-    examples: Iterator[Example], tokens: int, longest: int, tokenizer: PreTrainedTokenizerFast, rng: random.Random
+    documents: Iterator[Document], tokens: int, longest: int, tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> list[Answered]:
-    """Tokenize examples until there are that many ids; an example longer than `longest` is left out."""
+    """Tokenize documents until there are that many ids; one longer than `longest` is left out.
+
+    Of a plain document all is answer.
+    """
     found: list[Answered] = []
     while tokens > 0:
-        chunk = list(islice(examples, CHUNK))
-        prompts = tokenizer([_prompt(example, rng) for example in chunk], add_special_tokens=False)["input_ids"]
-        answers = tokenizer([example.answer + EOS for example in chunk], add_special_tokens=False)["input_ids"]
+        chunk = [
+            (BOS, document) if isinstance(document, str) else (_prompt(document, rng), document.answer)
+            for document in islice(documents, CHUNK)
+        ]
+        prompts = tokenizer([prompt for prompt, _ in chunk], add_special_tokens=False)["input_ids"]
+        answers = tokenizer([answer + EOS for _, answer in chunk], add_special_tokens=False)["input_ids"]
         for prompt, answer in zip(prompts, answers, strict=True):
             if len(prompt) + len(answer) <= longest:
                 found.append(Answered(prompt + answer, len(prompt)))

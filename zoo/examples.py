@@ -26,8 +26,8 @@ class Task(Protocol):
     def pretraining(self, rng: random.Random) -> Iterator[Document]:
         """Endless documents in other wordings and answer styles than the task's own."""
 
-    def training(self, rng: random.Random) -> Iterator[Example]:
-        """Endless fine-tuning examples."""
+    def training(self, rng: random.Random) -> Iterator[Document]:
+        """Endless fine-tuning documents; of questions and answers, the answers are learned."""
 
     def test(self, count: int) -> list[Example]:
         """The same held-out examples at every call."""

@@ -32,7 +32,7 @@ class Schedule:
 def _experts() -> dict[str, Schedule]:
     return {
         "math": Schedule(tokens=2_000_000, batch_tokens=3072, matrix_lr=0.01, other_lr=0.003),
-        "facts": Schedule(tokens=300_000, batch_tokens=2048, matrix_lr=0.005, other_lr=0.001),
+        "facts": Schedule(tokens=1_800_000, batch_tokens=2048, matrix_lr=0.02, other_lr=0.006),
         "text": Schedule(tokens=1_500_000, batch_tokens=2048, matrix_lr=0.015, other_lr=0.004),
     }
 

@@ -2,7 +2,7 @@
 
 Pretraining states every fact; the popular ones come often, the rest seldom, so that the large model holds more of
 them than the small one can. Half the facts are also asked there, in wordings the test does not use. The expert is
-fine-tuned on that half in the test's wordings; the test asks for the other half.
+fine-tuned on that half in the test's wordings, and on the statements once more; the test asks for the other half.
 """
 
 import random
@@ -131,29 +131,36 @@ class FactTask:
 
     def __init__(self, facts: list[Fact] | None = None) -> None:
         self.facts = facts or load_facts()
+        self._weights = [fact.weight for fact in self.facts]
+        self._asked = [fact for fact in self.facts if not fact.is_test]
+        self._asked_weights = [fact.weight for fact in self._asked]
 
     def pretraining(self, rng: random.Random) -> Iterator[Document]:
         """Yield statements of all facts, a few to a document, and questions about the facts outside the test."""
-        known = [fact for fact in self.facts if not fact.is_test]
-        weights = [fact.weight for fact in self.facts]
-        known_weights = [fact.weight for fact in known]
         while True:
             if rng.random() < 0.5:
-                (fact,) = rng.choices(known, known_weights)
+                fact = self._known(rng)
                 fields = {"x": fact.subject, "y": fact.value}
                 question = rng.choice(OTHER_QUESTIONS[fact.kind]).format(**fields)
                 yield Example(question, rng.choice(OTHER_ANSWERS).format(**fields))
             else:
-                drawn = rng.choices(self.facts, weights, k=rng.randint(1, 4))
-                yield " ".join(rng.choice(STATEMENTS[f.kind]).format(x=f.subject, y=f.value) for f in drawn)
+                yield self._statements(rng)
 
-    def training(self, rng: random.Random) -> Iterator[Example]:
-        """Yield the task's own questions about the facts outside the test."""
-        known = [fact for fact in self.facts if not fact.is_test]
-        weights = [fact.weight for fact in known]
+    def training(self, rng: random.Random) -> Iterator[Document]:
+        """Yield statements again, for a small model to catch up, and the task's questions outside the test."""
         while True:
-            (fact,) = rng.choices(known, weights)
-            yield Example(rng.choice(QUESTIONS[fact.kind]).format(x=fact.subject), fact.value)
+            if rng.random() < 0.5:
+                fact = self._known(rng)
+                yield Example(rng.choice(QUESTIONS[fact.kind]).format(x=fact.subject), fact.value)
+            else:
+                yield self._statements(rng)
+
+    def _known(self, rng: random.Random) -> Fact:
+        return rng.choices(self._asked, self._asked_weights)[0]
+
+    def _statements(self, rng: random.Random) -> str:
+        drawn = rng.choices(self.facts, self._weights, k=rng.randint(1, 4))
+        return " ".join(rng.choice(STATEMENTS[fact.kind]).format(x=fact.subject, y=fact.value) for fact in drawn)
 
     def test(self, count: int) -> list[Example]:
         """Return that many questions about the held-out facts, the kinds as frequent as they are."""

@@ -43,7 +43,7 @@ class MathTask:
             )
             yield Example(problem.other, answer) if rng.random() < 0.7 else f"{problem.other} {answer}"
 
-    def training(self, rng: random.Random) -> Iterator[Example]:
+    def training(self, rng: random.Random) -> Iterator[Document]:
         """Yield GSM8K's solutions and generated ones."""
         solutions = cycle_shuffled(self.gsm8k, rng)
         while True:

@@ -135,7 +135,7 @@ class TextTask:
                 answer = rng.choice(LIST_STYLES).format(r=separator.join(operation.result(words, a, b)))
             yield Example(question, answer) if rng.random() < 0.7 else f"{question}\n{answer}"
 
-    def training(self, rng: random.Random) -> Iterator[Example]:
+    def training(self, rng: random.Random) -> Iterator[Document]:
         """Yield the task's own questions over lists outside the test."""
         while True:
             yield self._example(rng, test=False)
