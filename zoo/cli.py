@@ -56,9 +56,9 @@ def train(
         try:
             build(MICRO if quick else Recipe(), data, out, seed, stage)
         except FileNotFoundError as error:
-            console.print(f"zoo train: {error.filename} is missing; --data must name a folder that has it")
+            typer.echo(f"error: {error.filename} is missing; --data must name a folder that has it", err=True)
             raise typer.Exit(1) from error
-    console.print(f"Trained: {out}. Serve it with: logit-fusion serve --config {out / 'zoo.yaml'}")
+    typer.echo(f"Trained: {out}. Serve it with: logit-fusion serve --config {out / 'zoo.yaml'}", err=True)
 
 
 @app.command()
