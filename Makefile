@@ -1,15 +1,17 @@
-# Everything starts from `make setup`, which the other targets call; it does nothing when nothing changed.
+# Every target sets up what it needs first; that does nothing when nothing changed.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PLATFORM := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 LOCK := requirements/$(PLATFORM).lock
 STAMP := $(VENV)/.$(PLATFORM)-installed
+DEV_STAMP := $(VENV)/.dev-installed
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup serve test test-long lint format lock clean
+.PHONY: setup setup-dev serve test test-long lint format lock clean
 
 setup: $(STAMP)
+setup-dev: $(DEV_STAMP)
 
 # The CPU build of torch is not on PyPI: a local wheel wins, PyTorch's own index comes next.
 $(STAMP): $(LOCK) pyproject.toml
@@ -21,31 +23,41 @@ $(STAMP): $(LOCK) pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
+# What the tests, the linters and the benchmarks need beside it.
+$(DEV_STAMP): $(STAMP) requirements/dev.lock
+	$(BIN)/pip install --quiet --no-deps -r requirements/dev.lock
+	touch $@
+
 serve: setup
 	$(BIN)/logit-fusion serve
 
-test: setup
+test: setup-dev
 	$(BIN)/pytest -m "not long"
 
-test-long: setup
+test-long: setup-dev
 	$(BIN)/pytest --timeout=3600
 
-lint: setup
+lint: setup-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup
+format: setup-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Needs `uv`; the extra index is where the CPU build of torch comes from when no local wheel is at hand.
-UV_COMPILE = uv pip compile pyproject.toml --extra dev --override requirements/left-out.txt --python-version 3.11 \
-	--python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet --upgrade
-lock: setup
-	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(BIN)/$(UV_COMPILE) --extra cpu --constraint requirements/torch-cpu.txt -o requirements/cpu.lock \
-		|| $(BIN)/$(UV_COMPILE) --extra cpu --torch-backend cpu -o requirements/cpu.lock
-	$(BIN)/$(UV_COMPILE) --extra cuda -o requirements/cuda.lock
+# Renews every pin. The development lock holds only what the CPU lock does not. The extra index is where the CPU build
+# of torch comes from when no local wheel is at hand.
+UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --override requirements/left-out.txt --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet
+UV_COMPILE_CPU = $(UV_COMPILE) --extra cpu
+lock: setup-dev
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV_COMPILE_CPU) --upgrade --constraint requirements/torch-cpu.txt -o requirements/cpu.lock \
+		|| $(UV_COMPILE_CPU) --upgrade --torch-backend cpu -o requirements/cpu.lock
+	$(UV_COMPILE) --upgrade --extra cuda -o requirements/cuda.lock
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV_COMPILE_CPU) --extra dev --constraint requirements/cpu.lock -o $(VENV)/all.lock \
+		|| $(UV_COMPILE_CPU) --torch-backend cpu --extra dev --constraint requirements/cpu.lock -o $(VENV)/all.lock
+	grep -vxFf requirements/cpu.lock $(VENV)/all.lock > requirements/dev.lock
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
