@@ -49,7 +49,7 @@ def fuse(
         alpha=torch.zeros(rows, number, **real),
         kl_target=torch.zeros(rows, 2, **real),
         kl_fused=torch.zeros(rows, 2, **real),
-        fallback=torch.zeros(rows, dtype=torch.bool),
+        broken=torch.zeros(rows, dtype=torch.int8),
     )
     table = np.array(
         [[m.data_ptr(), m.stride(0) * m.element_size(), m.shape[1], _code(m)] for m in members], dtype=np.int64

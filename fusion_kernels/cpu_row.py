@@ -6,7 +6,7 @@ import numpy as np
 
 from fusion_kernels import cpu_moments, cpu_solve
 from fusion_kernels.vector import entry, jit
-from fusion_kernels.weighting import GRID_POINTS, GRID_STEPS_PER_UNIT, Weighting
+from fusion_kernels.weighting import BASE, FIRST_EXPERT, GRID_POINTS, GRID_STEPS_PER_UNIT, Weighting
 
 NONE, STATIC, KL_GRID, ALONE = int(Weighting.NONE), int(Weighting.STATIC), int(Weighting.KL_GRID), int(Weighting.ALONE)
 # Rows of the scratch matrix before the deltas: base, expert, weights.
@@ -41,7 +41,7 @@ def fuse_rows(
     out_alpha: Any,
     kl_target: Any,
     kl_fused: Any,
-    fallback: Any,
+    broken: Any,
     rows: Any,
     blocks: Any,
 ) -> None:
@@ -51,7 +51,7 @@ def fuse_rows(
         members: [2 + T, 4] int64, large, base and experts: address, bytes per row, length, dtype code.
         common: V_c.
         kind, use, alpha, alpha_max: [B], [B, T], [B, T], [B] as in `fuse_logits`.
-        logits, out_alpha, kl_target, kl_fused, fallback: the results, zeroed except the logits.
+        logits, out_alpha, kl_target, kl_fused, broken: the results, zeroed except the logits.
         rows: [FIXED_ROWS + T, V_c] float32 scratch.
         blocks: [2, BLOCK] float32 scratch.
     """
@@ -73,7 +73,7 @@ def fuse_rows(
                     if alone(members[2 + t], row, line):
                         out_alpha[row, t] = 1.0
                     else:
-                        fallback[row] = True
+                        broken[row] = FIRST_EXPERT + t
                     break
             continue
         if bad:
@@ -82,6 +82,9 @@ def fuse_rows(
         if common < line.size:
             top = cpu_moments.largest(large)
         base_top, base_masked, bad = cpu_moments.load(members[1, 0] + row * members[1, 1], members[1, 3], common, base)
+        if bad:
+            broken[row] = BASE
+            continue
         a, b = 0.0, 0.0
         for t in range(number):
             if not use[row, t] or bad:
@@ -89,7 +92,9 @@ def fuse_rows(
             expert_top, masked, bad = cpu_moments.load(
                 members[2 + t, 0] + row * members[2 + t, 1], members[2 + t, 3], common, expert
             )
-            if not bad:
+            if bad:
+                broken[row] = FIRST_EXPERT + t
+            else:
                 centre, highest = cpu_moments.delta_of(expert, base, large, top, deltas[t])
                 facts[t, 0], facts[t, 1] = centre, highest - centre
                 tops = (expert_top, base_top)
@@ -99,7 +104,6 @@ def fuse_rows(
                 a += towards / used
                 b += back / used
         if bad:
-            fallback[row] = True
             continue
         kl_target[row, 0], kl_target[row, 1] = a, b
         if weighting == STATIC:

@@ -85,7 +85,7 @@ def _fuse(
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     fused: Fused = importlib.import_module(MODULES[name]).fuse(large, base, experts, kind, use, alpha, alpha_max)
-    return fused.logits, fused.alpha, fused.kl_target, fused.kl_fused, fused.fallback
+    return fused.logits, fused.alpha, fused.kl_target, fused.kl_fused, fused.broken
 
 
 @_fuse.register_fake
@@ -105,7 +105,7 @@ def _(
         large.new_empty(use.shape, dtype=torch.float32),
         large.new_empty((rows, 2), dtype=torch.float32),
         large.new_empty((rows, 2), dtype=torch.float32),
-        large.new_empty((rows,), dtype=torch.bool),
+        large.new_empty((rows,), dtype=torch.int8),
     )
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fusion_kernels import joint, solver
-from fusion_kernels.weighting import GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
+from fusion_kernels.weighting import BASE, FIRST_EXPERT, GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
 
 
 def fuse(
@@ -24,9 +24,11 @@ def fuse(
     bad_experts = torch.stack([_broken(expert[:, :common]) for expert in experts], dim=1)
     bad_alone = torch.stack([_broken(expert[:, : large.shape[1]]) for expert in experts], dim=1)
     needs_base = use.any(1) & ~alone
-    fallback = (torch.where(alone[:, None], bad_alone & first, bad_experts & use).any(1) | (bad_base & needs_base)) & ~(
-        _broken(large) & ~alone
-    )
+    bad_used = torch.where(alone[:, None], bad_alone & first, bad_experts & use)
+    culprit = torch.where(bad_used.any(1), FIRST_EXPERT + bad_used.int().argmax(1), 0)
+    culprit = torch.where(bad_base & needs_base, BASE, culprit)
+    broken = torch.where(_broken(large) & ~alone, 0, culprit).to(torch.int8)
+    fallback = broken > 0
     fused_rows = needs_base & ~fallback & ~_broken(large)
 
     # Rows that are not fused compute on zeros: no NaN can leak, and every row takes the same path.
@@ -66,7 +68,7 @@ def fuse(
     for t, expert in enumerate(experts):
         logits = torch.where(alone_used[:, t, None], _resized(expert.float(), whole.shape[1]), logits)
     chosen = torch.where(alone_used, 1.0, chosen)
-    return Fused(logits, chosen, target, kl_fused, fallback)
+    return Fused(logits, chosen, target, kl_fused, broken)
 
 
 def _broken(member: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fusion_kernels import joint
-from fusion_kernels.weighting import GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
+from fusion_kernels.weighting import BASE, FIRST_EXPERT, GRID_POINTS, GRID_STEPS_PER_UNIT, Fused, Weighting
 
 # `minimise` stops when no cell can hold an objective lower than the best by more than this share of it.
 CERTAIN = 1e-5
@@ -152,7 +152,7 @@ def fuse(
         alpha=torch.zeros_like(alpha),
         kl_target=alpha.new_zeros(len(large), 2),
         kl_fused=alpha.new_zeros(len(large), 2),
-        fallback=torch.zeros_like(kind, dtype=torch.bool),
+        broken=torch.zeros_like(kind),
     )
     for row in range(len(large)):
         weighting, used = Weighting(int(kind[row])), use[row].nonzero().flatten().tolist()
@@ -162,7 +162,7 @@ def fuse(
             length = min(experts[used[0]].shape[1], large.shape[1])
             expert = experts[used[0]][row, :length].float()
             if broken(expert):
-                out.fallback[row] = True
+                out.broken[row] = FIRST_EXPERT + used[0]
                 continue
             out.logits[row] = -torch.inf
             out.logits[row, :length] = expert
@@ -172,8 +172,10 @@ def fuse(
             continue
         members = [experts[t][row] for t in used]
         common = min(member.shape[1] for member in [large, base, *experts])
-        if any(broken(member[:common]) for member in [base[row], *members]):
-            out.fallback[row] = True
+        numbered = [(BASE, base[row]), *((FIRST_EXPERT + t, member) for t, member in zip(used, members, strict=True))]
+        culprit = next((number for number, member in numbered if broken(member[:common])), 0)
+        if culprit:
+            out.broken[row] = culprit
             continue
         problem = Row(large[row, :common], base[row, :common], [member[:common] for member in members])
         if weighting == Weighting.STATIC:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fusion_kernels.triton_moments import INF, at, broken, delta_of, finish, first_state, load, scan, span
 from fusion_kernels.triton_solve import on_grid, search
-from fusion_kernels.weighting import Fused, Weighting
+from fusion_kernels.weighting import BASE, FIRST_EXPERT, Fused, Weighting
 
 # Ids per step of a pass: four per thread, so that 27 running sums in each lane still fit in its registers.
 BLOCK_IDS = 2048
@@ -25,6 +25,8 @@ NONE = tl.constexpr(int(Weighting.NONE))
 STATIC = tl.constexpr(int(Weighting.STATIC))
 KL_GRID = tl.constexpr(int(Weighting.KL_GRID))
 ALONE = tl.constexpr(int(Weighting.ALONE))
+BROKEN_BASE = tl.constexpr(BASE)
+BROKEN_EXPERT = tl.constexpr(FIRST_EXPERT)
 
 
 @triton.jit
@@ -82,7 +84,7 @@ def fuse_kernel(
     out_alpha,  # [B, T] float32, out
     kl_target,  # [B, 2] float32, out
     kl_fused,  # [B, 2] float32, out
-    fallback,  # [B] int8, out
+    broken_member,  # [B] int8, out
     large,  # [B, V] any float
     base,  # [B, V_b] any float
     experts,  # T pointers to [B, V_t] of one float type
@@ -122,6 +124,7 @@ def fuse_kernel(
             length = tl.where(first == i, lengths[i], length)
         bad = _copy_alone(out, _expert(experts, strides, program, first, ALIGNED), length, vocabulary, BLOCK)
         copied = 1 - bad
+        bad = bad * (first + BROKEN_EXPERT)
         chosen = tl.where((columns == first) & (bad == 0), 1.0, chosen)
     elif (weighting != NONE) & (count > 0):
         large_bad = tl.full((), 0, tl.int32)
@@ -139,7 +142,8 @@ def fuse_kernel(
                     towards, back = finish(state)
                     a += towards / count
                     b += back / count
-                    bad |= state[8]
+                    if bad == 0:
+                        bad = tl.where(state[8] == 1, t + BROKEN_EXPERT, tl.where(state[8] > 1, BROKEN_BASE, 0))
                     top = state[0]
             a, b = tl.where(bad == 0, a, 0.0), tl.where(bad == 0, b, 0.0)
             if bad == 0:
@@ -180,7 +184,7 @@ def fuse_kernel(
     tl.store(kl_target + 2 * program + 1, b)
     tl.store(kl_fused + 2 * program, f)
     tl.store(kl_fused + 2 * program + 1, g)
-    tl.store(fallback + program, bad.to(tl.int8))
+    tl.store(broken_member + program, bad.to(tl.int8))
 
 
 def fuse(
@@ -197,13 +201,12 @@ def fuse(
         alpha=torch.empty(rows, number, dtype=torch.float32, device=device),
         kl_target=torch.empty(rows, 2, dtype=torch.float32, device=device),
         kl_fused=torch.empty(rows, 2, dtype=torch.float32, device=device),
-        fallback=torch.empty(rows, dtype=torch.bool, device=device),
+        broken=torch.empty(rows, dtype=torch.int8, device=device),
     )
     if rows == 0:
         return out
     fuse_kernel[(rows,)](
-        *out[:4],
-        out.fallback.view(torch.int8),
+        *out,
         *members[:2],
         tuple(members[2:]),
         tuple(member.stride(0) for member in members),

@@ -43,9 +43,12 @@ def at(vector, k):
 
 @triton.jit
 def scan(large, base, expert, state):
-    """Take one chunk into the running maxima and sums of a row and expert, see `_finish`."""
+    """Take one chunk into the running maxima and sums of a row and expert, see `_finish`.
+
+    The last of the state is 1 where the expert is broken, 2 where the base is, 3 where both are.
+    """
     top, base_top, expert_top, base_sum, expert_sum, base_mean, expert_mean, offset, bad = state
-    bad |= broken(base) | broken(expert)
+    bad |= 2 * broken(base) | broken(expert)
     delta = delta_of(base, expert)
     both = (base > -INF) & (expert > -INF)
     base, expert = tl.where(both, base, -INF), tl.where(both, expert, -INF)

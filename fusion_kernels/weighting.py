@@ -9,6 +9,9 @@ from torch import Tensor
 GRID_STEPS_PER_UNIT = 10
 GRID_POINTS = 21
 
+# The members as `Fused.broken` numbers them.
+BASE, FIRST_EXPERT = 1, 2
+
 
 class Weighting(IntEnum):
     """How a row weighs its experts; the values are those of the int8 tensor `kind`."""
@@ -38,5 +41,11 @@ class Fused(NamedTuple):
     """[B, 2] float32: mean a = KL(expert || base) and mean b = KL(base || expert) over the row's experts, in nats."""
     kl_fused: Tensor
     """[B, 2] float32: f = KL(fused || large) and g = KL(large || fused) at the weights used, in nats."""
-    fallback: Tensor
-    """[B] bool: a member that the row needed held NaN or +inf, so the row is the large model alone."""
+    broken: Tensor
+    """[B] int8: the member whose NaN or +inf made the row fall back to the large model alone: `BASE`, or
+    `FIRST_EXPERT` + t for expert t; the first one found where there are several, and 0 in every other row."""
+
+    @property
+    def fallback(self) -> Tensor:
+        """[B] bool: a member that the row needed is broken, so the row is the large model alone."""
+        return self.broken > 0

@@ -60,6 +60,22 @@ def test_a_broken_member_costs_its_row_only(bad: float, member: str, kind: Weigh
         assert torch.equal(out.logits[row], clean.logits[row])
 
 
+@pytest.mark.parametrize("kind", [Weighting.STATIC, *SEARCHED, Weighting.ALONE])
+def test_the_broken_member_is_named(kind: Weighting, impl: str) -> None:
+    case = make(0, rows=5, number=2, kinds=(kind,))
+    case.use[:] = True if kind != Weighting.ALONE else torch.tensor([False, True])
+    case.experts[0][1, 3] = torch.nan
+    case.experts[1][2, 5] = torch.inf
+    case.base[3, 2] = torch.nan
+    case.base[4, 1] = case.experts[1][4, 7] = torch.nan
+    expected = [0, 0, 3, 0, 3] if kind == Weighting.ALONE else [0, 2, 3, 1, 1]
+    out = case.fuse(impl)
+    assert out.broken.tolist() == expected
+    assert out.fallback.tolist() == [bool(number) for number in expected]
+    for row in out.fallback.nonzero().flatten():
+        assert torch.equal(out.logits[row], case.large[row].float()), "the large model alone"
+
+
 def test_a_broken_expert_harms_no_row_that_does_not_use_it(impl: str) -> None:
     case = make(0, rows=4, number=2, kinds=(Weighting.KL, Weighting.NONE, Weighting.ALONE, Weighting.STATIC))
     case.use[:] = torch.tensor([True, False])

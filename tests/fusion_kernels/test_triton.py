@@ -45,6 +45,17 @@ def test_mixed_rows_over_several_blocks(number: int) -> None:
 
 
 @runs
+@pytest.mark.parametrize("kind", [Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.ALONE])
+def test_broken_members(kind: Weighting) -> None:
+    case = make(7, rows=5, vocabulary=2500, number=2, kinds=(kind,))
+    case.use[:] = True
+    case.experts[0][1, 2300] = torch.nan
+    case.experts[1][2, 5] = torch.inf
+    case.base[3, 2] = case.experts[0][3, 7] = torch.nan
+    judge(case, "triton", DEVICE)
+
+
+@runs
 def test_huge_logits() -> None:
     judge(make(5, rows=5, vocabulary=200, number=1, scale=3000.0, spread=1500.0), "triton", DEVICE)
 
