@@ -1,0 +1,112 @@
+"""`logit-fusion eval`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.errors import ConfigError, ServerError
+from server.logs import quiet_libraries
+
+# Nothing slow is imported up here: `--help` should answer at once.
+if TYPE_CHECKING:
+    from evaluation.run import Evaluation, Results
+
+SUITE = Path(str(files("zoo"))) / "evaluation" / "suite.yaml"
+
+
+def evaluate(
+    suite: Annotated[Path, typer.Option(metavar="FILE", help="The suite (YAML).", show_default="the embedded")] = SUITE,
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", metavar="FILE", help="Serve this instead of the suite's config.")
+    ] = None,
+    url: Annotated[str | None, typer.Option(help="Ask this running server instead of starting one.")] = None,
+    upper_url: Annotated[str | None, typer.Option(help="The running server of the fine-tuned large models.")] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="API key for the servers.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the results; a stopped run goes on here.")] = Path(
+        "eval-results"
+    ),
+    task: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this task. Repeatable.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many examples of each task.")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="So many examples in every table's prompts.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at once.")] = 16,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ask everything again, whatever was answered before.")] = False,
+) -> None:
+    """Score tasks under every way of weighting the experts, with intervals.
+
+    Writes results.json, results.md, plots, and records.jsonl: the answers so far, which are not asked again.
+    """
+    quiet_libraries("error")
+    from evaluation.run import Evaluation
+    from evaluation.serving import Source
+    from evaluation.suite import load_suite, narrow
+
+    if config is not None and url is not None:
+        raise ConfigError("--config starts a server and --url asks a running one: give one of them")
+    chosen = narrow(load_suite(suite), task or (), limit, shots)
+    upper = None
+    # Beside a running server, of whatever models, the suite's own upper bound says nothing.
+    if upper_url is not None or (chosen.upper is not None and url is None):
+        upper = Source(upper_url, chosen.upper, key)
+    evaluation = Evaluation(chosen, Source(url, config or chosen.config, key), upper, out, concurrency)
+    if fresh:
+        (out / "records.jsonl").unlink(missing_ok=True)
+    _report(_run(evaluation), out, seed)
+
+
+def _run(evaluation: Evaluation) -> Results:
+    """Run with a progress bar. SIGTERM ends it as Ctrl-C does, with the servers that it started."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("reading the suite", total=None)
+
+        def watch(what: str, done: int, total: int) -> None:
+            progress.update(bar, description=what, completed=done, total=total or None)
+
+        async def run() -> Results:
+            task = asyncio.current_task()
+            assert task is not None
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+            return await evaluation.run(watch)
+
+        try:
+            return asyncio.run(run())
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise ServerError("stopped; the same command goes on from here") from None
+
+
+def _report(results: Results, out: Path, seed: int) -> None:
+    """Write everything that is not written yet, and print the tables."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from evaluation.markdown import to_markdown
+    from evaluation.report import as_json, summarise
+
+    reports = summarise(results, seed)
+    (out / "results.json").write_text(json.dumps(as_json(results, reports, seed), indent=1) + "\n")
+    text = to_markdown(reports)
+    (out / "results.md").write_text(text)
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(Markdown(text))
+    if find_spec("matplotlib") is None:
+        typer.echo("No plots: matplotlib is not installed (pip install 'logit-fusion[eval]').", err=True)
+        return
+    from evaluation.plots import draw
+
+    for path in draw(results, reports, out):
+        typer.echo(path)

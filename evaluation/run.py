@@ -1,0 +1,147 @@
+"""Asks everything that has not been answered yet, cell by cell, many examples at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.client import Client, Encoded
+from evaluation.examples import Example, load_examples, read_examples
+from evaluation.metrics import score
+from evaluation.plan import Cell, TablePlan, plan
+from evaluation.serving import Known, Source, connected, look_up
+from evaluation.store import Record, Store
+from evaluation.suite import Suite
+from server.errors import ConfigError, ServerError, nearest
+
+# Traces cost time, and so many tell how the weights move.
+TRACED = 32
+
+Watch = Callable[[str, int, int], None]
+"""Told what is being asked, how many answers are there, and how many there will be."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """A suite, its tables' plans, its examples, and each cell's records in the examples' order."""
+
+    suite: Suite
+    tables: list[TablePlan]
+    examples: dict[str, list[Example]]
+    records: dict[Cell, list[Record]]
+
+
+class Evaluation:
+    """One suite on one pair of servers."""
+
+    def __init__(self, suite: Suite, fused: Source, upper: Source | None, out: Path, concurrency: int) -> None:
+        """Read the examples.
+
+        Raises:
+            ConfigError: a file of the suite is not as it should be.
+        """
+        self._suite = suite
+        self._sources = {False: fused, True: upper}
+        self._out = out
+        self._concurrency = concurrency
+        self._examples = load_examples(suite)
+        self._tables = plan(suite)
+        self._cells = list(dict.fromkeys(cell for table in self._tables for cell in table.cells.values()))
+        self._shots = {(c.task, c.shots): self._read_shots(c) for c in self._cells}
+        self._encoded: dict[tuple[str, int, int], Encoded] = {}
+
+    async def run(self, watch: Watch) -> Results:
+        """Ask what is missing in the store, and return all records.
+
+        Raises:
+            ConfigError: the suite names what the servers do not have.
+            ServerError: a server does not start, does not answer, or refuses a request.
+        """
+        records: dict[Cell, list[Record]] = {}
+        with Store(self._out / "records.jsonl") as store:
+            for is_upper, source in self._sources.items():
+                cells = [cell for cell in self._cells if (cell.upper is not None) == is_upper]
+                if source is None or not cells:
+                    continue
+                known = await look_up(source)
+                self._check_names(known, cells)
+                keys = {cell: self._keys(cell, known.fingerprint) for cell in cells}
+                missing = {cell: [i for i, key in enumerate(keys[cell]) if key not in store] for cell in cells}
+                if any(missing.values()):
+                    watch("starting the engine" if source.url is None else "connecting", 0, 0)
+                    async with connected(source, self._out / ("upper.log" if is_upper else "server.log")) as client:
+                        await self._ask(client, known.presets[0], missing, keys, store, watch)
+                records |= {cell: [store[key] for key in keys[cell]] for cell in cells}
+        return Results(self._suite, self._tables, self._examples, records)
+
+    async def _ask(
+        self,
+        client: Client,
+        default: str,
+        missing: dict[Cell, list[int]],
+        keys: dict[Cell, list[str]],
+        store: Store,
+        watch: Watch,
+    ) -> None:
+        total, done = sum(map(len, missing.values())), 0
+        free = asyncio.Semaphore(self._concurrency)
+
+        async def ask(cell: Cell, index: int) -> None:
+            nonlocal done
+            async with free:
+                record = await self._answer(client, cell, cell.upper or default, index)
+            store.add({"key": keys[cell][index], **record})
+            done += 1
+            watch(cell.name, done, total)
+
+        for cell, indices in missing.items():
+            watch(cell.name, done, total)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for index in indices:
+                        group.create_task(ask(cell, index))
+            except* ServerError as errors:
+                raise errors.exceptions[0] from None
+
+    async def _answer(self, client: Client, cell: Cell, model: str, index: int) -> Record:
+        task, example = self._suite.tasks[cell.task], self._examples[cell.task][index]
+        what = f"{cell.name}, example {index + 1}"
+        place = (cell.task, cell.shots, index)
+        if place not in self._encoded:
+            self._encoded[place] = await client.encode(what, task, example, self._shots[cell.task, cell.shots])
+        encoded, fusion = self._encoded[place], cell.fusion_field
+        if task.metric == "exact":
+            reply = await client.generate(what, model, fusion, task, encoded, cell.traced and index < TRACED)
+        else:
+            reply = await client.score(what, model, fusion, encoded)
+        result = score(task, example, encoded, reply)
+        record: Record = {"task": cell.task, "shots": cell.shots, "example": index}
+        record |= {"upper": cell.upper} if cell.upper is not None else {"fusion": fusion}
+        record |= {"value": result.value, "weight": result.weight, "output": result.output}
+        record |= {"tokens": reply.tokens, "started": round(reply.started, 4), "seconds": round(reply.seconds, 4)}
+        return record | ({"trace": reply.trace} if reply.trace is not None else {})
+
+    def _keys(self, cell: Cell, fingerprint: str) -> list[str]:
+        task, shots = self._suite.tasks[cell.task], self._shots[cell.task, cell.shots]
+        return [cell.key(fingerprint, task, example, shots) for example in self._examples[cell.task]]
+
+    def _read_shots(self, cell: Cell) -> Sequence[Example]:
+        task = self._suite.tasks[cell.task]
+        if not cell.shots or task.train is None:
+            return ()
+        shots = read_examples(cell.task, task, task.train, cell.shots)
+        if len(shots) < cell.shots:
+            raise ConfigError(f"{task.train}: {cell.shots} examples are needed for {cell.name}; it has {len(shots)}")
+        return shots
+
+    def _check_names(self, known: Known, cells: Iterable[Cell]) -> None:
+        for cell in cells:
+            for expert in cell.fusion_field.get("experts", ()):
+                if expert not in known.experts:
+                    hint = nearest(expert, known.experts)
+                    raise ConfigError(f"{cell.name}: the configuration has no expert '{expert}'; {hint}")
+            if cell.upper is not None and cell.upper not in known.presets:
+                hint = nearest(cell.upper, known.presets)
+                raise ConfigError(f"{cell.name}: the upper bound's configuration has no preset '{cell.upper}'; {hint}")
