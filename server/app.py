@@ -9,27 +9,32 @@ import vllm
 from fastapi import FastAPI
 from vllm.entrypoints.launchers.utils.server_utils import lifespan
 from vllm.entrypoints.openai.models.api_router import attach_router as attach_models
-from vllm.entrypoints.serve.instrumentator.health import router as health
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 
-from server.api import errors, routes, state
+from server.api import errors, probes, routes, state
+from server.api.middleware import Authentication, BodyLimits, RequestLog
+from server.auth import Keys
 from server.config import Config
 from server.engine.client import FusionEngine
 
 DESCRIPTION = "One large language model, steered at every token by small expert models in the same engine."
 
 
-def build_app(engine: FusionEngine, config: Config, members: dict[str, Any]) -> FastAPI:
+def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], keys: Keys) -> FastAPI:
     """Assemble the app over a running engine; `members` is what `/v1/fusion/experts` answers."""
     app = FastAPI(title="logit-fusion", version=version("logit-fusion"), description=DESCRIPTION, lifespan=lifespan)
     state.fill(app.state, engine, config, members)
     app.include_router(routes.router)
-    app.include_router(health)
+    app.include_router(probes.router)
     attach_models(app)
     attach_tokenize(app)
     attach_metrics(app)
     errors.register(app)
+    # The last one added sees a request first.
+    app.add_middleware(BodyLimits, limits=config.limits)
+    app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(RequestLog)
 
     @app.get("/version")
     async def show_version() -> dict[str, str]:

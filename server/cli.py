@@ -33,6 +33,13 @@ app = typer.Typer(
 )
 
 
+class LogFormat(StrEnum):
+    """How log lines look."""
+
+    text = "text"
+    json = "json"
+
+
 class LogLevel(StrEnum):
     """How much of what goes on is written to standard error."""
 
@@ -73,7 +80,13 @@ def serve(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
     overrides: SetOption = None,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that running requests may take after Ctrl-C or SIGTERM.")
+    ] = 30.0,
     log_level: Annotated[LogLevel, typer.Option(help="How much to log to standard error.")] = LogLevel.error,
+    log_format: Annotated[LogFormat, typer.Option(help="How to log: lines for people, or one JSON object each.")] = (
+        LogFormat.text
+    ),
 ) -> None:
     """Serve the configured models until Ctrl-C or SIGTERM.
 
@@ -82,12 +95,12 @@ def serve(
     """
     report = _checked(config, overrides, log_level)
     from server.engine.members import fetch_weights
-    from server.process import leave
+    from server.process import Listen, leave
     from server.process import serve as serve_members
 
     fetch_weights(report.members)
-    code = serve_members(report.config, report.members, report.as_dict(), host, port, log_level.value)
-    leave(code)
+    listen = Listen(host, port, drain_timeout, log_level.value, log_format.value)
+    leave(serve_members(report.config, report.members, report.as_dict(), listen))
 
 
 @app.command(epilog=EXIT_CODES)

@@ -4,54 +4,81 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import psutil
 import uvicorn
 from rich.console import Console
 
+from server.auth import Keys
 from server.config import Config
 from server.engine.members import Members
 from server.errors import ServerError
-from server.logs import quiet_libraries
+from server.logs import configure_logs
 
-ENGINE_CHECK_SECONDS = 0.5
+if TYPE_CHECKING:
+    from server.admission import Gate
+    from server.engine.client import FusionEngine
+
+CHECK_SECONDS = 0.25
 # vLLM's own default of 5 s kills an engine that is just tearing down its workers.
 ENGINE_STOP_SECONDS = 20
-# How long running requests may take after the first signal; the second one ends them at once.
-GRACE_SECONDS = 30
+# With a dead engine the server answers a little longer, so that streams end with a word and probes turn red.
+DEAD_SECONDS = 5
+# How long responses that are complete may take to be sent when all else is over.
+FLUSH_SECONDS = 5
 
 
-def serve(config: Config, members: Members, sizes: dict[str, Any], host: str, port: int, log_level: str) -> int:
+@dataclass(frozen=True)
+class Listen:
+    """Where and how the server listens."""
+
+    host: str
+    port: int
+    drain_timeout_s: float
+    log_level: str
+    log_format: str
+
+
+def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Listen) -> int:
     """Serve until a signal; return the process' exit code: 0 after a clean end, 1 when the engine died.
 
     Leave the process with `leave`.
 
     Raises:
+        ConfigError: the keys cannot be read.
         ServerError: the address cannot be bound, or the engine does not start.
     """
-    quiet_libraries(log_level)
+    configure_logs(listen.log_level, listen.log_format)
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, _abandon)  # until the server is up and takes them itself
-    with _bound(host, port) as sock:
-        return asyncio.run(_serve(config, members, sizes, sock, host, log_level))
+    keys = Keys(Path(config.auth.keys_file) if config.auth.keys_file else None)
+    with _bound(listen.host, listen.port) as sock:
+        if not keys.required and not _is_loopback(sock):
+            message = f"warning: no API keys are configured (auth.keys_file): whoever reaches {listen.host} may use it"
+            Console(stderr=True).print(message, style="yellow", markup=False, highlight=False)
+        return asyncio.run(_serve(config, members, sizes, keys, sock, listen))
 
 
 async def _serve(
-    config: Config, members: Members, sizes: dict[str, Any], sock: socket.socket, host: str, log_level: str
+    config: Config, members: Members, sizes: dict[str, Any], keys: Keys, sock: socket.socket, listen: Listen
 ) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
     with console.status("Starting the engine ..."):
         # Importing vLLM alone takes seconds, so it waits for the status line.
         from server.app import build_app
+        from server.connection import bounded_by
         from server.engine.launch import start_engine
 
         try:
@@ -59,25 +86,60 @@ async def _serve(
         except Exception as error:
             raise ServerError(f"the engine did not start: {_last_line(error)}") from error
     try:
-        app = build_app(engine, config, sizes)
-        server = _Server(uvicorn.Config(app, log_level=log_level, timeout_graceful_shutdown=GRACE_SECONDS))
-        loop = asyncio.get_running_loop()
-        for sig in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(sig, server.handle_exit, sig, None)
+        app = build_app(engine, config, sizes, keys)
+        server = _Server(
+            uvicorn.Config(
+                app,
+                http=cast(Any, bounded_by(config.limits)),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=FLUSH_SECONDS,
+            )
+        )
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
+        stopping = _signals_stop()
         console.print(f"Ready after {time.monotonic() - started:.0f} s.\n")
-        console.print(_greeting(config, _url(host, sock)), markup=False, highlight=False, soft_wrap=True)
-        while not serving.done():
-            await asyncio.wait([serving], timeout=ENGINE_CHECK_SECONDS)
-            if engine.errored and not server.should_exit:
-                console.print("error: the engine died; stopping", style="red")
-                server.should_exit = True
+        console.print(_greeting(config, _url(listen.host, sock)), markup=False, highlight=False, soft_wrap=True)
+        while not (serving.done() or stopping.is_set() or engine.errored):
+            await asyncio.wait([serving], timeout=CHECK_SECONDS)
+        if stopping.is_set():
+            await _drain(app.state.admission.gate, engine, listen.drain_timeout_s, console)
+        if engine.errored:
+            console.print("error: the engine died; stopping", style="red")
+            await asyncio.wait([serving], timeout=DEAD_SECONDS)
+        server.should_exit = True
         await serving
         return 1 if engine.errored else 0
     finally:
         engine.shutdown(timeout=ENGINE_STOP_SECONDS)
+
+
+def _signals_stop() -> asyncio.Event:
+    """From now on the first signal sets the event that is returned; the second one ends the process at once."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def take(sig: int) -> None:
+        if stopping.is_set():
+            _abandon(sig, None)
+        stopping.set()
+
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(sig, take, sig)
+    return stopping
+
+
+async def _drain(gate: Gate, engine: FusionEngine, timeout_s: float, console: Console) -> None:
+    """Let nobody in any more, and wait for what runs."""
+    gate.drain()
+    deadline = time.monotonic() + timeout_s
+    running = len(gate.policy.running)
+    if running:
+        console.print(f"Waiting up to {timeout_s:g} s for {running} requests to end; a second signal stops at once.")
+    while not (gate.idle or engine.errored) and time.monotonic() < deadline:
+        await asyncio.sleep(CHECK_SECONDS)
 
 
 def leave(code: int) -> NoReturn:
@@ -97,16 +159,11 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets running requests end; the second does not wait for them."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
-
 
 def _abandon(sig: int, frame: FrameType | None) -> NoReturn:
-    """End a start-up at once, with all that it started.
+    """End at once, with all that was started.
 
-    There is nothing to save yet, and an exception raised in the middle of vLLM's start-up does not always get out.
+    During start-up there is nothing to save, and an exception raised in the middle of vLLM's does not always get out.
     """
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -125,6 +182,10 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         except OSError as error:
             raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
         yield sock
+
+
+def _is_loopback(sock: socket.socket) -> bool:
+    return ipaddress.ip_address(sock.getsockname()[0]).is_loopback
 
 
 def _url(host: str, sock: socket.socket) -> str:

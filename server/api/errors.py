@@ -13,12 +13,16 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.exceptions import EngineDeadError
 
+from server.admission import AdmissionError
+from server.admission.policy import Reason
 from server.api.field import FusionField
 from server.errors import nearest
 
 MAX_REPORTED_FAULTS = 3
 MAX_VALUE_CHARACTERS = 100
+ENGINE_DEAD = "the engine has died; the server stops, and answers again when it has been restarted"
 
 
 class RequestError(Exception):
@@ -35,6 +39,8 @@ def register(app: FastAPI) -> None:
     init_exception_handler(app)
     app.exception_handler(HTTPException)(_http_error)
     app.exception_handler(RequestError)(_request_error)
+    app.exception_handler(AdmissionError)(_admission_error)
+    app.exception_handler(EngineDeadError)(_engine_dead)
     app.exception_handler(RequestValidationError)(_validation_error)
 
 
@@ -42,18 +48,36 @@ def error_response(
     message: str, param: str | None, status: HTTPStatus, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """The JSON response of one error; its type is the status' own, as in vLLM ("BadRequestError")."""
-    kind = "".join(status.phrase.split()) + "Error"
-    body = create_error_response(message, err_type=kind, status_code=status, param=param)
+    body = create_error_response(message, err_type=error_type(status), status_code=status, param=param)
     return JSONResponse(body.model_dump(), status_code=status, headers=headers)
+
+
+def error_type(status: HTTPStatus) -> str:
+    """The type of an error, which clients may branch on: "BadRequestError", "TooManyRequestsError"."""
+    return "".join(status.phrase.split()) + "Error"
 
 
 async def _request_error(request: Request, error: RequestError) -> JSONResponse:
     return error_response(str(error), error.param, error.status)
 
 
+async def _admission_error(request: Request, error: AdmissionError) -> JSONResponse:
+    status = HTTPStatus.SERVICE_UNAVAILABLE if error.reason is Reason.DRAINING else HTTPStatus.TOO_MANY_REQUESTS
+    headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return error_response(str(error), None, status, headers)
+
+
+async def _engine_dead(request: Request, error: EngineDeadError) -> JSONResponse:
+    return error_response(ENGINE_DEAD, None, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return error_response(message, None, HTTPStatus(error.status_code), dict(error.headers or {}))
+    status = HTTPStatus(error.status_code)
+    if error.detail == status.phrase:  # such as "Not Found", of a path that there is not
+        return error_response(
+            f"{request.method} {request.url.path}: {error.detail}", None, status, dict(error.headers or {})
+        )
+    return error_response(error.detail, None, status, dict(error.headers or {}))
 
 
 async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:

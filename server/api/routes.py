@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 from vllm.entrypoints.openai.responses.api_router import (  # the same events as vLLM's own route sends
     _convert_stream_to_sse_events,
 )
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.engine.exceptions import EngineDeadError
 
+from server.api.admission import check_preset
 from server.api.errors import RequestError
 from server.api.fusion import resolve
+from server.api.middleware import client_of
 from server.api.requests import (
     FusionChatCompletionRequest,
     FusionCompletionRequest,
@@ -25,14 +30,27 @@ from server.api.requests import (
     FusionResponsesRequest,
 )
 from server.api.state import ServerState
+from server.api.stream import ClosingStream, until
 from server.api.trace import Attach, attach_to_choices, attach_to_events, attach_to_response
+from server.engine.place import place
 from server.errors import nearest
 
 router = APIRouter()
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status.value: {"model": ErrorResponse}
-    for status in (HTTPStatus.BAD_REQUEST, HTTPStatus.NOT_FOUND, HTTPStatus.INTERNAL_SERVER_ERROR)
+    for status in (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    )
 }
 GENERATION: dict[str, Any] = {
     "dependencies": [Depends(validate_json_request)],
@@ -57,7 +75,7 @@ async def create_chat_completion(request: FusionChatCompletionRequest, raw_reque
     if not request.messages:
         raise RequestError("messages: at least one message is needed", "messages")
     return await _generate(
-        state, request, lambda: state.chat.create_chat_completion(request, raw_request), attach_to_choices
+        raw_request, request, lambda: state.chat.create_chat_completion(request, raw_request), attach_to_choices
     )
 
 
@@ -68,7 +86,7 @@ async def create_completion(request: FusionCompletionRequest, raw_request: Reque
     """Continue a text, in OpenAI's completions format."""
     state = _state(raw_request)
     return await _generate(
-        state, request, lambda: state.completion.create_completion(request, raw_request), attach_to_choices
+        raw_request, request, lambda: state.completion.create_completion(request, raw_request), attach_to_choices
     )
 
 
@@ -85,7 +103,7 @@ async def create_response(request: FusionResponsesRequest, raw_request: Request)
             return answer
         return _convert_stream_to_sse_events(answer)
 
-    return await _generate(state, request, create, attach_to_response)
+    return await _generate(raw_request, request, create, attach_to_response)
 
 
 @router.get("/v1/fusion/experts")
@@ -100,19 +118,23 @@ def _state(raw_request: Request) -> ServerState:
 
 
 async def _generate(
-    state: ServerState,
+    raw_request: Request,
     request: FusionRequest,
     create: Callable[[], Awaitable[Answer]],
     attaching: Callable[..., Attach],
 ) -> Response:
-    """Settle the request's fusion, let vLLM's serving class answer, and add the trace if one was asked for."""
-    config = state.config
+    """Settle the request's fusion, find it a place, let vLLM's serving class answer, and add the trace if asked for."""
+    state = _state(raw_request)
+    config, engine, client = state.config, state.engine_client, client_of(raw_request)
+    if engine.errored:
+        raise EngineDeadError
     asked: str | None = request.model  # type: ignore[attr-defined]
     name = asked or config.default_preset
     if name not in config.presets:
         raise RequestError(
             f"model: there is no preset {name!r:.100}; {nearest(name, config.presets)}", "model", HTTPStatus.NOT_FOUND
         )
+    check_preset(client, name)
     settings = resolve(request.fusion, config.presets[name], config)
     if settings.experts and getattr(request, "use_beam_search", False):
         raise RequestError(
@@ -120,40 +142,52 @@ async def _generate(
             "use_beam_search",
         )
     state.openai_serving_models.answer_as(name)
-    create = _naming_the_prompt(create, request)
-    if request.fusion is None or not request.fusion.trace:
-        request.fuse_with(settings, None)
-        return _respond(await create())
-
-    trace = state.engine_client.open_trace()
-    attach = attaching(trace, list(config.experts), settings.experts)
+    attach = None
+    trace = engine.open_trace() if request.fusion is not None and request.fusion.trace else None
+    if trace is not None:
+        attach = attaching(trace, list(config.experts), settings.experts)
     request.fuse_with(settings, trace)
-    answer = await create()
-    return _respond(answer if isinstance(answer, BaseModel) else attach_to_events(answer, attach), attach)
+
+    seconds = config.limits.request_timeout_s
+    deadline = asyncio.get_running_loop().time() + seconds
+    claim = state.admission.claim(client, request, raw_request, settings)
+    place.set(claim)
+    try:
+        async with asyncio.timeout_at(deadline) as timeout:
+            answer = await _naming_the_prompt(create, request)
+            if isinstance(answer, BaseModel):
+                claim.close()
+                return _json(answer, attach)
+            # A stream has not asked the engine yet: whoever is refused gets a status rather than an event.
+            await claim.wait()
+    except BaseException as error:
+        claim.close()
+        if isinstance(error, TimeoutError) and timeout.expired():
+            message = f"the request took longer than the {seconds:g} s that it may take"
+            raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, message) from None
+        raise
+    if attach is not None:
+        answer = attach_to_events(answer, attach)
+    events = until(seconds, deadline, answer, named_events=isinstance(request, FusionResponsesRequest))
+    return ClosingStream(events, claim.close)
 
 
-def _naming_the_prompt(create: Callable[[], Awaitable[Answer]], request: FusionRequest) -> Callable[[], Awaitable[Any]]:
+async def _naming_the_prompt(create: Callable[[], Awaitable[Answer]], request: FusionRequest) -> Answer:
     """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name."""
-
-    async def named() -> Answer:
-        try:
-            return await create()
-        except VLLMValidationError as error:
-            if error.parameter not in ("input_text", "input_tokens"):
-                raise
-            field = PROMPT_FIELDS[type(request)]
-            message = str(error).partition(" (parameter=")[0]
-            raise RequestError(f"{field}: {message}", field) from error
-
-    return named
+    try:
+        return await create()
+    except VLLMValidationError as error:
+        if error.parameter not in ("input_text", "input_tokens"):
+            raise
+        field = PROMPT_FIELDS[type(request)]
+        message = str(error).partition(" (parameter=")[0]
+        raise RequestError(f"{field}: {message}", field) from error
 
 
-def _respond(answer: Any, attach: Attach | None = None) -> Response:
+def _json(answer: BaseModel, attach: Attach | None) -> Response:
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
-    if isinstance(answer, BaseModel):
-        body = answer.model_dump(mode="json", by_alias=True)
-        if attach is not None:
-            attach(body)
-        return JSONResponse(body)
-    return StreamingResponse(answer, media_type="text/event-stream")
+    body = answer.model_dump(mode="json", by_alias=True)
+    if attach is not None:
+        attach(body)
+    return JSONResponse(body)

@@ -12,6 +12,7 @@ from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.renderers.online_renderer import OnlineRenderer
 
+from server.api.admission import Admission
 from server.api.presets import PresetModels
 from server.config import Config
 from server.engine.client import FusionEngine
@@ -27,6 +28,7 @@ class ServerState(Protocol):
     config: Config
     members: dict[str, Any]
     engine_client: FusionEngine
+    admission: Admission
     openai_serving_models: PresetModels
     serving_tokenization: ServingTokenization
     chat: OpenAIServingChat
@@ -38,6 +40,7 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
     """Build vLLM's serving objects for one engine and put them where the routes look for them."""
     typed = cast(ServerState, state)
     typed.config, typed.members, typed.engine_client = config, members, engine
+    typed.admission = Admission(config, engine.vllm_config, members)
     # vLLM's routes and handlers read these options of its command line.
     state.args = SimpleNamespace(log_error_stack=False)
     state.log_stats = engine.log_stats
@@ -58,3 +61,7 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
     typed.chat = OpenAIServingChat(engine, models, "assistant", **serving, **templates, **tools)
     typed.completion = OpenAIServingCompletion(engine, models, **serving)
     typed.responses = OpenAIServingResponses(engine, models, **serving, **templates, **tools)
+    if config.limits.max_tokens is not None:
+        for answering in (typed.chat, typed.completion, typed.responses):
+            # What vLLM takes for requests that leave `max_tokens` out.
+            answering.override_max_tokens = config.limits.max_tokens

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic.fields import FieldInfo
 
 from server.config.engine import OWNED
-from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig, Section
+from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig
+from server.config.section import Section
 from server.config.source import RULE
+from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +28,9 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("base.", MemberConfig),
     ("experts.NAME.", ExpertConfig),
     ("presets.NAME.", PresetConfig),
+    ("admission.", AdmissionConfig),
+    ("limits.", LimitsConfig),
+    ("auth.", AuthConfig),
 )
 TYPE_NAMES: dict[Any, str] = {str: "text", float: "number", int: "integer", bool: "true or false", Any: "value"}
 
@@ -50,6 +55,8 @@ presets:                                           # the names that clients pass
   giant-math: {{experts: [math], weighting: kl}}
   giant-half: {{experts: [math], weighting: static, alpha: 0.5}}
 engine: {{max_model_len: 4096, max_num_seqs: 64}}
+admission: {{max_queued: 512, queue_timeout_s: 20}}
+auth: {{keys_file: ./keys.yaml}}
 ```
 
 Any key can be changed for one run: `--set engine.max_num_seqs=128 --set presets.giant-math.alpha_max=3`. The value is
@@ -122,9 +129,9 @@ def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.default
-    if value is None or value in ((), {}):
+    if value is None or value in ((), {}) or isinstance(value, Section):
         return "none"
-    return str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _type_name(hint: Any) -> str:

@@ -6,19 +6,12 @@ import math
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    model_validator,
-)
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.config.section import Section, not_a_truth_value
 from server.config.source import ModelSource
+from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 from server.errors import nearest
 
 Weighting = Literal["none", "static", "kl", "kl-grid", "alone"]
@@ -28,13 +21,6 @@ ALPHA_LIMIT = 100.0
 RESERVED_EXPERTS = ("large", "base")
 EXPERT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def _number(value: object) -> object:
-    """Refuse `true` where a number is meant: pydantic would take it for 1."""
-    if isinstance(value, bool):
-        raise ValueError(f"{str(value).lower()} is not a number")
-    return value
 
 
 def _alpha(value: float) -> float:
@@ -68,30 +54,14 @@ def _preset_name(name: str) -> str:
     return name
 
 
-Alpha = Annotated[float, BeforeValidator(_number), AfterValidator(_alpha)]
+Alpha = Annotated[float, BeforeValidator(not_a_truth_value), AfterValidator(_alpha)]
 Alphas = Annotated[
     Annotated[Alpha, Tag("number")] | Annotated[dict[str, Alpha], Tag("numbers")],
     Discriminator(lambda value: "numbers" if isinstance(value, dict) else "number"),
 ]
-AlphaMax = Annotated[float, BeforeValidator(_number), AfterValidator(_alpha_max)]
+AlphaMax = Annotated[float, BeforeValidator(not_a_truth_value), AfterValidator(_alpha_max)]
 ExpertName = Annotated[str, AfterValidator(_expert_name)]
 PresetName = Annotated[str, AfterValidator(_preset_name)]
-
-
-class Section(BaseModel):
-    """A mapping of the file. It refuses keys that it does not know, and names the nearest one that it does."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        if isinstance(data, dict):
-            for key in data:
-                if key not in cls.model_fields:
-                    hint = nearest(str(key), cls.model_fields)
-                    raise PydanticCustomError("unknown_key", "{hint}", {"key": str(key), "hint": hint})
-        return data
 
 
 class MemberConfig(Section):
@@ -205,6 +175,11 @@ class Config(Section):
         description="vLLM's engine arguments by their Python names, such as `max_model_len`, `max_num_seqs`, `dtype` "
         "or `tensor_parallel_size`.",
     )
+    admission: AdmissionConfig = Field(
+        AdmissionConfig(), description="How much work the engine holds at once, and how the rest waits."
+    )
+    limits: LimitsConfig = Field(LimitsConfig(), description="What one request may ask, and how long it may take.")
+    auth: AuthConfig = Field(AuthConfig(), description="Who may ask.")
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

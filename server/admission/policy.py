@@ -1,0 +1,240 @@
+"""The admission policy: a queue in front of the engine, without clocks, tasks or sockets of its own.
+
+The contract, for one engine that many clients share:
+
+1. Budget. Running tickets hold at most `max_running` sequences and `max_running_tokens` weighted tokens. A larger one
+   runs alone.
+2. Order. Lower `priority` first; a ticket gains one priority for every `aging_s` seconds that it waits, until it is as
+   urgent as the most urgent that waits, so none starves. Within a priority, weighted fair queueing: of the clients
+   that wait, the one that got the fewest tokens for its weight. Within a client, first come, first served. Nothing
+   overtakes the ticket in front, also when a smaller one would fit.
+3. Reserve. Where several clients came within the last minute, the last eighth of the sequences is kept for clients
+   that have nothing running, so that a flood from one does not make another wait for one of the flood's requests to
+   end. Tickets that find only the reserve left stand aside for those that may have it.
+4. Bound. At most `max_queued` tickets wait. A newcomer to a full queue pushes out the newest ticket of the client that
+   fills it most for its weight; the newcomer itself is refused if that is its own client.
+5. Patience. A ticket that waited `queue_timeout_s` is refused.
+
+Fair queueing is start-time fair queueing (Goyal, Vin, Cheng; SIGCOMM 1996), with a client's account corrected to the
+tokens that its request really used when it ends, as virtual token counters do (Sheng et al., OSDI 2024).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import count
+
+RESERVED_SHARE = 8
+RESERVE_SECONDS = 60.0
+# Ends of requests that the drain rate is measured over.
+_RATE_ENDS = 256
+_RATE_SECONDS = 60.0
+MAX_RETRY_SECONDS = 60
+
+
+class Reason(StrEnum):
+    """Why a request was refused; the values of a metric's label."""
+
+    QUEUE_FULL = "queue_full"
+    QUEUE_TIMEOUT = "queue_timeout"
+    RATE_LIMIT = "rate_limit"
+    DRAINING = "draining"
+
+
+class AdmissionError(Exception):
+    """A request that may not come in now; `retry_after` in seconds, `None` where trying again is no use."""
+
+    def __init__(self, reason: Reason, message: str, retry_after: int | None) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_after = retry_after
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request's claim to a place."""
+
+    client: str
+    weight: float = 1.0
+    priority: int = 0
+    sequences: int = 1
+    tokens: float = 0.0
+    """Prompt plus `max_tokens` of all sequences, times the weight of the members that they run."""
+    arrived: float = 0.0
+    number: int = field(default_factory=count().__next__)
+
+
+class Policy:
+    """The queue and the budget. Every method takes the time `now`, in seconds of any monotonic clock."""
+
+    def __init__(
+        self,
+        max_running: int,
+        max_running_tokens: float,
+        max_queued: int,
+        queue_timeout_s: float,
+        aging_s: float,
+    ) -> None:
+        self.max_running = max_running
+        self.max_running_tokens = max_running_tokens
+        self.max_queued = max_queued
+        self.queue_timeout_s = queue_timeout_s
+        self.aging_s = aging_s
+        self.waiting: dict[Ticket, None] = {}
+        self.running: dict[Ticket, None] = {}
+        self.running_sequences = 0
+        self.running_tokens = 0.0
+        self._running_of: Counter[str] = Counter()
+        self._queued_of: Counter[str] = Counter()
+        self._seen: dict[str, float] = {}
+        """By client, when its last ticket came; clients of more than a minute ago are forgotten."""
+        self._virtual_time = 0.0
+        self._finish: dict[str, float] = {}
+        """By client, the virtual time up to which it has been served."""
+        self._ends: deque[float] = deque(maxlen=_RATE_ENDS)
+
+    def has_room(self, client: str, weight: float) -> bool:
+        """Whether a ticket of `client` would be taken into the queue now."""
+        if len(self.waiting) < self.max_queued or not self.waiting:
+            return True
+        return self._fuller_client(client, weight) is not None
+
+    def enter(self, ticket: Ticket, now: float) -> Ticket | None:
+        """Take a ticket into the queue; return the one that it pushed out, if any.
+
+        Raises:
+            AdmissionError: the queue is full.
+        """
+        self._seen[ticket.client] = now
+        pushed_out = None
+        # A ticket that will be admitted at once does not need room in the queue.
+        if len(self.waiting) >= self.max_queued and (self.waiting or not self._fits(ticket)):
+            fuller = self._fuller_client(ticket.client, ticket.weight)
+            if fuller is None:
+                raise self.refusal(Reason.QUEUE_FULL, now)
+            pushed_out = next(waiting for waiting in reversed(self.waiting) if waiting.client == fuller)
+            self._drop(pushed_out)
+        ticket.arrived = now
+        self.waiting[ticket] = None
+        self._queued_of[ticket.client] += 1
+        return pushed_out
+
+    def admit(self, now: float) -> list[Ticket]:
+        """Move every ticket that fits from the queue into the engine, in order, and return them."""
+        self._seen = {client: at for client, at in self._seen.items() if now - at <= RESERVE_SECONDS}
+        admitted = []
+        while self.waiting:
+            most_urgent = min(waiting.priority for waiting in self.waiting)
+            ticket = min(self.waiting, key=lambda waiting: self._place(waiting, most_urgent, now))
+            if not self._fits(ticket):
+                break
+            self._start(ticket)
+            admitted.append(ticket)
+        return admitted
+
+    def leave(self, ticket: Ticket, now: float, used_tokens: float | None = None) -> None:
+        """Forget a ticket, waiting or running; `used_tokens` (weighted) corrects what its client is charged."""
+        if ticket in self.waiting:
+            self._drop(ticket)
+        elif ticket in self.running:
+            del self.running[ticket]
+            self.running_sequences -= ticket.sequences
+            self.running_tokens -= ticket.tokens
+            self._count(self._running_of, ticket.client, -1)
+            self._ends.append(now)
+            if used_tokens is not None and ticket.client in self._finish:
+                self._finish[ticket.client] -= (ticket.tokens - used_tokens) / ticket.weight
+        if not self.running:
+            self.running_tokens = 0.0  # no rounding error outlives an idle moment
+        self._forget_idle()
+
+    def expire(self, now: float) -> list[Ticket]:
+        """Remove and return the tickets whose patience ended."""
+        late = [ticket for ticket in self.waiting if now - ticket.arrived >= self.queue_timeout_s]
+        for ticket in late:
+            self._drop(ticket)
+        return late
+
+    def next_expiry(self) -> float | None:
+        """When the next waiting ticket's patience ends."""
+        first = next(iter(self.waiting), None)
+        return None if first is None else first.arrived + self.queue_timeout_s
+
+    def refusal(self, reason: Reason, now: float) -> AdmissionError:
+        """The refusal that a client gets for `reason`."""
+        retry_after = self.retry_after(now)
+        if reason is Reason.QUEUE_TIMEOUT:
+            message = f"no place became free within {self.queue_timeout_s:g} s"
+        else:
+            message = f"{len(self.waiting)} requests are waiting already, which is all that may"
+        return AdmissionError(reason, f"the server is busy: {message}; try again in {retry_after} s", retry_after)
+
+    def retry_after(self, now: float) -> int:
+        """Seconds until the present queue has drained, at the rate at which requests ended lately; at least 1."""
+        recent = [end for end in self._ends if now - end <= _RATE_SECONDS]
+        if len(recent) < 2 or now <= recent[0]:
+            return min(math.ceil(self.queue_timeout_s), MAX_RETRY_SECONDS)
+        rate = len(recent) / (now - recent[0])
+        return max(1, min(math.ceil((len(self.waiting) + 1) / rate), MAX_RETRY_SECONDS))
+
+    def _place(self, ticket: Ticket, most_urgent: int, now: float) -> tuple[bool, int, float, int]:
+        """The order of waiting tickets: the smallest comes first."""
+        aged = math.ceil(ticket.priority - (now - ticket.arrived) / self.aging_s)
+        start = max(self._virtual_time, self._finish.get(ticket.client, 0.0))
+        return self._only_reserve_is_left(ticket), max(aged, most_urgent), start, ticket.number
+
+    def _fits(self, ticket: Ticket) -> bool:
+        if not self.running:
+            return True
+        if self._only_reserve_is_left(ticket):
+            return False
+        return (
+            self.running_sequences + ticket.sequences <= self.max_running
+            and self.running_tokens + ticket.tokens <= self.max_running_tokens
+        )
+
+    def _only_reserve_is_left(self, ticket: Ticket) -> bool:
+        """Whether the places that are left are kept for clients with nothing running, and this is none of them."""
+        if not self._running_of[ticket.client]:
+            return False
+        unreserved = self.max_running - (self.max_running // RESERVED_SHARE if len(self._seen) > 1 else 0)
+        # A ticket that would never fit beside the reserve waits its turn for all of the places.
+        return ticket.sequences <= unreserved < self.running_sequences + ticket.sequences
+
+    def _start(self, ticket: Ticket) -> None:
+        self._drop(ticket)
+        self.running[ticket] = None
+        self.running_sequences += ticket.sequences
+        self.running_tokens += ticket.tokens
+        self._running_of[ticket.client] += 1
+        start = max(self._virtual_time, self._finish.get(ticket.client, 0.0))
+        self._virtual_time = start
+        self._finish[ticket.client] = start + ticket.tokens / ticket.weight
+
+    def _drop(self, ticket: Ticket) -> None:
+        del self.waiting[ticket]
+        self._count(self._queued_of, ticket.client, -1)
+
+    def _fuller_client(self, client: str, weight: float) -> str | None:
+        """The client with the most waiting tickets for its weight, if they are more than `client` would have."""
+        weights = {ticket.client: ticket.weight for ticket in self.waiting}
+        if not weights:
+            return None
+        fullest = max(weights, key=lambda name: self._queued_of[name] / weights[name])
+        mine = (self._queued_of[client] + 1) / weight
+        return fullest if fullest != client and self._queued_of[fullest] / weights[fullest] > mine else None
+
+    def _forget_idle(self) -> None:
+        """Accounts of clients with nothing here that were served no further than now need not be kept."""
+        if not self.running and not self.waiting:
+            self._finish.clear()
+            self._virtual_time = 0.0
+
+    @staticmethod
+    def _count(counter: Counter[str], client: str, change: int) -> None:
+        counter[client] += change
+        if not counter[client]:
+            del counter[client]

@@ -1,0 +1,185 @@
+"""From a request to its place in the engine: what it may cost, who pays, and what it really cost."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+from opentelemetry.propagate import extract
+from pydantic import BaseModel
+from vllm.config import VllmConfig
+
+from fusion_kernels import Weighting
+from server.admission import AdmissionError, Gate, Policy, Rates, Ticket
+from server.api.errors import RequestError
+from server.auth import Client
+from server.config import Config
+from server.engine.settings import FusionSettings
+
+# The fields that bound the output, by the API's name for it.
+MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+
+
+class Admission:
+    """What every request passes before vLLM's serving classes see it."""
+
+    def __init__(self, config: Config, vllm_config: VllmConfig, members: Mapping[str, Any]) -> None:
+        self._limits = config.limits
+        self._max_model_len = vllm_config.model_config.max_model_len
+        self._sizes = [member["parameters"] for member in members["members"]]
+        max_running = config.admission.max_running or vllm_config.scheduler_config.max_num_seqs
+        # The heaviest requests there are fill the KV cache too.
+        kv_tokens = (vllm_config.cache_config.kv_cache_size_tokens or 0) or max_running * self._max_model_len
+        heaviest = sum(self._sizes) / self._sizes[0]
+        self.gate = Gate(
+            Policy(
+                max_running=max_running,
+                max_running_tokens=config.admission.max_running_tokens or kv_tokens * heaviest,
+                max_queued=config.admission.max_queued,
+                queue_timeout_s=config.admission.queue_timeout_s,
+                aging_s=config.admission.aging_s,
+            )
+        )
+        self._rates = Rates()
+
+    def claim(self, client: Client, request: BaseModel, raw_request: Request, settings: FusionSettings) -> Claim:
+        """Check what a request asks for against the limits, and begin its way to a place.
+
+        Raises:
+            RequestError: a field is above its limit.
+            AdmissionError: there is no room, or the client's rate is used up.
+        """
+        self._check_fields(request)
+        self.gate.check(client.name, client.weight)
+        self._take(client, "requests", 1.0, client.requests_per_minute)
+        return Claim(self, client, request, raw_request, self._weight(settings))
+
+    def _check_fields(self, request: BaseModel) -> None:
+        limits = self._limits
+        caps = [(name, limits.max_tokens) for name in MAX_TOKENS_FIELDS] + [("n", limits.max_n)]
+        for name, cap in caps:
+            value = getattr(request, name, None)
+            if cap is not None and isinstance(value, int) and value > cap:
+                raise RequestError(f"{name}: at most {cap} is allowed here, not {value}", name)
+        prompts = getattr(request, "prompt", None)
+        if (
+            isinstance(prompts, list)
+            and not isinstance(next(iter(prompts), 0), int)
+            and len(prompts) > limits.max_prompts
+        ):
+            raise RequestError(
+                f"prompt: at most {limits.max_prompts} prompts are allowed in one request, not {len(prompts)}", "prompt"
+            )
+
+    def _weight(self, settings: FusionSettings) -> float:
+        """Parameters of the members that a request runs, relative to the large model's."""
+        large, base, *experts = self._sizes if len(self._sizes) > 1 else (*self._sizes, 0)
+        if settings.weighting is Weighting.NONE:
+            return 1.0
+        return float((large + base + sum(experts[expert] for expert in settings.experts)) / large)
+
+    def _take(self, client: Client, what: str, amount: float, per_minute: float | None) -> None:
+        try:
+            self._rates.take(client.name, what, amount, per_minute, time.monotonic())
+        except AdmissionError as error:
+            self.gate.count(error)
+            raise
+
+    def take_tokens(self, client: Client, tokens: float) -> None:
+        """Charge a request's largest size to its client's rate.
+
+        Raises:
+            AdmissionError: the rate is used up.
+        """
+        self._take(client, "tokens", tokens, client.tokens_per_minute)
+
+    def give_back_tokens(self, client: Client, tokens: float) -> None:
+        """Correct the charge at the end."""
+        self._rates.give_back(client.name, "tokens", tokens, client.tokens_per_minute, time.monotonic())
+
+    def worst_case(self, request: BaseModel, body_bytes: int) -> int:
+        """The most tokens that one sequence of a request can have: a token is at least one byte of its body."""
+        asked = next((value for name in MAX_TOKENS_FIELDS if (value := getattr(request, name, None))), None)
+        return min(self._max_model_len, body_bytes + asked) if asked else self._max_model_len
+
+
+class Claim:
+    """One request's place: the engine's `Place`, told its size by the engine's client. Close it when all is over."""
+
+    def __init__(
+        self, admission: Admission, client: Client, request: BaseModel, raw_request: Request, weight: float
+    ) -> None:
+        self.taken = False
+        self._lock = asyncio.Lock()
+        self._admission = admission
+        self._client = client
+        self._request = request
+        self._raw_request = raw_request
+        self._weight = weight
+        self._sequences = 0
+        self._tokens = 0
+        self._charged = 0.0
+        self._ticket: Ticket | None = None
+
+    def add(self, sequences: int, tokens: int) -> None:
+        """Tell of `sequences` that may come to `tokens` in all."""
+        self._sequences += sequences
+        self._tokens += tokens
+
+    async def wait(self) -> None:
+        """Return when the place is free; the request's prompts wait together.
+
+        Raises:
+            AdmissionError: it does not become free.
+        """
+        async with self._lock:
+            if not self.taken:
+                await self._enter()
+                self.taken = True
+
+    async def _enter(self) -> None:
+        if not self._sequences:
+            # vLLM's responses API asks the engine only once its events are read.
+            length = len(await self._raw_request.body())
+            self.add(1, self._admission.worst_case(self._request, length))
+        self._admission.take_tokens(self._client, self._tokens)
+        self._charged = self._tokens
+        client = self._client
+        self._ticket = Ticket(
+            client=client.name,
+            weight=client.weight,
+            priority=max(client.priority, getattr(self._request, "priority", None) or 0),
+            sequences=self._sequences,
+            tokens=self._tokens * self._weight,
+        )
+        await self._admission.gate.enter(self._ticket, extract(self._raw_request.headers))
+
+    def close(self) -> None:
+        """Free the place, and correct what the client was charged to the tokens that were really used."""
+        metadata = getattr(self._raw_request.state, "request_metadata", None)
+        usage = getattr(metadata, "final_usage_info", None)
+        used = float(usage.total_tokens) if usage is not None else float(self._charged)
+        if self._ticket is not None:
+            self._admission.gate.leave(self._ticket, used * self._weight)
+        if self._charged > used:
+            self._admission.give_back_tokens(self._client, self._charged - used)
+        self._ticket, self._charged = None, 0.0
+
+
+def check_preset(client: Client, preset: str) -> None:
+    """Refuse a preset that the client's key does not allow.
+
+    Raises:
+        RequestError: it does not.
+    """
+    if client.presets is not None and preset not in client.presets:
+        allowed = ", ".join(client.presets) or "none"
+        raise RequestError(
+            f"model: your key does not allow preset {preset!r:.100}; it allows: {allowed}",
+            "model",
+            HTTPStatus.FORBIDDEN,
+        )

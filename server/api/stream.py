@@ -1,0 +1,65 @@
+"""Streams of events that always end well: in time, with a word on what went wrong, and with their place freed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from http import HTTPStatus
+from typing import Any, cast
+
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+from vllm.entrypoints.serve import create_error_response
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from server.api.errors import ENGINE_DEAD, error_type
+
+
+class ClosingStream(StreamingResponse):
+    """A stream that calls `close` when it is over, however it ends."""
+
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
+async def until(seconds: float, deadline: float, events: AsyncIterator[str], named_events: bool) -> AsyncIterator[str]:
+    """Pass `events` on until the loop's time is `deadline`, which comes `seconds` after the request's start.
+
+    A stream that is cut off, or whose source fails, ends with an error event: `named_events` has it in the form of the
+    responses API, otherwise it is that of chat and completions.
+    """
+    # vLLM's are generators; closing one aborts its request.
+    async with aclosing(cast(Any, events)):
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout_at(deadline):
+                        event = await anext(events)
+                except StopAsyncIteration:
+                    return
+                yield event
+        except TimeoutError:
+            message = f"the request took longer than the {seconds:g} s that it may take"
+            yield _error_event(message, HTTPStatus.GATEWAY_TIMEOUT, named_events)
+        except EngineDeadError:
+            yield _error_event(ENGINE_DEAD, HTTPStatus.SERVICE_UNAVAILABLE, named_events)
+        if not named_events:
+            yield "data: [DONE]\n\n"
+
+
+def _error_event(message: str, status: HTTPStatus, named: bool) -> str:
+    if named:
+        body = {"type": "error", "code": error_type(status), "message": message, "param": None}
+        return f"event: error\ndata: {json.dumps(body)}\n\n"
+    error = create_error_response(message, err_type=error_type(status), status_code=status)
+    return f"data: {error.model_dump_json()}\n\n"

@@ -1,0 +1,138 @@
+"""API keys: who is asking, and what the key allows.
+
+Keys come from a YAML file, which holds their SHA-256 only, and from the environment. The file is read again when it
+changes; a file that has become unreadable leaves the keys as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+
+from server.config.section import Section, not_a_truth_value
+from server.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+ENVIRONMENT = "LOGIT_FUSION_API_KEY"
+# How often the file's modification time is looked at, at most.
+RELOAD_SECONDS = 1.0
+
+Positive = Annotated[float, BeforeValidator(not_a_truth_value), Field(gt=0, allow_inf_nan=False)]
+
+
+class Client(Section):
+    """Who is asking: one entry of the keys file."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Shown in logs; fair queueing and rate limits go by it. Keys that share a name are one client."""
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = ""
+    weight: Positive = 1.0
+    """The share of the engine that this client gets when all are busy, relative to the others'."""
+    priority: int = 0
+    """The most urgent `priority` that this client's requests may have; lower is more urgent."""
+    requests_per_minute: Positive | None = None
+    tokens_per_minute: Positive | None = None
+    presets: tuple[str, ...] | None = None
+    """The presets that this client may use; all if left out."""
+
+
+ANYBODY = Client(name="anybody")
+"""The client of every request where no keys are configured."""
+
+
+class _File(Section):
+    keys: tuple[Client, ...]
+
+    @model_validator(mode="after")
+    def _complete(self) -> _File:
+        for client in self.keys:
+            if not client.sha256:
+                raise ValueError(f"key '{client.name}' lacks sha256 (printf %s \"$KEY\" | sha256sum)")
+        return self
+
+
+class Keys:
+    """The configured keys.
+
+    Raises:
+        ConfigError: the file cannot be read or is not valid.
+    """
+
+    def __init__(self, path: Path | None, environment: str | None = None) -> None:
+        self._path = path
+        given = os.environ.get(ENVIRONMENT, "") if environment is None else environment
+        self._from_environment = tuple(
+            Client(name=f"env-{place}", sha256=_digest(key))
+            for place, key in enumerate(filter(None, map(str.strip, given.split(","))), start=1)
+        )
+        self._clients: tuple[Client, ...] = ()
+        self._stamp: tuple[int, int, int] | None = None
+        self._checked = 0.0
+        if path is not None:
+            self._clients, self._stamp = _read(path), _stamp(path)
+
+    @property
+    def required(self) -> bool:
+        """Whether a request needs a key."""
+        return self._path is not None or bool(self._from_environment)
+
+    def client(self, key: str) -> Client | None:
+        """The client that `key` belongs to. Takes the same time for every key that is not known."""
+        self._reload()
+        digest = _digest(key)
+        found = None
+        for client in (*self._from_environment, *self._clients):
+            if hmac.compare_digest(client.sha256, digest):
+                found = client
+        return found
+
+    def _reload(self) -> None:
+        now = time.monotonic()
+        if self._path is None or now - self._checked < RELOAD_SECONDS:
+            return
+        self._checked = now
+        try:
+            stamp = _stamp(self._path)
+            if stamp == self._stamp:
+                return
+            self._stamp = stamp
+            self._clients = _read(self._path)
+            logger.warning("%s was read again: %d keys", self._path.name, len(self._clients))
+        except (ConfigError, OSError) as error:
+            logger.error("the keys stay as they were: %s", error)
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    # Kubernetes changes a mounted secret by exchanging a link, so the time alone does not tell.
+    state = path.stat()
+    return state.st_mtime_ns, state.st_ino, state.st_size
+
+
+def _read(path: Path) -> tuple[Client, ...]:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return _File.model_validate(data).keys
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        # PyYAML's message would quote the line, and with it somebody's key.
+        raise ConfigError(f"{path}: not valid YAML") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        message = re.sub(r"^Value error, ", "", first["msg"])
+        raise ConfigError(f"{path}: {place}: {message}") from None

@@ -1,0 +1,33 @@
+"""What every mapping of the configuration file has in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.errors import nearest
+
+
+class Section(BaseModel):
+    """A mapping of the file. It refuses keys that it does not know, and names the nearest one that it does."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    hint = nearest(str(key), cls.model_fields)
+                    raise PydanticCustomError("unknown_key", "{hint}", {"key": str(key), "hint": hint})
+        return data
+
+
+def not_a_truth_value(value: object) -> object:
+    """Refuse `true` where a number is meant: pydantic would take it for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"{str(value).lower()} is not a number")
+    return value
