@@ -98,7 +98,7 @@ def _report(results: Results, out: Path, seed: int) -> None:
     from evaluation.report import as_json, summarise
 
     reports = summarise(results, seed)
-    (out / "results.json").write_text(json.dumps(as_json(results, reports, seed), indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps(as_json(results, reports, seed)) + "\n")
     text = to_markdown(reports)
     (out / "results.md").write_text(text)
     console = Console() if sys.stdout.isatty() else Console(width=200)

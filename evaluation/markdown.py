@@ -11,7 +11,8 @@ from evaluation.report import Row, TableReport
 NOTE = """\
 Scores of `exact` and `choice` are in percent, of `nll` in nats per token (lower is better). In brackets: 95 %
 intervals, by a bootstrap over examples, paired where settings are compared. Gap closed: (setting - large) /
-(fine-tuned - large) in percent; empty where the interval of fine-tuned - large holds zero.
+(fine-tuned - large) in percent, on the same examples; empty where the interval of fine-tuned - large holds zero.
+"mean of seen tasks" is the mean of the tasks' own numbers, "mean scores" the gap closed by the tasks' mean score.
 """
 
 
@@ -22,9 +23,10 @@ def to_markdown(reports: Iterable[TableReport]) -> str:
 
 def _table(report: TableReport) -> str:
     lines = [f"## {report.title}", "", *_grid("score", report.columns, _scores(report)), ""]
-    if any(row.gaps for row in report.rows):
-        columns = [c for c in report.columns if any(c in row.gaps for row in report.rows)]
-        cells = [[row.name, *(_estimate(row.gaps.get(c), 1) for c in columns)] for row in report.rows if row.gaps]
+    gaps = {row.name: row.gaps for row in report.rows} | {"mean scores": report.gaps_of_means}
+    if any(gaps.values()):
+        columns = [c for c in report.columns if any(c in found for found in gaps.values())]
+        cells = [[name, *(_estimate(found.get(c), 1) for c in columns)] for name, found in gaps.items() if found]
         lines += ["Gap closed:", "", *_grid("%", columns, cells), ""]
     if report.pairs:
         names = [row.name for row in report.rows]
@@ -33,10 +35,11 @@ def _table(report: TableReport) -> str:
             for a, b in report.pairs
         ]
         lines += ["Differences:", "", *_grid("difference of scores", names, cells), ""]
-    speeds = [row for row in report.rows if row.tokens_per_second]
-    cells = [[r.name, *(_speed(r.tokens_per_second.get(c)) for c in report.columns)] for r in speeds]
+    columns = [column for column in report.columns if column != TUNED]
+    speeds = {row.name: row.tokens_per_second for row in report.rows if row.tokens_per_second}
+    cells = [[name, *(_speed(found.get(c)) for c in columns)] for name, found in speeds.items()]
     lines += ["Tokens per second, generated for `exact`, read for the others:", ""]
-    return "\n".join([*lines, *_grid("tokens/s", report.columns, cells), ""])
+    return "\n".join([*lines, *_grid("tokens/s", columns, cells), ""])
 
 
 def _scores(report: TableReport) -> list[list[str]]:

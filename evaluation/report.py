@@ -31,12 +31,16 @@ class Row:
 
 @dataclass(frozen=True)
 class TableReport:
-    """A table's rows, the names of the pairs that are compared, and where alphas were recorded."""
+    """A table's rows, the pairs of columns that are compared, and the gap closed by the mean scores.
+
+    The mean's row has the mean of the tasks' gaps; the gap of the mean scores weighs tasks by how wide their gaps are.
+    """
 
     title: str
     columns: tuple[str, ...]
     pairs: tuple[tuple[str, str], ...]
     rows: list[Row]
+    gaps_of_means: dict[str, Estimate]
 
 
 def summarise(results: Results, seed: int) -> list[TableReport]:
@@ -47,13 +51,16 @@ def summarise(results: Results, seed: int) -> list[TableReport]:
 
 def as_json(results: Results, reports: Iterable[TableReport], seed: int) -> dict[str, Any]:
     """Return everything as one JSON object: the reports, and each cell's outcome on every example."""
-    cells = []
-    for table in results.tables:
-        for (task, column), cell in table.cells.items():
-            if cell in results.records:
-                kept = ("value", "weight", "output", "trace")
-                rows = [{k: record[k] for k in kept if k in record} for record in results.records[cell]]
-                cells.append({"table": table.title, "task": task, "setting": column, "examples": rows})
+    kept = ("value", "weight", "output", "trace")
+    cells = [
+        {
+            "task": cell.task,
+            "shots": cell.shots,
+            **({"upper": cell.upper} if cell.upper is not None else {"fusion": cell.fusion_field}),
+            "examples": [{key: record[key] for key in kept if key in record} for record in records],
+        }
+        for cell, records in results.records.items()
+    ]
     return {"seed": seed, "draws": DRAWS, "tables": [asdict(report) for report in reports], "cells": cells}
 
 
@@ -68,12 +75,17 @@ def _summarise_table(results: Results, table: TablePlan, draws: dict[str, Draws]
         metric = results.suite.tasks[name].metric
         scores[name] = {c: _score(draws[name], metric, found) for c, found in records.items()}
         gaps[name] = _gaps(results.suite, scores[name])
-        speeds = {c: _tokens_per_second(found) for c, found in records.items()}
+        # The fine-tuned models' server has other members beside them: its speed says nothing here.
+        speeds = {c: _tokens_per_second(found) for c, found in records.items() if c != TUNED}
         rows.append(_row(name, metric, scores[name], gaps[name], pairs, speeds))
     seen = [t for t in table.tasks if results.suite.tasks[t].expert and results.suite.tasks[t].metric != "nll"]
+    gaps_of_means: dict[str, Scores] = {}
     if len(seen) > 1:
-        rows.append(_row(MEAN, None, _means(columns, seen, scores), _means(columns, seen, gaps), pairs, {}))
-    return TableReport(table.title, columns, pairs, rows)
+        means = _means(columns, seen, scores)
+        gaps_of_means = _gaps(results.suite, means)
+        rows.append(_row(MEAN, None, means, _means(columns, seen, gaps), pairs, {}))
+    estimates = {column: gap.estimate() for column, gap in gaps_of_means.items()}
+    return TableReport(table.title, columns, pairs, rows, estimates)
 
 
 def _row(
