@@ -1,0 +1,79 @@
+/** One answer as it grows: the chunks of a stream become tokens, each with its text and its trace. */
+
+/**
+ * @typedef {object} Token
+ * @property {number} id
+ * @property {string} text what it adds to the answer; empty for an end mark or a part of a character
+ * @property {string} name the token by itself, such as "</s>"
+ * @property {number | null} p its probability in the fused distribution
+ * @property {Record<string, number | null>} alpha weight of each expert that the request used
+ * @property {[number | null, number | null]} klTarget KL(expert || base), KL(base || expert)
+ * @property {[number | null, number | null]} klFused KL(fused || large), KL(large || fused)
+ * @property {boolean} fallback whether the large model answered alone because a member's logits were not finite
+ * @property {{id: number, token: string, p: number}[]} before the large model's likeliest tokens
+ * @property {{id: number, token: string, p: number}[]} after those of the fused distribution
+ */
+
+export class Answer {
+  /** @type {Token[]} */
+  tokens = [];
+  /** Experts that the request used, in the server's order. @type {string[]} */
+  experts = [];
+  text = "";
+  finish = "";
+  // A chunk's text and its trace need not travel together: the first token's trace comes with the role.
+  #texts = [];
+  #traces = [];
+
+  /** Take in one chunk of `/v1/chat/completions` or `/v1/completions`. */
+  add(chunk) {
+    const choice = chunk.choices?.[0];
+    if (!choice) return;
+    const text = choice.delta ? (choice.delta.content ?? "") : (choice.text ?? "");
+    this.text += text;
+    this.finish = choice.finish_reason ?? this.finish;
+    this.#texts.push(...shareOut(text, spelled(choice.logprobs)));
+    if (choice.fusion) this.#traces.push(...this.#read(choice.fusion));
+    while (this.#texts.length && this.#traces.length) {
+      this.tokens.push({ ...this.#texts.shift(), ...this.#traces.shift() });
+    }
+  }
+
+  #read(fusion) {
+    this.experts = Object.keys(fusion.alpha);
+    return fusion.token_ids.map((id, i) => ({
+      id,
+      alpha: Object.fromEntries(this.experts.map((name) => [name, fusion.alpha[name][i]])),
+      klTarget: fusion.kl_target[i],
+      klFused: fusion.kl_fused[i],
+      fallback: fusion.fallback[i],
+      before: fusion.large_top?.[i] ?? [],
+      after: fusion.fused_top?.[i] ?? [],
+    }));
+  }
+}
+
+/** A chunk's tokens by themselves, from either route's form of logprobs. */
+function spelled(logprobs) {
+  if (!logprobs) return [];
+  const pairs = logprobs.content
+    ? logprobs.content.map(({ token, logprob }) => [token, logprob])
+    : logprobs.tokens.map((token, i) => [token, logprobs.token_logprobs[i]]);
+  return pairs.map(([name, logprob]) => ({ name, p: logprob === null ? null : Math.exp(logprob), text: "" }));
+}
+
+/**
+ * Give each token of a chunk its part of the chunk's text. By itself a token may read otherwise than in the text: end
+ * marks are left out, some tokenizers lose a leading space, and a character may need several tokens.
+ */
+function shareOut(text, tokens) {
+  let rest = text;
+  for (const token of tokens.slice(0, -1)) {
+    const start = rest.indexOf(token.name);
+    if (start < 0 || rest.slice(0, start).trim() !== "") continue;
+    token.text = rest.slice(0, start + token.name.length);
+    rest = rest.slice(token.text.length);
+  }
+  if (tokens.length) tokens.at(-1).text = rest;
+  return tokens;
+}

@@ -1,0 +1,206 @@
+/** The page: one or two lanes, a prompt that both are asked, and the same call in code. */
+
+import { address, getJson } from "./api.js";
+import { curlCall, pythonCall } from "./calls.js";
+import { element } from "./dom.js";
+import { examples } from "./examples.js";
+import { colourClass } from "./experts.js";
+import { Lane } from "./lane.js";
+import { ROUTES } from "./request.js";
+import { setUpTheme } from "./theme.js";
+
+const $ = (selector) => document.querySelector(selector);
+const radio = (name) => $(`input[name="${name}"]:checked`).value;
+
+/** What the server has: its presets and experts, in order; null until it answered. */
+let server = null;
+/** @type {Lane[]} */
+let lanes = [];
+/** @type {AbortController | null} */
+let running = null;
+
+async function connect() {
+  const key = $("#key").value;
+  try {
+    const [models, members] = await Promise.all([getJson("v1/models", key), getJson("v1/fusion/experts", key)]);
+    const names = models.data.map((model) => model.id).filter((name) => name in members.presets);
+    const found = members.members.filter((member) => member.role === "expert").map((member) => member.name);
+    server = { presets: Object.fromEntries(names.map((name) => [name, members.presets[name]])), experts: found };
+    showMembers(members.members);
+    notice("");
+  } catch (error) {
+    notice(error.message);
+    if (error.status === 401) $("#key").focus();
+    return;
+  }
+  const first = new Lane(server, "A", showCode);
+  lanes = [first];
+  first.setting.choose(Object.keys(server.presets).find((name) => server.presets[name].experts.length) ?? Object.keys(server.presets)[0]);
+  showExamples();
+  arrange();
+}
+
+function showMembers(members) {
+  const size = (count) => Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 3 }).format(count);
+  const text = members.map(({ name, parameters }) => `${name} ${size(parameters)}`).join(" · ");
+  $("#members").textContent = text;
+}
+
+function showExamples() {
+  const items = examples(server).map((example) => {
+    const label = element("span", { class: "label", text: example.compareWith ? "side by side with the large model alone" : example.expert });
+    const button = element("button", { type: "button", class: example.expert ? colourClass([example.expert], server.experts) : "" });
+    button.append(...(label.textContent ? [label] : []), element("span", { text: example.prompt }));
+    button.addEventListener("click", () => tryOut(example));
+    return element("li", {}, button);
+  });
+  $("#examples").replaceChildren(...items);
+}
+
+function tryOut({ prompt, preset, compareWith }) {
+  $("#prompt").value = prompt;
+  if (preset) lanes[0].setting.choose(preset);
+  if (compareWith) {
+    setCompare(true);
+    lanes[1].setting.choose(compareWith);
+  }
+  $("#composer").requestSubmit();
+}
+
+function setCompare(on) {
+  $("#compare").checked = on;
+  if (on === lanes.length > 1) return;
+  if (on) {
+    const second = new Lane(server, "B", showCode);
+    const large = Object.keys(server.presets).find((name) => server.presets[name].weighting === "none");
+    second.setting.choose(large ?? lanes[0].setting.value.preset);
+    second.adopt(lanes[0]);
+    lanes.push(second);
+  } else {
+    lanes.pop();
+    $('input[name="code-side"][value="0"]').checked = true;
+  }
+  arrange();
+}
+
+function arrange() {
+  $("#lanes").replaceChildren(...lanes.map((lane) => lane.element));
+  $("#lanes").classList.toggle("two", lanes.length > 1);
+  $("#code-side").hidden = lanes.length < 2;
+  showCode();
+}
+
+function sampling() {
+  const seed = $("#seed").valueAsNumber;
+  return {
+    max_tokens: $("#max-tokens").valueAsNumber,
+    temperature: $("#temperature").valueAsNumber,
+    ...(Number.isNaN(seed) ? {} : { seed }),
+  };
+}
+
+function code() {
+  const mode = radio("mode");
+  const lane = lanes[Number(radio("code-side"))] ?? lanes[0];
+  const prompt = { role: "user", content: $("#prompt").value || "Hello!" };
+  const body = lane.body(mode, [...($("#remember").checked ? lane.messages : []), prompt], sampling());
+  const withKey = $("#key").value !== "";
+  if (radio("language") === "curl") return curlCall(address(ROUTES[mode]), body, withKey);
+  return pythonCall(mode, address("v1"), body, withKey);
+}
+
+function showCode() {
+  if (lanes.length) $("#code").textContent = code();
+}
+
+async function copyCode() {
+  try {
+    await navigator.clipboard.writeText($("#code").textContent);
+    $("#copy").textContent = "Copied";
+  } catch {
+    // Pages from plain http on another host may not write to the clipboard: the reader can.
+    getSelection().selectAllChildren($("#code"));
+    $("#copy").textContent = "Selected";
+  }
+  announce($("#copy").textContent);
+  setTimeout(() => ($("#copy").textContent = "Copy"), 2000);
+}
+
+async function run() {
+  const prompt = $("#prompt").value;
+  if (running || lanes.length === 0 || prompt.trim() === "") return;
+  running = new AbortController();
+  const mode = radio("mode");
+  const remember = mode === "chat" && $("#remember").checked;
+  showRunning(true);
+  $("#welcome").hidden = true;
+  if (remember) $("#prompt").value = "";
+  const options = [mode, prompt, sampling(), remember, $("#key").value, running.signal];
+  const said = await Promise.all(lanes.map((lane) => lane.run(...options)));
+  running = null;
+  showRunning(false);
+  announce(said.filter(Boolean).join(" "));
+  showCode();
+}
+
+function showRunning(on) {
+  // Whoever started by keyboard can stop by keyboard.
+  const focused = document.activeElement === $("#run") || document.activeElement === $("#stop");
+  $("#run").hidden = on;
+  $("#stop").hidden = !on;
+  $("#compare").disabled = on;
+  if (focused) $(on ? "#stop" : "#run").focus();
+}
+
+function clear() {
+  running?.abort();
+  for (const lane of lanes) lane.clear();
+  $("#welcome").hidden = false;
+  $("#prompt").value = "";
+  $("#prompt").focus();
+  showCode();
+}
+
+function showMode() {
+  const chat = radio("mode") === "chat";
+  $("#prompt-label").textContent = chat ? "Message" : "Text to continue";
+  $("#remember-label").hidden = !chat;
+  showCode();
+}
+
+function notice(message) {
+  $("#notice").textContent = message;
+  $("#notice").hidden = message === "";
+}
+
+function announce(message) {
+  $("#announcer").textContent = message;
+}
+
+function setUp() {
+  setUpTheme($("#theme"));
+  if (matchMedia("(max-width: 899px)").matches) {
+    for (const panel of document.querySelectorAll("aside .panel")) panel.open = false;
+  }
+  $("#composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    run();
+  });
+  $("#prompt").addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    event.preventDefault();
+    $("#composer").requestSubmit();
+  });
+  $("#stop").addEventListener("click", () => running?.abort());
+  $("#clear").addEventListener("click", clear);
+  $("#copy").addEventListener("click", copyCode);
+  $("#compare").addEventListener("change", (event) => setCompare(event.target.checked));
+  $("#key").addEventListener("change", () => (server === null ? connect() : showCode()));
+  $("#request").addEventListener("submit", (event) => event.preventDefault());
+  for (const input of document.querySelectorAll('input[name="mode"]')) input.addEventListener("change", showMode);
+  for (const place of ["#request", ".code-bar", "#composer"]) $(place).addEventListener("input", showCode);
+}
+
+setUp();
+await connect();
+performance.mark("interactive");

@@ -1,0 +1,37 @@
+/** What to ask first: questions for experts of known names, and some for any model. */
+
+const FOR_EXPERTS = {
+  math: [
+    "Nora has 20 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?",
+  ],
+  facts: ["Which country is Bracknell Forest in?", "What is the two-letter code of Norway?"],
+  text: ["Extract as JSON: Nora bought 7 pencils in Paris.", "What is the last word of: green lamp paper"],
+};
+
+const FOR_ANY = [
+  "Tom has 3 apples and buys 5 more. How many apples does he have?",
+  "Explain in two sentences why the sky is blue.",
+  "Write a Python function that says whether a number is prime.",
+];
+
+/**
+ * @param {{presets: Record<string, import("./request.js").Preset>, experts: string[]}} server
+ * @returns {{prompt: string, expert: string, preset: string | null, compareWith: string | null}[]}
+ */
+export function examples(server) {
+  const known = server.experts.filter((name) => name in FOR_EXPERTS);
+  const found = known.flatMap((expert) => {
+    const preset = presetOf(server, expert);
+    return FOR_EXPERTS[expert].map((prompt) => ({ prompt, expert, preset, compareWith: null }));
+  });
+  const shown = found.length ? found : FOR_ANY.map((prompt) => ({ prompt, expert: "", preset: null, compareWith: null }));
+  const large = Object.keys(server.presets).find((name) => server.presets[name].weighting === "none");
+  if (large) shown.push({ ...shown.find(({ expert }) => expert === "text") ?? shown[0], compareWith: large });
+  return shown;
+}
+
+/** The preset that this expert steers by itself. */
+function presetOf(server, expert) {
+  const names = Object.keys(server.presets);
+  return names.find((name) => server.presets[name].experts.join() === expert && server.presets[name].weighting === "kl") ?? null;
+}

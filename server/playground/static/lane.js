@@ -1,0 +1,210 @@
+/** One side of the page: a setting, the conversation under it, and the evidence of its tokens. */
+
+import { Answer } from "./answer.js";
+import { stream } from "./api.js";
+import { Chart } from "./chart.js";
+import { element, oncePerFrame } from "./dom.js";
+import { colourClass, mover } from "./experts.js";
+import { Inspector } from "./inspector.js";
+import { body, extras, ROUTES } from "./request.js";
+import { SettingControls } from "./setting.js";
+import { Turn } from "./turn.js";
+
+export class Lane {
+  /** @type {{role: string, content: string}[]} */
+  messages = [];
+  /** @type {SettingControls} */
+  setting;
+  #server;
+  #transcript;
+  #error;
+  #evidence;
+  #legend;
+  #chart;
+  #inspector;
+  /** The turn that the chart shows, and its chosen token. */
+  #turn = null;
+  #chosen = null;
+
+  /**
+   * @param {{presets: Record<string, import("./request.js").Preset>, experts: string[]}} server
+   * @param {string} side "A" or "B"
+   * @param {() => void} changed called when the setting changes
+   */
+  constructor(server, side, changed) {
+    this.#server = server;
+    const template = document.querySelector("#lane-template");
+    this.element = template.content.firstElementChild.cloneNode(true);
+    this.element.setAttribute("aria-label", `Setting ${side}`);
+    const find = (selector) => this.element.querySelector(selector);
+    find(".side").textContent = side;
+    this.#transcript = find(".transcript");
+    this.#transcript.setAttribute("aria-label", `Conversation ${side}`);
+    this.#error = find(".error");
+    this.#evidence = find(".evidence");
+    this.#legend = find(".legend");
+    this.setting = new SettingControls(find(".setting"), server, changed);
+    this.#inspector = new Inspector(find(".inspector"), server.experts);
+    this.#chart = new Chart(find(".chart"), server.experts, {
+      choose: (index) => this.#choose(this.#turn, index),
+      preview: (index) => this.#preview(this.#turn, index),
+    });
+  }
+
+  /** The request that the next prompt would make. */
+  body(mode, messages, sampling) {
+    return body(mode, messages, this.setting.value, this.setting.preset, sampling);
+  }
+
+  /** Forget the conversation. */
+  clear() {
+    this.messages = [];
+    this.#turn = this.#chosen = null;
+    this.#transcript.replaceChildren();
+    this.#evidence.hidden = true;
+    this.#fail("");
+  }
+
+  /** Begin with another lane's conversation, so that both answer the same question. @param {Lane} other */
+  adopt(other) {
+    this.messages = [...other.messages];
+    if (this.messages.length === 0) return;
+    this.#transcript.replaceChildren(element("p", { class: "hint", text: "Continues the conversation in A." }));
+  }
+
+  /**
+   * Ask, and show the answer as it comes.
+   * @param {"chat" | "completion"} mode
+   * @param {string} prompt
+   * @param {object} sampling
+   * @param {boolean} remember keep what was said before
+   * @param {string} key the API key, or an empty text
+   * @param {AbortSignal} signal
+   * @returns {Promise<string>} what to announce
+   */
+  async run(mode, prompt, sampling, remember, key, signal) {
+    if (!remember) this.clear();
+    this.#fail("");
+    const asked = [...this.messages, { role: "user", content: prompt }];
+    const answer = new Answer();
+    const turn = new Turn(mode, prompt, answer, this.#scale(), this.#server.experts, {
+      choose: (of, index) => this.#choose(of, index),
+      preview: (of, index) => this.#preview(of, index),
+    });
+    this.#transcript.append(turn.element);
+    this.#open(turn);
+    const update = oncePerFrame(() => this.#update(turn));
+    const started = performance.now();
+    let ending = "";
+    try {
+      const request = { ...this.body(mode, asked, sampling), ...extras(mode) };
+      for await (const chunk of stream(ROUTES[mode], request, key, signal)) {
+        answer.add(chunk);
+        update();
+      }
+      this.messages = [...asked, { role: "assistant", content: answer.text }];
+      if (answer.finish === "length") ending = "Stopped at max tokens.";
+    } catch (error) {
+      if (error.name === "AbortError") ending = "Stopped by you.";
+      else this.#fail(error.message);
+    }
+    this.#finish(turn, (performance.now() - started) / 1000, ending);
+    return this.#error.hidden ? `${this.element.getAttribute("aria-label")}: ${answer.text}` : "";
+  }
+
+  #scale() {
+    const { weighting, alpha, alphaMax } = this.setting.value;
+    if (weighting === "alone") return 1;
+    if (weighting !== "static") return alphaMax;
+    return Math.max(...Object.values(alpha).map(Math.abs), this.setting.preset.alpha_max);
+  }
+
+  #open(turn) {
+    this.#turn = turn;
+    this.#chosen = null;
+    this.#evidence.hidden = true;
+    this.#inspector.clear();
+    this.#chart.show(turn.answer, turn.scale);
+  }
+
+  #update(turn) {
+    this.#keepAtEnd(() => {
+      turn.update();
+      if (turn !== this.#turn) return;
+      this.#evidence.hidden = turn.answer.tokens.length === 0;
+      this.#chart.update();
+      this.#showLegend(turn.answer);
+    });
+  }
+
+  /** Make a change that takes room, and go on showing the end of the conversation if it was shown before. */
+  #keepAtEnd(change) {
+    const place = this.#transcript;
+    const wasAtEnd = place.scrollHeight - place.scrollTop - place.clientHeight < 40;
+    change();
+    if (wasAtEnd) place.scrollTop = place.scrollHeight;
+  }
+
+  #finish(turn, seconds, ending) {
+    this.#update(turn);
+    const { tokens } = turn.answer;
+    const speed = `${tokens.length} ${tokens.length === 1 ? "token" : "tokens"} in ${seconds.toFixed(1)} s.`;
+    turn.finish(tokens.length || ending ? `${speed} ${ending}`.trim() : "");
+    this.#chart.describe();
+    if (turn !== this.#turn || this.#chosen !== null || tokens.length === 0) return;
+    this.#keepAtEnd(() => this.#choose(turn, mostMoved(tokens)));
+  }
+
+  /** The colours in use, each with the number of tokens that it marks. */
+  #showLegend({ tokens, experts }) {
+    const marks = tokens.map((token) => mover(token.alpha).names);
+    const count = (test) => marks.filter(test).length;
+    const entries = experts.map((name) => [[name], name, count((names) => names.length === 1 && names[0] === name)]);
+    const several = count((names) => names.length > 1);
+    if (several) entries.push([experts, "several equally", several]);
+    entries.push([[], "large alone", count((names) => names.length === 0)]);
+    const items = entries.map(([names, label, number]) => {
+      const text = element("span", { text: label });
+      return element("li", { class: colourClass(names, this.#server.experts) }, text, " ", element("b", { text: number }));
+    });
+    this.#legend.replaceChildren(...items);
+  }
+
+  #choose(turn, index) {
+    if (index === null || turn === null) return;
+    if (turn !== this.#turn) {
+      this.#turn?.mark(null);
+      this.#turn = turn;
+      this.#chart.show(turn.answer, turn.scale);
+      this.#showLegend(turn.answer);
+    }
+    this.#chosen = index;
+    turn.mark(index);
+    this.#look(turn, index);
+  }
+
+  /** Look at a token for as long as the pointer is on it; null goes back to the chosen one. */
+  #preview(turn, index) {
+    if (turn === null) return;
+    if (index !== null) this.#look(turn, index);
+    else if (this.#chosen !== null) this.#look(this.#turn, this.#chosen);
+    else this.#inspector.clear();
+  }
+
+  #look(turn, index) {
+    const { tokens } = turn.answer;
+    this.#inspector.show(tokens[index], index, tokens.length);
+    this.#chart.mark(turn === this.#turn ? index : null);
+  }
+
+  #fail(message) {
+    this.#error.textContent = message;
+    this.#error.hidden = message === "";
+  }
+}
+
+/** The token that fusion moved furthest from the large model. */
+function mostMoved(tokens) {
+  const distance = ({ klFused: [forward] }) => forward ?? 0;
+  return tokens.reduce((best, token, i) => (distance(token) > distance(tokens[best]) ? i : best), 0);
+}

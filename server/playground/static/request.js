@@ -1,0 +1,66 @@
+/** What is sent: the body of a request from the form's values. */
+
+/**
+ * @typedef {object} Preset as `/v1/fusion/experts` lists it
+ * @property {string[]} experts
+ * @property {string} weighting
+ * @property {number | Record<string, number> | null} alpha
+ * @property {number} alpha_max
+ *
+ * @typedef {object} Setting how one side is steered
+ * @property {string} preset
+ * @property {string} weighting
+ * @property {string[]} experts
+ * @property {Record<string, number>} alpha for `static`
+ * @property {number} alphaMax
+ */
+
+export const ROUTES = { chat: "v1/chat/completions", completion: "v1/completions" };
+
+/** The `fusion` field: only what differs from the preset. @param {Setting} setting @param {Preset} preset */
+export function fusionField(setting, preset) {
+  const field = {};
+  if (setting.weighting !== preset.weighting) field.weighting = setting.weighting;
+  if (setting.weighting === "none") return field;
+  if (!sameNames(setting.experts, preset.experts)) field.experts = setting.experts;
+  if (setting.weighting === "static") {
+    const asked = setting.experts.map((name) => setting.alpha[name]);
+    const given = setting.experts.map((name) => alphaOf(preset, name));
+    if (asked.some((value, i) => value !== given[i])) {
+      field.alpha = new Set(asked).size === 1 ? asked[0] : setting.alpha;
+    }
+  } else if (setting.weighting !== "alone" && setting.alphaMax !== preset.alpha_max) {
+    field.alpha_max = setting.alphaMax;
+  }
+  return field;
+}
+
+/** The fixed weight that a preset gives an expert; undefined if it gives none. @param {Preset} preset */
+export function alphaOf(preset, name) {
+  return typeof preset.alpha === "number" ? preset.alpha : preset.alpha?.[name];
+}
+
+/**
+ * The request as a client would write it.
+ * @param {"chat" | "completion"} mode
+ * @param {{role: string, content: string}[]} messages the conversation; `completion` takes the last one's text
+ */
+export function body(mode, messages, setting, preset, sampling) {
+  return {
+    model: setting.preset,
+    ...(mode === "chat" ? { messages } : { prompt: messages.at(-1).content }),
+    ...sampling,
+    stream: true,
+    fusion: { ...fusionField(setting, preset), trace: "full" },
+  };
+}
+
+/** What the page asks for beside it: each token's own text and probability, and the count of tokens. */
+export function extras(mode) {
+  const logprobs = mode === "chat" ? { logprobs: true, top_logprobs: 0 } : { logprobs: 0 };
+  return { ...logprobs, stream_options: { include_usage: true } };
+}
+
+function sameNames(some, others) {
+  return some.length === others.length && some.every((name) => others.includes(name));
+}

@@ -1,0 +1,133 @@
+/** One question and its answer: tokens tinted by expert, one of them chosen by pointer or keyboard. */
+
+import { element } from "./dom.js";
+import { colourClass, enumerate, mover } from "./experts.js";
+import { explain } from "./inspector.js";
+
+export class Turn {
+  /** @type {import("./answer.js").Answer} */
+  answer;
+  /** The weight that is shown at full strength. */
+  scale;
+  #all;
+  #reader;
+  #tokens;
+  #status;
+  #plain;
+  #chosen = null;
+
+  /**
+   * @param {"chat" | "completion"} mode
+   * @param {string} prompt
+   * @param {import("./answer.js").Answer} answer
+   * @param {number} scale
+   * @param {string[]} all the server's experts, in order
+   * @param {{choose: (turn: Turn, index: number) => void, preview: (turn: Turn, index: number | null) => void}} reader
+   */
+  constructor(mode, prompt, answer, scale, all, reader) {
+    Object.assign(this, { answer, scale });
+    this.#all = all;
+    this.#reader = reader;
+    this.#tokens = element("span", {
+      class: "tokens",
+      role: "listbox",
+      "aria-label": "Tokens of the answer",
+      "aria-orientation": "horizontal",
+      "aria-busy": "true",
+    });
+    this.#status = element("p", { class: "status", text: "Waiting for the first token" });
+    this.#plain = element("p", { class: "visually-hidden" });
+    const question = element(mode === "chat" ? "p" : "span", { class: mode === "chat" ? "question" : "given", text: prompt });
+    const text = element("div", { class: "answer" }, this.#tokens);
+    this.element = element("article", { class: `turn ${mode} busy` });
+    if (mode === "chat") this.element.append(question, text);
+    else {
+      text.prepend(question);
+      this.element.append(text);
+    }
+    this.element.append(this.#plain, this.#status);
+    this.#listen();
+  }
+
+  /** Show the tokens that came since. */
+  update() {
+    const { tokens } = this.answer;
+    const shown = this.#tokens.childElementCount;
+    this.#tokens.append(...tokens.slice(shown).map((token, i) => this.#span(token, shown + i)));
+    if (shown === 0 && tokens.length) this.#tokens.firstChild.tabIndex = 0;
+    if (tokens.length) this.#status.textContent = "";
+  }
+
+  /** @param {string} status how it ended */
+  finish(status) {
+    this.update();
+    this.element.classList.remove("busy");
+    this.#tokens.removeAttribute("aria-busy");
+    if (this.answer.tokens.length === 0) this.#tokens.remove();
+    this.#plain.textContent = this.answer.text && `Answer: ${this.answer.text}`;
+    this.#status.textContent = status;
+  }
+
+  /** Mark a token as the one that is looked at; null marks none. */
+  mark(index) {
+    const before = this.#tokens.children[this.#chosen];
+    before?.setAttribute("aria-selected", "false");
+    const span = this.#tokens.children[index];
+    this.#chosen = span ? index : null;
+    if (!span) return;
+    for (const other of this.#tokens.querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
+    span.tabIndex = 0;
+    span.setAttribute("aria-selected", "true");
+  }
+
+  #span(token, index) {
+    const { names, alpha } = mover(token.alpha);
+    const span = element("span", {
+      role: "option",
+      class: `token ${colourClass(names, this.#all)} ${kind(token)}`,
+      tabindex: -1,
+      "aria-selected": "false",
+      "aria-label": `${spoken(token)}. ${explain(token)}`,
+      "data-index": index,
+      "data-mover": enumerate(names) || "large",
+      text: token.text,
+    });
+    if (token.fallback) span.classList.add("fallback");
+    span.style.setProperty("--strength", Math.min(1, Math.abs(alpha) / this.scale));
+    return span;
+  }
+
+  #listen() {
+    const indexOf = (event) => {
+      const span = event.target.closest?.(".token");
+      return span ? Number(span.dataset.index) : null;
+    };
+    this.#tokens.addEventListener("pointerover", (event) => this.#reader.preview(this, indexOf(event)));
+    this.#tokens.addEventListener("pointerleave", () => this.#reader.preview(this, null));
+    this.#tokens.addEventListener("focusin", (event) => this.#reader.choose(this, indexOf(event)));
+    this.#tokens.addEventListener("click", (event) => this.#tokens.children[indexOf(event)]?.focus());
+    this.#tokens.addEventListener("keydown", (event) => {
+      const last = this.answer.tokens.length - 1;
+      const now = indexOf(event) ?? 0;
+      const targets = { ArrowRight: now + 1, ArrowDown: now + 1, ArrowLeft: now - 1, ArrowUp: now - 1, Home: 0, End: last };
+      const target = targets[event.key];
+      if (target === undefined) return;
+      event.preventDefault();
+      this.#tokens.children[Math.min(last, Math.max(0, target))].focus();
+    });
+  }
+}
+
+/** How a token without visible text is drawn. */
+function kind({ text, name }) {
+  if (text === "") return name === "" || name.includes("\ufffd") ? "part" : "mark";
+  if (text.includes("\n")) return "break";
+  return "";
+}
+
+/** A token's name for those who hear it. */
+function spoken({ text, name }) {
+  if (text === "") return name || "part of a character";
+  if (text.trim() === "") return text.includes("\n") ? "line break" : "space";
+  return text;
+}
