@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 from importlib.resources import files
@@ -48,6 +49,8 @@ def evaluate(
     Writes results.json, results.md, plots, and records.jsonl: the answers so far, which are not asked again.
     """
     quiet_libraries("error")
+    # Libraries' warnings about this machine would stand in the middle of the progress bar.
+    logging.disable(logging.WARNING)
     from evaluation.run import Evaluation
     from evaluation.serving import Source
     from evaluation.suite import load_suite, narrow

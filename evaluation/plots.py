@@ -54,15 +54,9 @@ def _bars(axis: Any, rows: Sequence[Row], columns: Sequence[str]) -> None:
         found = [(x, row.scores[column]) for x, row in enumerate(rows) if column in row.scores]
         values = np.array([estimate.value for _, estimate in found])
         bounds = np.array([(estimate.low, estimate.high) for _, estimate in found]).T.reshape(2, -1)
-        axis.bar(
-            [x + (place - (len(columns) - 1) / 2) * width for x, _ in found],
-            values,
-            width,
-            yerr=np.abs(bounds - values),
-            label=column,
-            color=colours[place],
-            error_kw={"linewidth": 0.8},
-        )
+        places = [x + (place - (len(columns) - 1) / 2) * width for x, _ in found]
+        axis.bar(places, values, width, label=column, color=colours[place])
+        axis.errorbar(places, values, np.abs(bounds - values), fmt="none", ecolor="black", elinewidth=0.8)
     axis.set_xticks(range(len(rows)), [row.name for row in rows])
     axis.set_ylabel("nats per token (lower is better)" if rows[0].metric == "nll" else "score, %")
     axis.spines[["top", "right"]].set_visible(False)

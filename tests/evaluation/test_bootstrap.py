@@ -49,7 +49,7 @@ def test_differences_are_paired() -> None:
 
 
 def test_the_seed_and_the_task_decide_the_draws() -> None:
-    values = np.arange(20.0)
+    values = np.array([float(number) for number in range(20)])
 
     def draws(task: str, seed: int) -> Array:
         return Draws(task, 20, seed).score(values, ones(20)).draws
