@@ -61,3 +61,35 @@ lock: setup-dev
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+
+# Helm's engine and the linters of what is deployed need a newer Python than the locks hold for.
+DEPLOY_TOOLS := $(VENV)/deploy-tools
+DEPLOY_STAMP := $(DEPLOY_TOOLS)/.installed
+.PHONY: setup-deploy image image-smoke image-clean sbom licences audit
+
+setup-deploy: $(DEPLOY_STAMP)
+$(DEPLOY_STAMP): $(DEV_STAMP) requirements/deploy-tools.txt
+	"$$(deploy/newer-python.sh)" -m venv $(DEPLOY_TOOLS)
+	$(DEPLOY_TOOLS)/bin/pip install --quiet --no-deps -r requirements/deploy-tools.txt
+	touch $@
+test test-long: $(DEPLOY_STAMP)
+
+# Without a container engine, as root: needs buildah, and debootstrap where the base image cannot be pulled.
+image:
+	deploy/image/build.sh cpu
+image-smoke:
+	deploy/image/smoke.sh
+image-clean:
+	rm -rf build/containers
+
+# Of what is deployed, without the development's tools.
+build/runtime.txt: requirements/$(PLATFORM).lock
+	mkdir -p build
+	sed 's/+cpu$$//' $< > $@
+sbom: setup-dev
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file build/sbom.cdx.json requirements/$(PLATFORM).lock
+licences: setup-dev
+	$(BIN)/python deploy/licences.py requirements/$(PLATFORM).lock
+audit: setup-dev build/runtime.txt
+	$(BIN)/pip-audit --no-deps --disable-pip --requirement build/runtime.txt
