@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import psutil
 import uvicorn
+import uvloop
 from rich.console import Console
 
 from server.auth import Keys
@@ -67,7 +68,7 @@ def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Liste
         if not keys.required and not _is_loopback(sock):
             message = f"warning: no API keys are configured (auth.keys_file): whoever reaches {listen.host} may use it"
             Console(stderr=True).print(message, style="yellow", markup=False, highlight=False)
-        return asyncio.run(_serve(config, members, sizes, keys, sock, listen))
+        return uvloop.run(_serve(config, members, sizes, keys, sock, listen))
 
 
 async def _serve(

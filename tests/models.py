@@ -90,7 +90,7 @@ def make_model(
     kv_heads: int = 1,
     head_dim: int = 32,
     intermediate_size: int = 128,
-    max_position_embeddings: int = 512,
+    max_position_embeddings: int = 4096,
     sliding_window: int | None = None,
     tie_word_embeddings: bool | None = None,
     dtype: DType = "float32",

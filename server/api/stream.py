@@ -35,26 +35,45 @@ class ClosingStream(StreamingResponse):
 async def until(seconds: float, deadline: float, events: AsyncIterator[str], named_events: bool) -> AsyncIterator[str]:
     """Pass `events` on until the loop's time is `deadline`, which comes `seconds` after the request's start.
 
-    A stream that is cut off, or whose source fails, ends with an error event: `named_events` has it in the form of the
+    A stream that is cut off, or whose engine dies, ends with an error event: `named_events` has it in the form of the
     responses API, otherwise it is that of chat and completions.
     """
-    # vLLM's are generators; closing one aborts its request.
-    async with aclosing(cast(Any, events)):
-        try:
-            while True:
+    task = asyncio.current_task()
+    assert task is not None
+    waiting = late = False
+
+    def cut() -> None:
+        nonlocal late
+        late = True
+        if waiting:  # while an event is being sent there is nothing of ours to interrupt
+            task.cancel()
+
+    timer = asyncio.get_running_loop().call_at(deadline, cut)
+    try:
+        # vLLM's are generators; closing one aborts its request.
+        async with aclosing(cast(Any, events)):
+            while not late:
+                waiting = True
                 try:
-                    async with asyncio.timeout_at(deadline):
-                        event = await anext(events)
+                    event = await anext(events)
                 except StopAsyncIteration:
                     return
+                finally:
+                    waiting = False
                 yield event
-        except TimeoutError:
-            message = f"the request took longer than the {seconds:g} s that it may take"
-            yield _error_event(message, HTTPStatus.GATEWAY_TIMEOUT, named_events)
-        except EngineDeadError:
-            yield _error_event(ENGINE_DEAD, HTTPStatus.SERVICE_UNAVAILABLE, named_events)
-        if not named_events:
-            yield "data: [DONE]\n\n"
+    except asyncio.CancelledError:
+        if not late:
+            raise
+        task.uncancel()
+    except EngineDeadError:
+        yield _error_event(ENGINE_DEAD, HTTPStatus.SERVICE_UNAVAILABLE, named_events)
+    finally:
+        timer.cancel()
+    if late:
+        message = f"the request took longer than the {seconds:g} s that it may take"
+        yield _error_event(message, HTTPStatus.GATEWAY_TIMEOUT, named_events)
+    if not named_events:
+        yield "data: [DONE]\n\n"
 
 
 def _error_event(message: str, status: HTTPStatus, named: bool) -> str:
