@@ -13,7 +13,9 @@ ARG PYTHON
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates libnuma1 "python${PYTHON}" tini \
-    && rm -rf /var/lib/apt/lists/*
+    && rm -rf /var/lib/apt/lists/* \
+    # For a volume with what shall outlive the container; a new volume takes its owner from here.
+    && install --directory --owner 10001 --group 10001 /var/cache/logit-fusion
 # All that is written at run time lies under /tmp: what is compiled at the first start, and fetched models. The user's
 # name is set because libraries look it up, which fails for an id that /etc/passwd does not list.
 ENV PATH=/opt/venv/bin:$PATH \

@@ -78,7 +78,7 @@ test test-long: $(DEPLOY_STAMP)
 image:
 	deploy/image/build.sh cpu
 image-smoke:
-	deploy/image/smoke.sh
+	python3 deploy/image/try_image.py
 image-clean:
 	rm -rf build/containers
 

@@ -1,0 +1,32 @@
+"""Prints the licence of every locked package: `licences.py LOCK`, in an environment where they are installed."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, metadata
+from pathlib import Path
+
+
+def licence(name: str) -> str:
+    """Return what a package says its licence is: the SPDX expression, else the classifiers, else its own words."""
+    said = metadata(name)
+    if expression := said.get("License-Expression"):
+        return expression
+    classified = [entry.rpartition(" :: ")[2] for entry in said.get_all("Classifier", []) if entry.startswith("License")]
+    # Some write the whole text there: its first line is the name.
+    words = said.get("License", "").strip().splitlines()
+    return "; ".join(classified) or (words[0].strip() if words else "not stated in its metadata")
+
+
+def main(lock: Path) -> None:
+    """Print name, version and licence, one package a line, tab-separated."""
+    for line in lock.read_text().splitlines():
+        name, _, version = line.partition("==")
+        try:
+            print(name, version, licence(name), sep="\t")
+        except PackageNotFoundError:
+            print(name, version, "not installed here", sep="\t")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
