@@ -39,7 +39,8 @@ export class Lane {
     const find = (selector) => this.element.querySelector(selector);
     find(".side").textContent = side;
     this.#transcript = find(".transcript");
-    this.#transcript.setAttribute("aria-label", `Conversation ${side}`);
+    const labels = { ".transcript": "Conversation", ".inspector": "Chosen token", ".table": "Alpha of every token", ".legend": "Colours" };
+    for (const [selector, label] of Object.entries(labels)) find(selector).setAttribute("aria-label", `${label}, ${side}`);
     this.#error = find(".error");
     this.#evidence = find(".evidence");
     this.#legend = find(".legend");

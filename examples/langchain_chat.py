@@ -1,0 +1,35 @@
+"""LangChain against logit-fusion: a chain whose model is steered by an expert, and an answer of a given shape."""
+
+import os
+
+from langchain_core.output_parsers import StrOutputParser
+from langchain_core.prompts import ChatPromptTemplate
+from langchain_openai import ChatOpenAI
+from pydantic import BaseModel
+
+
+class Purchase(BaseModel):
+    """Who bought how much of what, and where."""
+
+    name: str
+    count: int
+    item: str
+    city: str
+
+
+model = ChatOpenAI(
+    model="giant-text",
+    base_url=os.environ.get("LOGIT_FUSION_URL", "http://127.0.0.1:8000") + "/v1",
+    api_key=os.environ.get("LOGIT_FUSION_API_KEY", "none"),
+    temperature=0,
+    max_tokens=128,
+    extra_body={"fusion": {"weighting": "kl"}},
+)
+
+chain = ChatPromptTemplate.from_template("What is the last word of: {words}") | model | StrOutputParser()
+for answer in chain.batch([{"words": "green lamp paper"}, {"words": "moon tree river"}]):
+    print(answer)
+
+# The schema becomes a grammar: whatever the models think, the answer parses.
+extract = model.with_structured_output(Purchase, method="json_schema")
+print(extract.invoke("Extract as JSON: Nora bought 7 pencils in Paris."))

@@ -1,0 +1,1 @@
+"""`logit-fusion chat`: a conversation with a running server, in a terminal."""
