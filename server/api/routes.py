@@ -155,6 +155,8 @@ async def _generate(
     try:
         async with asyncio.timeout_at(deadline) as timeout:
             answer = await _naming_the_prompt(create, request)
+            if timeout.expired():  # vLLM turns the cancellation into an answer, "Client disconnected"
+                raise TimeoutError
             if isinstance(answer, BaseModel):
                 claim.close()
                 return _json(answer, attach)

@@ -1,0 +1,309 @@
+"""Keys, limits and the queue, over HTTP: a server with room for two requests and a short queue."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import yaml
+from openai import AsyncOpenAI, OpenAI
+
+from tests.e2e.traffic import Stream, body, metric, streams, wait_for
+from tests.server_process import ServerProcess
+
+SECRET = "a prompt that nobody else may read"
+
+
+def entry(name: str, **options: Any) -> dict[str, Any]:
+    return {"name": name, "sha256": hashlib.sha256(f"key-{name}".encode()).hexdigest(), **options}
+
+
+def header(name: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer key-{name}"}
+
+
+@pytest.fixture(scope="module")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("keys") / "keys.yaml"
+    entries = [
+        entry("red", presets=["giant-red"]),
+        entry("blue"),
+        entry("green"),
+        entry("rare", requests_per_minute=2),
+        entry("short", tokens_per_minute=100),
+    ]
+    path.write_text(yaml.safe_dump({"keys": entries}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def busy(family: Path, keys_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    settings = {
+        "engine.max_model_len": 2048,
+        "admission.max_running": 2,
+        "admission.max_queued": 2,
+        "admission.queue_timeout_s": 2,
+        "limits.request_timeout_s": 5,
+        "limits.read_timeout_s": 2,
+        "limits.max_body_bytes": 20_000,
+        "limits.max_tokens": 2000,
+        "limits.max_n": 4,
+        "limits.max_prompts": 3,
+        "auth.keys_file": keys_file,
+    }
+    arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+    log = tmp_path_factory.mktemp("busy") / "log"
+    with ServerProcess(family, log, *arguments, "--log-level", "info", "--log-format", "json") as server:
+        yield server
+
+
+def post(server: ServerProcess, key: str = "blue", **changes: Any) -> httpx.Response:
+    return httpx.post(server.url + "/v1/completions", json=body(3, **changes), headers=header(key), timeout=60)
+
+
+def error(response: httpx.Response) -> str:
+    message: str = response.json()["error"]["message"]
+    return message
+
+
+class TestKeys:
+    def test_the_sdk_with_a_key(self, busy: ServerProcess) -> None:
+        client = OpenAI(base_url=busy.url + "/v1", api_key="key-blue", max_retries=0)
+        assert client.completions.create(model="giant", prompt="a", max_tokens=2).choices[0].text
+
+    @pytest.mark.parametrize("key", ["none", "wrong", "key-blu", "key-blue2"])
+    def test_strangers(self, busy: ServerProcess, key: str) -> None:
+        client = OpenAI(base_url=busy.url + "/v1", api_key=key, max_retries=0)
+        with pytest.raises(openai.AuthenticationError, match="this API key is not known"):
+            client.models.list()
+
+    def test_without_a_key(self, busy: ServerProcess) -> None:
+        for path in ("/v1/models", "/v1/fusion/experts", "/tokenize", "/nothing"):
+            response = httpx.get(busy.url + path)
+            assert response.status_code == 401
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert error(response) == "Authorization: an API key is needed, sent as 'Bearer KEY'"
+        for path in ("/health", "/ready", "/metrics", "/version", "/docs", "/openapi.json"):
+            assert httpx.get(busy.url + path).status_code == 200
+
+    def test_presets_of_a_key(self, busy: ServerProcess) -> None:
+        assert post(busy, "red", model="giant-red").status_code == 200
+        response = post(busy, "red", model="giant-blue")
+        assert response.status_code == 403
+        assert error(response) == "model: your key does not allow preset 'giant-blue'; it allows: giant-red"
+
+    def test_requests_per_minute(self, busy: ServerProcess) -> None:
+        assert [post(busy, "rare").status_code for _ in range(3)] == [200, 200, 429]
+        client = OpenAI(base_url=busy.url + "/v1", api_key="key-rare", max_retries=0)
+        with pytest.raises(openai.RateLimitError, match="limit of 2 requests a minute") as caught:
+            client.completions.create(model="giant", prompt="a")
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
+
+    def test_tokens_per_minute_count_what_was_used(self, busy: ServerProcess) -> None:
+        # The eos token ends nothing here, but a stop string does.
+        assert post(busy, "short", max_tokens=90, stop=list("etaoinshrdlu ")[:4], seed=1).status_code == 200
+        assert post(busy, "short", max_tokens=20).status_code == 200
+        response = post(busy, "short", max_tokens=200)
+        assert response.status_code == 429
+        assert "may need 201 tokens; your key allows 100 a minute" in error(response)
+        assert "retry-after" not in response.headers
+
+    def test_a_new_key_works_without_restart(self, busy: ServerProcess, keys_file: Path) -> None:
+        entries = yaml.safe_load(keys_file.read_text())["keys"]
+        assert post(busy, "new").status_code == 401
+        keys_file.write_text(yaml.safe_dump({"keys": [*entries, entry("new")]}))
+        wait_for(lambda: post(busy, "new").status_code == 200)
+
+
+class TestLimits:
+    @pytest.mark.parametrize(
+        ("changes", "param", "message"),
+        [
+            ({"max_tokens": 2001}, "max_tokens", "max_tokens: at most 2000 is allowed here, not 2001"),
+            ({"n": 5}, "n", "n: at most 4 is allowed here, not 5"),
+            ({"prompt": ["a"] * 4}, "prompt", "at most 3 prompts are allowed in one request, not 4"),
+            ({"prompt": [[1]] * 4}, "prompt", "at most 3 prompts are allowed in one request, not 4"),
+        ],
+    )
+    def test_fields(self, busy: ServerProcess, changes: dict[str, Any], param: str, message: str) -> None:
+        response = post(busy, **changes)
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == param
+        assert message in error(response)
+
+    def test_a_prompt_of_ids_is_one_prompt(self, busy: ServerProcess) -> None:
+        assert post(busy, prompt=[1, 2, 3, 4, 5]).status_code == 200
+
+    def test_output_of_the_other_apis(self, busy: ServerProcess) -> None:
+        client = OpenAI(base_url=busy.url + "/v1", api_key="key-blue", max_retries=0)
+        with pytest.raises(openai.BadRequestError, match="max_completion_tokens: at most 2000"):
+            client.chat.completions.create(
+                model="giant", messages=[{"role": "user", "content": "a"}], max_completion_tokens=3000
+            )
+        with pytest.raises(openai.BadRequestError, match="max_output_tokens: at most 2000"):
+            client.responses.create(model="giant", input="a", max_output_tokens=3000)
+
+    def test_large_body(self, busy: ServerProcess) -> None:
+        response = post(busy, prompt="a" * 30_000)
+        assert response.status_code == 413
+        assert error(response) == "body: it is larger than 20,000 bytes"
+
+        def chunks() -> Iterator[bytes]:
+            yield b'{"prompt": "'
+            for _ in range(30):
+                yield b"a" * 1000
+
+        response = httpx.post(busy.url + "/v1/completions", content=chunks(), headers=header("blue"))
+        assert response.status_code == 413
+
+    def test_deep_body(self, busy: ServerProcess) -> None:
+        for content in (b"[" * 10_000, b'{"a":' * 3000 + b"1" + b"}" * 3000):
+            response = httpx.post(
+                busy.url + "/v1/completions",
+                content=content,
+                headers=header("blue") | {"Content-Type": "application/json"},
+            )
+            assert response.status_code == 400
+            assert error(response) == "body: its JSON is nested deeper than 64 levels"
+
+    def test_slow_body(self, busy: ServerProcess) -> None:
+        port = httpx.URL(busy.url).port
+        assert port is not None
+        with socket.create_connection(("127.0.0.1", port)) as sock:
+            lines = ["POST /v1/completions HTTP/1.1", "Host: a", "Authorization: Bearer key-blue", "Content-Length: 9"]
+            sock.sendall("\r\n".join([*lines, "", "{"]).encode())
+            answer = sock.makefile("rb").readline()
+        assert answer.startswith(b"HTTP/1.1 408")
+
+    def test_a_request_that_takes_too_long(self, busy: ServerProcess) -> None:
+        options: dict[str, Any] = {"n": 4, "max_tokens": 2000, "prompt": ["a", "b", "c"], "logprobs": 5}
+        response = post(busy, **options)
+        assert response.status_code == 504
+        assert error(response) == "the request took longer than the 5 s that it may take"
+        stream = Stream(busy, 2000, header("blue"), **options)
+        stream.join(60)
+        assert stream.status == 200
+        assert stream.error is not None
+        assert "took longer than the 5 s" in stream.error["message"]
+        assert stream.events[-1] == "[DONE]"
+        wait_for(lambda: metric(busy.url, "vllm:num_requests_running") == 0, 1.0)
+
+
+class TestQueue:
+    def test_full_queue_is_refused_at_once(self, busy: ServerProcess) -> None:
+        with streams(busy, 2, headers=header("blue")):
+            waiting = [Stream(busy, 3, header("blue")) for _ in range(2)]
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 2)
+            started = time.monotonic()
+            response = post(busy)
+            assert time.monotonic() - started < 1.0
+            assert response.status_code == 429
+            assert "2 requests are waiting already" in error(response)
+            assert int(response.headers["retry-after"]) >= 1
+            for stream in waiting:
+                stream.join(30)
+        assert metric(busy.url, 'fusion_admission_rejected_total{reason="queue_full"}') >= 1
+
+    def test_patience_ends(self, busy: ServerProcess) -> None:
+        with streams(busy, 2, headers=header("blue")):
+            response = post(busy)
+        if response.status_code == 429:
+            assert "no place became free within 2 s" in error(response)
+        else:  # a fast machine
+            assert response.status_code == 200
+
+    def test_a_stream_that_is_refused_has_a_status(self, busy: ServerProcess) -> None:
+        with streams(busy, 2, headers=header("blue")):
+            queued = [Stream(busy, 3, header("blue")) for _ in range(2)]
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 2)
+            refused = Stream(busy, 3, header("blue"))
+            refused.join(30)
+            assert refused.status == 429
+            for stream in queued:
+                stream.close()
+
+    def test_clients_that_go_free_their_places(self, busy: ServerProcess) -> None:
+        with streams(busy, 2, headers=header("blue")) as running:
+            queued = threading.Thread(target=lambda: self._give_up(busy))
+            queued.start()
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 1)
+            queued.join()
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 0, 1.0)
+            for stream in running:
+                stream.close()
+            wait_for(lambda: metric(busy.url, "vllm:num_requests_running") == 0, 1.0)
+            wait_for(lambda: metric(busy.url, "fusion_admission_running") == 0, 1.0)
+        assert metric(busy.url, "fusion_admission_running_tokens") == 0
+
+    @staticmethod
+    def _give_up(server: ServerProcess) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(server.url + "/v1/completions", json=body(3), headers=header("blue"), timeout=0.5)
+
+    def test_another_key_is_not_pushed_aside(self, busy: ServerProcess) -> None:
+        with streams(busy, 2, headers=header("blue")):
+            flood = [Stream(busy, 3, header("blue")) for _ in range(2)]
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 2)
+            quiet = Stream(busy, 3, header("green"))
+            wait_for(lambda: any(stream.status == 429 for stream in flood))
+            assert quiet.status in (0, 200)
+            for stream in (*flood, quiet):
+                stream.close()
+
+    async def test_many_clients_each_get_all_their_tokens(self, busy: ServerProcess) -> None:
+        """Twenty SDK clients that try again when told to, on a server for two."""
+        client = AsyncOpenAI(base_url=busy.url + "/v1", api_key="key-blue", max_retries=30)
+
+        async def ask(seed: int) -> int:
+            answer = await client.completions.create(
+                model="giant-all", prompt="a", max_tokens=20, seed=seed, extra_body={"ignore_eos": True}
+            )
+            assert answer.usage is not None
+            return answer.usage.completion_tokens
+
+        assert await asyncio.gather(*(ask(seed) for seed in range(20))) == [20] * 20
+
+
+class TestLog:
+    def test_request_ids(self, busy: ServerProcess) -> None:
+        response = post(busy)
+        assert len(response.headers["x-request-id"]) == 32
+        given = httpx.post(
+            busy.url + "/v1/completions", json=body(2), headers=header("blue") | {"X-Request-Id": "my-id.1"}
+        )
+        assert given.headers["x-request-id"] == "my-id.1"
+        assert given.json()["id"] == "cmpl-my-id.1"
+        odd = httpx.get(busy.url + "/health", headers={"X-Request-Id": "a b" * 100})
+        assert len(odd.headers["x-request-id"]) == 32
+
+    def test_the_same_id_twice_at_once(self, busy: ServerProcess) -> None:
+        headers = header("blue") | {"X-Request-Id": "twice"}
+        both = [Stream(busy, 50, headers, seed=seed) for seed in (1, 2)]
+        for stream in both:
+            stream.join(30)
+            assert stream.completion_tokens == 50
+
+    def test_lines_are_json_and_hold_no_secrets(self, busy: ServerProcess) -> None:
+        post(busy, prompt=SECRET, n=9)
+        post(busy, prompt=SECRET)
+        httpx.get(busy.url + "/v1/models", headers={"Authorization": "Bearer wrong-key"})
+        log = busy.log.read_text()
+        lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+        requests = [line for line in lines if line["logger"] == "logit_fusion.requests"]
+        assert {"time", "level", "message", "request_id", "client", "seconds"} <= requests[-1].keys()
+        assert requests[-2]["client"] == "blue"
+        assert requests[-2]["message"] == "POST /v1/completions 200"
+        assert requests[-1]["message"] == "GET /v1/models 401"
+        assert SECRET not in log
+        assert "key-blue" not in log
+        assert "wrong-key" not in log

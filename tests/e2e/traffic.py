@@ -1,0 +1,109 @@
+"""Requests that take a while, and what the server says of its load; used by the tests of traffic and faults."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from tests.server_process import ServerProcess
+
+LONG = 1900
+
+
+def body(tokens: int = LONG, **changes: Any) -> dict[str, Any]:
+    """A completion request of exactly `tokens` tokens."""
+    return {"model": "giant-all", "prompt": "a", "max_tokens": tokens, "ignore_eos": True} | changes
+
+
+def metric(url: str, name: str) -> float:
+    """The sum of a metric's series."""
+    lines = httpx.get(url + "/metrics").text.splitlines()
+    values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{"))]
+    assert values, f"there is no series {name}"
+    return sum(values)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+    """Return the seconds until `condition` held."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, "it did not happen in time"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+@contextmanager
+def streams(server: ServerProcess, count: int, tokens: int = LONG, **options: Any) -> Any:
+    """`count` streams in threads of their own, each past its first event; yields them, and closes what is left."""
+    started = [Stream(server, tokens, **options) for _ in range(count)]
+    try:
+        for stream in started:
+            assert stream.first.wait(30), "a stream did not start"
+        yield started
+    finally:
+        for stream in started:
+            stream.close()
+
+
+class Stream(threading.Thread):
+    """One streamed completion, read to its end by a thread."""
+
+    def __init__(
+        self, server: ServerProcess, tokens: int, headers: dict[str, str] | None = None, **changes: Any
+    ) -> None:
+        super().__init__(daemon=True)
+        self.first = threading.Event()
+        self.status = 0
+        self.events: list[str] = []
+        self.broken = False
+        self._leave = threading.Event()
+        self._request = httpx.Request(
+            "POST",
+            server.url + "/v1/completions",
+            json=body(tokens, stream=True, stream_options={"include_usage": True}, **changes),
+            headers=headers,
+        )
+        self.start()
+
+    def run(self) -> None:
+        with httpx.Client(timeout=120) as client:
+            try:
+                response = client.send(self._request, stream=True)
+                self.status = response.status_code
+                for line in response.iter_lines():
+                    if line.startswith("data: "):
+                        self.events.append(line.removeprefix("data: "))
+                        self.first.set()
+                    if self._leave.is_set():
+                        break
+                response.close()
+            except httpx.TransportError:
+                self.broken = True
+            finally:
+                self.first.set()
+
+    def close(self) -> None:
+        """Go away, whatever is still to come."""
+        self._leave.set()
+        self.join(30)
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """The error event, if one came."""
+        for event in self.events:
+            if event != "[DONE]" and "error" in (parsed := json.loads(event)):
+                error: dict[str, Any] = parsed["error"]
+                return error
+        return None
+
+    @property
+    def completion_tokens(self) -> int:
+        """What the last event says was generated."""
+        usage = json.loads(self.events[-2])["usage"]
+        return int(usage["completion_tokens"])
