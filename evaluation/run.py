@@ -14,7 +14,7 @@ from evaluation.plan import Cell, TablePlan, plan
 from evaluation.serving import Known, Source, connected, look_up
 from evaluation.store import Record, Store
 from evaluation.suite import Suite
-from server.errors import ConfigError, ServerError, nearest
+from server.errors import ConfigError, nearest
 
 # Traces cost time, and so many tell how the weights move.
 TRACED = 32
@@ -43,7 +43,7 @@ class Evaluation:
             ConfigError: a file of the suite is not as it should be.
         """
         self._suite = suite
-        self._sources = {False: fused, True: upper}
+        self._fused, self._upper = fused, upper
         self._out = out
         self._concurrency = concurrency
         self._examples = load_examples(suite)
@@ -61,20 +61,26 @@ class Evaluation:
         """
         records: dict[Cell, list[Record]] = {}
         with Store(self._out / "records.jsonl") as store:
-            for is_upper, source in self._sources.items():
-                cells = [cell for cell in self._cells if (cell.upper is not None) == is_upper]
-                if source is None or not cells:
-                    continue
-                known = await look_up(source)
-                self._check_names(known, cells)
-                keys = {cell: self._keys(cell, known.fingerprint) for cell in cells}
-                missing = {cell: [i for i, key in enumerate(keys[cell]) if key not in store] for cell in cells}
-                if any(missing.values()):
-                    watch("starting the engine" if source.url is None else "connecting", 0, 0)
-                    async with connected(source, self._out / ("upper.log" if is_upper else "server.log")) as client:
-                        await self._ask(client, known.presets[0], missing, keys, store, watch)
-                records |= {cell: [store[key] for key in keys[cell]] for cell in cells}
+            # One after the other: two engines at once would share the machine.
+            for source, log, of_upper in ((self._fused, "server.log", False), (self._upper, "upper.log", True)):
+                cells = [cell for cell in self._cells if (cell.upper is not None) == of_upper]
+                if source is not None and cells:
+                    records |= await self._complete(source, self._out / log, cells, store, watch)
         return Results(self._suite, self._tables, self._examples, records)
+
+    async def _complete(
+        self, source: Source, log: Path, cells: list[Cell], store: Store, watch: Watch
+    ) -> dict[Cell, list[Record]]:
+        """The records of one server's cells; it is not even started if all are there."""
+        known = await look_up(source)
+        self._check_names(known, cells)
+        keys = {cell: self._keys(cell, known.fingerprint) for cell in cells}
+        missing = {cell: [i for i, key in enumerate(keys[cell]) if key not in store] for cell in cells}
+        if any(missing.values()):
+            watch("starting the engine" if source.url is None else "connecting", 0, 0)
+            async with connected(source, log) as client:
+                await self._ask(client, known.presets[0], missing, keys, store, watch)
+        return {cell: [store[key] for key in keys[cell]] for cell in cells}
 
     async def _ask(
         self,
@@ -99,11 +105,12 @@ class Evaluation:
         for cell, indices in missing.items():
             watch(cell.name, done, total)
             try:
-                async with asyncio.TaskGroup() as group:
+                async with asyncio.TaskGroup() as requests:
                     for index in indices:
-                        group.create_task(ask(cell, index))
-            except* ServerError as errors:
-                raise errors.exceptions[0] from None
+                        requests.create_task(ask(cell, index))
+            except ExceptionGroup as faults:
+                # The first fault ended the others.
+                raise faults.exceptions[0] from None
 
     async def _answer(self, client: Client, cell: Cell, model: str, index: int) -> Record:
         task, example = self._suite.tasks[cell.task], self._examples[cell.task][index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from server.config import Config, load_config
 from server.errors import ServerError
 
 STOP_SECONDS = 30
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,12 @@ async def connected(source: Source, log: Path) -> AsyncIterator[Client]:
     environment = {name: value for name, value in os.environ.items() if name != "LOGIT_FUSION_API_KEY"}
     with log.open("w") as file:
         process = subprocess.Popen(
-            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=environment
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment,
+            preexec_fn=_end_with_parent,
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -88,6 +95,11 @@ async def connected(source: Source, log: Path) -> AsyncIterator[Client]:
             yield client
     finally:
         _stop(process)
+
+
+def _end_with_parent() -> None:
+    """Have Linux send SIGTERM to this process when its parent dies, however that happens."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 async def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

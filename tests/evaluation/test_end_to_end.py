@@ -11,22 +11,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
 
-from tests.evaluation.suites import write_rows
+from tests.evaluation.suites import write_rows, write_suite
 from tests.hf_loop import HFLoop, Settings
 from tests.models import make_family
 from tests.server_process import ServerProcess
 
 KEY = "a-key-for-the-tests"
 HOOK = "from server.cli import app, main; from evaluation.cli import evaluate; app.command('eval')(evaluate); main()"
-MAX_TOKENS = 8
+MAX_TOKENS = 5
 SHOTS = 2
-QUESTIONS = ["Tom has 3 apples", "Name a river", "The next word", "Seven", "What is red?", "Write this: a b"]
+QUESTIONS = ["Tom has 3 apples", "Name a river", "The next word", "What is red?"]
 CHOICES = ["to the east", "not at all", "in the end, one"]
-KL = Settings("kl", ("red",))
+# The reference searches the paper's grid in no time, and solves `kl` in seconds a token.
+SETTINGS = {
+    "large": {"weighting": "none"},
+    "expert alone": {"weighting": "alone"},
+    "static": {"weighting": "static", "alpha": 1.0},
+    "kl-grid": {"weighting": "kl-grid"},
+}
+KL_GRID = Settings("kl-grid", ("red",))
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +49,12 @@ def oracle(family: Path) -> HFLoop:
 
 @pytest.fixture(scope="module")
 def suite(family: Path, oracle: HFLoop) -> Path:
-    """Every metric, in plain text and as chat; half of the right answers are what `kl` says."""
+    """Every metric, in plain text and as chat; half of the right answers are what `kl-grid` says."""
     folder = family.parent / "suite"
     folder.mkdir()
     rows: list[dict[str, Any]] = []
     for number, question in enumerate(QUESTIONS):
-        said = answer_of(oracle, chat_prompt(oracle, question), KL) if number % 2 else "nothing of the kind"
+        said = answer_of(oracle, chat_prompt(oracle, question), KL_GRID) if number % 2 else "nothing of the kind"
         rows.append({"q": question, "a": said, "options": CHOICES, "right": number % 3})
     write_rows(folder / "rows.jsonl", rows)
     write_rows(folder / "train.jsonl", [{"q": f"Count {n}", "a": f"{n} and {n + 1}"} for n in range(SHOTS)])
@@ -63,13 +71,12 @@ def suite(family: Path, oracle: HFLoop) -> Path:
     }
     tables = {
         "Single task": {},
-        "All at once": {"experts": "all"},
-        "Few shots": {"shots": SHOTS, "tasks": ["talk", "write"], "settings": ["kl"]},
+        "All at once": {"experts": "all", "settings": ["large", "kl-grid"]},
+        "Few shots": {"shots": SHOTS, "tasks": ["talk", "write"], "settings": ["static"]},
     }
     path = folder / "suite.yaml"
-    path.write_text(
-        yaml.safe_dump({"config": "../fusion.yaml", "upper": "upper.yaml", "tasks": tasks, "tables": tables})
-    )
+    sections = {"tasks": tasks, "settings": SETTINGS, "tables": tables}
+    path.write_text(yaml.safe_dump({"config": "../fusion.yaml", "upper": "upper.yaml", **sections}, sort_keys=False))
     return path
 
 
@@ -132,15 +139,15 @@ def test_scores_are_those_computed_offline(suite: Path, oracle: HFLoop, tmp_path
             assert record["value"] == float(totals.index(max(totals)) == row["right"])
     saved = json.loads((tmp_path / "results.json").read_text())
     talk = saved["tables"][0]["rows"][0]
-    for column, asked in (("large", {"weighting": "none"}), ("kl", KL.field() | {"experts": ["red"]})):
+    for column, asked in (("large", {"weighting": "none"}), ("kl-grid", KL_GRID.field())):
         values = [
             r["value"] for r in records if r["task"] == "talk" and not r["shots"] and same(r.get("fusion"), asked)
         ]
         assert talk["scores"][column]["value"] == pytest.approx(100 * sum(values) / len(QUESTIONS))
-    assert talk["scores"]["kl"]["value"] >= 50.0
+    assert talk["scores"]["kl-grid"]["value"] >= 50.0
     assert "fine-tuned" in talk["scores"]
     kinds = {(r["task"], r["shots"], (r.get("fusion") or {}).get("weighting", r.get("upper"))) for r in records}
-    assert {("pick", 0, "kl"), ("likely", 0, "tuned"), ("write", SHOTS, "kl"), ("talk", 0, "kl-grid")} <= kinds
+    assert {("pick", 0, "kl-grid"), ("likely", 0, "tuned"), ("write", SHOTS, "static"), ("talk", 0, "alone")} <= kinds
     assert (tmp_path / "single-task-scores.png").is_file()
     assert (tmp_path / "all-at-once-alpha-talk.png").is_file()
 
@@ -173,21 +180,29 @@ def test_a_killed_run_goes_on_and_numbers_come_out_the_same(suite: Path, server:
             assert record["output"] == first[record["key"]]["output"]
 
 
+def test_a_started_server_does_not_outlive_the_run(suite: Path, tmp_path: Path) -> None:
+    run = subprocess.Popen(command("--suite", suite, "--out", tmp_path), stderr=subprocess.DEVNULL)
+    while not (children := [child for child in psutil.Process(run.pid).children() if "serve" in child.cmdline()]):
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+
+
 def test_faults_are_one_line_and_an_exit_code(suite: Path, server: ServerProcess, tmp_path: Path) -> None:
-    (tmp_path / "wrong.yaml").write_text(suite.read_text().replace("expert: blue", "expert: bleu"))
-    for name in ("rows.jsonl", "train.jsonl", "upper.yaml"):
-        (tmp_path / name).write_text((suite.parent / name).read_text())
-    (tmp_path / "wrong.yaml").write_text(
-        (tmp_path / "wrong.yaml").read_text().replace("../fusion.yaml", str(suite.parents[1] / "fusion.yaml"))
-    )
+    there = ("--url", server.url, "--key", KEY)
+    task = {"metric": "exact", "data": "rows.jsonl", "prompt": "{question}", "answer": "{answer}"}
+    unknown = write_suite(tmp_path, {"tasks": {"quiz": {**task, "expert": "bleu"}}})
+    (tmp_path / "long").mkdir()
+    row = {"question": "very " * 300, "answer": "long"}
+    too_long = write_suite(tmp_path / "long", {"tasks": {"quiz": {**task, "expert": "blue"}}}, [row])
     cases: list[tuple[int, str, tuple[str | Path, ...]]] = [
         (2, "there is no such", ("--suite", tmp_path / "none.yaml")),
-        (
-            2,
-            "has no expert 'bleu'; did you mean 'blue'?",
-            ("--suite", tmp_path / "wrong.yaml", "--url", server.url, "--key", KEY),
-        ),
-        (2, "give one of them", ("--suite", suite, "--url", server.url, "--config", "x.yaml")),
+        (2, "has no expert 'bleu'; did you mean 'blue'?", ("--suite", unknown, *there)),
+        (2, "give one of them", ("--suite", suite, "--config", "x.yaml", *there)),
+        (1, "quiz, large, example 1: ", ("--suite", too_long, *there)),
         (1, "answered 401", ("--suite", suite, "--url", server.url)),
         (1, "does not answer", ("--suite", suite, "--url", "http://127.0.0.1:9")),
     ]
