@@ -12,6 +12,7 @@ from vllm.entrypoints.openai.models.api_router import attach_router as attach_mo
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 
+from server import metrics, playground
 from server.api import errors, probes, routes, state
 from server.api.middleware import Authentication, BodyLimits, RequestLog
 from server.auth import Keys
@@ -24,12 +25,15 @@ DESCRIPTION = "One large language model, steered at every token by small expert 
 def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], keys: Keys) -> FastAPI:
     """Assemble the app over a running engine; `members` is what `/v1/fusion/experts` answers."""
     app = FastAPI(title="logit-fusion", version=version("logit-fusion"), description=DESCRIPTION, lifespan=lifespan)
-    state.fill(app.state, engine, config, members)
+    presets = {name: preset.model_dump() for name, preset in config.presets.items()}
+    state.fill(app.state, engine, config, members | {"presets": presets})
     app.include_router(routes.router)
     app.include_router(probes.router)
     attach_models(app)
     attach_tokenize(app)
     attach_metrics(app)
+    playground.attach(app)
+    metrics.attach(app, engine, config)
     errors.register(app)
     # The last one added sees a request first.
     app.add_middleware(BodyLimits, limits=config.limits)

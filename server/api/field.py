@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -29,6 +29,12 @@ def _positive(value: float) -> float:
     return value
 
 
+def _trace(value: Any) -> Any:
+    if not isinstance(value, bool) and value != "full":
+        raise ValueError(f'false, true or "full" is needed here, not {value!r:.100}')
+    return value
+
+
 Alpha = Annotated[float, BeforeValidator(_number)]
 
 
@@ -51,4 +57,8 @@ class FusionField(BaseModel):
     alpha_max: Annotated[float, BeforeValidator(_number), AfterValidator(_positive)] | None = Field(
         None, description="The largest weight that `kl` and `kl-grid` may choose. Default: the preset's."
     )
-    trace: bool = Field(False, description="Return the weights and divergences of every generated token.")
+    trace: Annotated[Literal[False, True, "full"], BeforeValidator(_trace)] = Field(
+        False,
+        description='`true`: return the weights and divergences of every generated token. `"full"`: also the likeliest '
+        "tokens before and after fusion.",
+    )

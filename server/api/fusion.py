@@ -39,6 +39,9 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config) -> 
         experts=tuple(names.index(name) for name in experts),
         alpha=alpha,
         alpha_max=preset.alpha_max if field.alpha_max is None else field.alpha_max,
+        # By identity: two presets may ask for the same.
+        preset=next((i for i, other in enumerate(config.presets.values()) if other is preset), 0),
+        trace_top=field.trace == "full",
     )
 
 

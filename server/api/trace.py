@@ -7,7 +7,9 @@ import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+from server.api.tokens import token_text
 from server.engine.client import TokenTrace, Trace
+from server.engine.trace import Top
 
 DECIMALS = 6
 
@@ -22,7 +24,7 @@ def attach_to_choices(trace: Trace, experts: Sequence[str], used: Sequence[int])
         for choice in answer.get("choices", ()):
             tokens = trace.take(choice["index"])
             if tokens:
-                choice["fusion"] = trace_field(tokens, experts, used)
+                choice["fusion"] = trace_field(tokens, experts, used, trace)
 
     return attach
 
@@ -33,24 +35,38 @@ def attach_to_response(trace: Trace, experts: Sequence[str], used: Sequence[int]
     def attach(answer: dict[str, Any]) -> None:
         tokens = trace.take(0)
         if tokens:
-            answer["fusion"] = trace_field(tokens, experts, used)
+            answer["fusion"] = trace_field(tokens, experts, used, trace)
 
     return attach
 
 
-def trace_field(tokens: Sequence[TokenTrace], experts: Sequence[str], used: Sequence[int]) -> dict[str, Any]:
+def trace_field(
+    tokens: Sequence[TokenTrace], experts: Sequence[str], used: Sequence[int], trace: Trace
+) -> dict[str, Any]:
     """The `fusion` object: lists with one entry per token, in order.
 
     `alpha` has a list for each expert in `used`; `kl_target` and `kl_fused` hold pairs, KL(expert || base) and
-    KL(base || expert) (means over the experts), KL(fused || large) and KL(large || fused), in nats.
+    KL(base || expert) (means over the experts), KL(fused || large) and KL(large || fused), in nats. A full trace has
+    `large_top` and `fused_top` too, the likeliest tokens before and after fusion, `{"id", "token", "p"}` each.
     """
-    return {
+    field: dict[str, Any] = {
         "token_ids": [token.token_id for token in tokens],
         "alpha": {experts[i]: [_rounded(token.alpha[i] if token.alpha else None) for token in tokens] for i in used},
         "kl_target": [[_rounded(value) for value in token.kl_target] for token in tokens],
         "kl_fused": [[_rounded(value) for value in token.kl_fused] for token in tokens],
         "fallback": [token.fallback for token in tokens],
     }
+    if any(token.large_top is not None for token in tokens):
+        field["large_top"] = [_top(token.large_top, trace) for token in tokens]
+        field["fused_top"] = [_top(token.fused_top, trace) for token in tokens]
+    return field
+
+
+def _top(top: Top | None, trace: Trace) -> list[dict[str, Any]]:
+    return [
+        {"id": token_id, "token": token_text(trace.tokenizer, token_id), "p": _rounded(probability)}
+        for token_id, probability in top or ()
+    ]
 
 
 async def attach_to_events(events: AsyncIterator[str], attach: Attach) -> AsyncIterator[str]:

@@ -42,6 +42,8 @@ class Slot:
 
     settings: FusionSettings
     num_prompt_tokens: int
+    num_output_tokens: int = 0
+    """Tokens generated before this stay, that is, before the request was preempted."""
     serial: int = field(default_factory=count().__next__)
     """Tells slots apart, also those of one request that was preempted and came back."""
 
@@ -67,7 +69,7 @@ class BatchState:
             )
         self.slots: list[Slot | None] = [None] * max_num_seqs
         self.num_experts = num_experts
-        self._device = device
+        self.device = device
         self._host = Rows(
             # Whoever loads a model makes its dtype and device the default ones.
             kind=torch.zeros(max_num_seqs, dtype=torch.int8, device="cpu"),
@@ -75,21 +77,24 @@ class BatchState:
             alpha=torch.zeros(max_num_seqs, num_experts, dtype=torch.float32, device="cpu"),
             alpha_max=torch.zeros(max_num_seqs, dtype=torch.float32, device="cpu"),
         )
-        self._on_device = self._to_device()
+        self._host_labels = torch.zeros(max_num_seqs, 2, dtype=torch.int64, device="cpu")
+        self._on_device, self._labels = self._to_device()
         self._places = torch.arange(max_num_tokens, device=device)
         self._query_start_loc: torch.Tensor | None = None
         self.experts_in_use: list[int] = []
         """Experts that any running request fuses, in the configuration's order."""
         self.tracing = False
-        """Whether any running request asked for a trace."""
+        """Whether any running request's trace is kept."""
+        self.tracing_top = False
+        """Whether any running request's trace shows the likeliest tokens."""
         self.input_ids = self.positions = torch.empty(0)
 
     def update(self, change: BatchUpdate) -> None:
         """Follow the persistent batch: removals, then additions, then moves, as vLLM orders them."""
         for index in change.removed:
             self._set(index, None)
-        for index, params, prompt_token_ids, _ in change.added:
-            self._set(index, Slot(FusionSettings.of(params), len(prompt_token_ids or ())))
+        for index, params, prompt_token_ids, output_token_ids in change.added:
+            self._set(index, Slot(FusionSettings.of(params), len(prompt_token_ids or ()), len(output_token_ids)))
         for source, target, direction in change.moved:
             moved, replaced = self.slots[source], self.slots[target]
             self._set(target, moved)
@@ -97,7 +102,8 @@ class BatchState:
         running = [slot.settings for slot in self.slots if slot is not None]
         self.experts_in_use = sorted({expert for settings in running for expert in settings.experts})
         self.tracing = any(settings.traced for settings in running)
-        self._on_device = self._to_device()
+        self.tracing_top = any(settings.traced and settings.trace_top for settings in running)
+        self._on_device, self._labels = self._to_device()
 
     def begin_step(
         self, query_start_loc: torch.Tensor | None, input_ids: torch.Tensor, positions: torch.Tensor
@@ -132,19 +138,29 @@ class BatchState:
         table = self._on_device
         return Rows(table.kind[owners], table.use[owners], table.alpha[owners], table.alpha_max[owners])
 
+    def labels(self, owners: torch.Tensor) -> torch.Tensor:
+        """What the metrics must know of each row, gathered by its owner [N]: [N, 2] int64.
+
+        First preset * number of weightings + weighting, then the first position at which a row gives a new token.
+        """
+        return self._labels[owners]
+
     def profiling_rows(self, num_rows: int) -> Rows:
         """The dearest settings there are, so that vLLM's memory profile counts what fusion can need."""
         shape = (num_rows, self.num_experts)
         return Rows(
-            kind=torch.full((num_rows,), Weighting.KL, dtype=torch.int8, device=self._device),
-            use=torch.ones(shape, dtype=torch.bool, device=self._device),
-            alpha=torch.zeros(shape, dtype=torch.float32, device=self._device),
-            alpha_max=torch.full((num_rows,), 2.0, dtype=torch.float32, device=self._device),
+            kind=torch.full((num_rows,), Weighting.KL, dtype=torch.int8, device=self.device),
+            use=torch.ones(shape, dtype=torch.bool, device=self.device),
+            alpha=torch.zeros(shape, dtype=torch.float32, device=self.device),
+            alpha_max=torch.full((num_rows,), 2.0, dtype=torch.float32, device=self.device),
         )
 
     def _set(self, index: int, slot: Slot | None) -> None:
         self.slots[index] = slot
         settings = FusionSettings() if slot is None else slot.settings
+        known = 0 if slot is None else slot.num_prompt_tokens + slot.num_output_tokens
+        self._host_labels[index, 0] = settings.preset * len(Weighting) + int(settings.weighting)
+        self._host_labels[index, 1] = known - 1
         table = self._host
         table.kind[index] = int(settings.weighting)
         table.alpha_max[index] = settings.alpha_max
@@ -155,16 +171,16 @@ class BatchState:
         for expert, alpha in zip(settings.experts, settings.alpha, strict=False):
             table.alpha[index, expert] = alpha
 
-    def _to_device(self) -> Rows:
-        if self._device.type == "cpu":
-            return self._host
+    def _to_device(self) -> tuple[Rows, torch.Tensor]:
+        if self.device.type == "cpu":
+            return self._host, self._host_labels
         host = self._host
         # From fresh pinned copies: the next update may rewrite the table while these copies are still under way.
-        kind, use, alpha, alpha_max = (
-            t.pin_memory().to(self._device, non_blocking=True)
-            for t in (host.kind, host.use, host.alpha, host.alpha_max)
+        kind, use, alpha, alpha_max, labels = (
+            t.pin_memory().to(self.device, non_blocking=True)
+            for t in (host.kind, host.use, host.alpha, host.alpha_max, self._host_labels)
         )
-        return Rows(kind, use, alpha, alpha_max)
+        return Rows(kind, use, alpha, alpha_max), labels
 
 
 _states: WeakValueDictionary[str, BatchState] = WeakValueDictionary()

@@ -12,11 +12,14 @@ from weakref import WeakValueDictionary
 
 from vllm import RequestOutput, SamplingParams
 from vllm.logger import init_logger
+from vllm.sampling_params import RequestOutputKind
+from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from server.engine.place import Place, place
 from server.engine.settings import FusionSettings
 from server.engine.structures import keep_strings_parseable
-from server.engine.trace import TraceRow
+from server.engine.trace import Top, TraceRow
 
 logger = init_logger("vllm." + __name__)
 
@@ -30,6 +33,9 @@ class TokenTrace:
     kl_target: list[float | None]  # mean a, mean b
     kl_fused: list[float | None]  # f, g
     fallback: bool
+    large_top: Top | None = None
+    """The likeliest tokens before and after fusion, of requests that asked for them."""
+    fused_top: Top | None = None
 
 
 @dataclass(eq=False)
@@ -39,6 +45,8 @@ class Trace:
     The engine follows it for as long as somebody holds it.
     """
 
+    tokenizer: TokenizerLike
+    """Turns the ids of a trace into texts."""
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
     pending: dict[int, list[TokenTrace]] = field(default_factory=lambda: defaultdict(list))
     """Tokens not yet taken, by choice index (prompt index x n + choice, as the API counts them)."""
@@ -61,7 +69,7 @@ class FusionEngine(AsyncLLM):
 
     def open_trace(self) -> Trace:
         """Start to follow a request, whose settings name the trace's `prompt_key`s; hold on to it until the end."""
-        trace = Trace()
+        trace = Trace(self.get_tokenizer())
         self._traces[trace.key] = trace
         return trace
 
@@ -72,6 +80,13 @@ class FusionEngine(AsyncLLM):
         if sampling_params.structured_outputs is not None:
             keep_strings_parseable(sampling_params.structured_outputs)
         outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+        here = place.get()
+        if here is not None and not here.taken:
+            length = len(prompt["prompt_token_ids"])
+            here.add(sampling_params.n, sampling_params.n * (length + (sampling_params.max_tokens or 0)))
+            # A stream is not read before it has its place.
+            if sampling_params.output_kind is RequestOutputKind.FINAL_ONLY:
+                outputs = _once_placed(here, outputs)
         settings = FusionSettings.of(sampling_params)
         key, _, prompt_index = (settings.trace or "").partition("/")
         trace = self._traces.get(key)
@@ -101,8 +116,17 @@ class FusionEngine(AsyncLLM):
                 await self._take(name, last=True)
 
     async def _take(self, name: str, last: bool = False) -> list[TraceRow]:
-        workers: list[list[TraceRow]] = await self.collective_rpc("take_fusion_trace", args=(name, last))
-        return [row for rows in workers for row in rows]
+        workers: list[list[Any]] = await self.collective_rpc("take_fusion_trace", args=(name, last))
+        return [TraceRow(*row) for rows in workers for row in rows]
+
+
+async def _once_placed(
+    here: Place, outputs: AsyncGenerator[RequestOutput, None]
+) -> AsyncGenerator[RequestOutput, None]:
+    async with aclosing(outputs):
+        await here.wait()
+        async for output in outputs:
+            yield output
 
 
 async def _unfused(
@@ -136,7 +160,7 @@ class _PromptRows:
     def add(self, rows: list[TraceRow]) -> None:
         for row in rows:
             # A preempted request comes back and computes its last positions again: the first time counts.
-            self._slots[row[0]].setdefault(row[1], tuple(row))  # type: ignore[arg-type]
+            self._slots[row.slot].setdefault(row.number, row)
 
     def match(self, choice: int, new_tokens: list[int]) -> list[TokenTrace]:
         """The traces of `new_tokens`, which follow those of the choice's earlier calls."""
@@ -146,7 +170,7 @@ class _PromptRows:
         for serial, slot in self._slots.items():
             # Rows that follow the newest tokens; those of earlier tokens were compared when these came.
             compared = (slot.get(index) for index in range(max(start, 1), len(tokens) + 1))
-            if any(row is not None and row[2] != tokens[row[1] - 1] for row in compared):
+            if any(row is not None and row.fed != tokens[row.number - 1] for row in compared):
                 strangers.add(serial)
         mine = [slot for serial, slot in self._slots.items() if serial not in strangers]
         return [_token_trace(tokens[index], mine, index) for index in range(start, len(tokens))]
@@ -157,5 +181,6 @@ def _token_trace(token_id: int, slots: list[dict[int, TraceRow]], index: int) ->
     if row is None:
         logger.warning("No trace for generated token %d; its entry is empty.", index)
         return TokenTrace(token_id, [], [None, None], [None, None], False)
-    _, _, _, alpha, kl_target, kl_fused, fallback = row
-    return TokenTrace(token_id, list(alpha), list(kl_target), list(kl_fused), fallback)
+    return TokenTrace(
+        token_id, list(row.alpha), list(row.kl_target), list(row.kl_fused), row.fallback, row.large_top, row.fused_top
+    )

@@ -22,6 +22,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_p
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
 from fusion_kernels import fuse_logits, warm_up
+from server.engine.aggregates import Aggregates
 from server.engine.batch import TAG_COLUMNS, batch_state
 from server.engine.trace import TraceLog
 from server.engine.weights import add_task_vectors, task_vectors
@@ -37,8 +38,8 @@ class LogitFusionForCausalLM(nn.Module):
     """A large model steered by experts: logits = large + sum_t alpha_t (expert_t - base).
 
     Built by vLLM from the large model's configuration, in which `fusion` holds the other members:
-    `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...]}`. A source is
-    `{"model": folder}`, or for an expert `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`.
+    `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...], "presets": number}`. A source
+    is `{"model": folder}`, or for an expert `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -48,6 +49,7 @@ class LogitFusionForCausalLM(nn.Module):
         assert state is not None
         self._batch = state
         self.trace_log = TraceLog(state)
+        self.aggregates = Aggregates(state, fusion["presets"])
         self.large: Any = init_vllm_registered_model(
             vllm_config, prefix=maybe_prefix(prefix, "large"), architectures=fusion["architectures"]
         )
@@ -114,7 +116,14 @@ class LogitFusionForCausalLM(nn.Module):
         )
         in_use = list(range(batch.num_experts)) if batch.profiling else batch.experts_in_use
         large: torch.Tensor | None = self.large.compute_logits(large_states)
+        if large is not None and not batch.profiling:
+            places = batch.places(tags)
+            owners = batch.owners(places)
         if not in_use:
+            if large is not None:
+                self.aggregates.record(owners, places)
+                if batch.tracing:
+                    self.trace_log.record(owners, places, large, None, [])
             return large
         base: torch.Tensor | None = self.base.compute_logits(base_states)
         members = self._members[2:]
@@ -124,25 +133,22 @@ class LogitFusionForCausalLM(nn.Module):
         # `fuse_logits` compares over the ids that its arguments share. They must not depend on which experts other
         # requests of the batch use, so the base shows only the ids that all members share.
         base = base[:, : self._common_size]
-        if batch.profiling:
-            places = owners = None
-            rows = batch.profiling_rows(large.shape[0])
-        else:
-            places = batch.places(tags)
-            owners = batch.owners(places)
-            rows = batch.rows(owners)
+        rows = batch.profiling_rows(large.shape[0]) if batch.profiling else batch.rows(owners)
         columns = slice(None) if len(in_use) == batch.num_experts else in_use
+        use = rows.use[:, columns]
         fused = fuse_logits(
             large,
             base,
             experts,
             kind=rows.kind,
-            use=rows.use[:, columns],
+            use=use,
             alpha=rows.alpha[:, columns],
             alpha_max=rows.alpha_max,
         )
-        if batch.tracing and owners is not None and places is not None:
-            self.trace_log.record(owners, places, fused, in_use)
+        if not batch.profiling:
+            self.aggregates.record(owners, places, use, fused, tuple(in_use))
+            if batch.tracing:
+                self.trace_log.record(owners, places, large, fused, in_use)
         return fused.logits
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

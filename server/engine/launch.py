@@ -42,16 +42,17 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     return AsyncEngineArgs(
         model=str(members.large.folder),
         served_model_name=list(config.presets),
-        hf_overrides={"architectures": [ARCHITECTURE], "fusion": fusion_config(members)},
-        worker_extension_cls="server.engine.trace.TraceWorkerExtension",
+        hf_overrides={"architectures": [ARCHITECTURE], "fusion": fusion_config(config, members)},
+        worker_extension_cls="server.engine.extension.FusionWorkerExtension",
         **arguments,
     )
 
 
-def fusion_config(members: Members) -> dict[str, Any]:
-    """What the composite model reads from its configuration: where the other members come from."""
+def fusion_config(config: Config, members: Members) -> dict[str, Any]:
+    """What the composite model reads from its configuration: where the other members come from, and what to count."""
     return {
         "architectures": members.large.hf_config.architectures,
         "base": members.base.source,
         "experts": [{"name": expert.name, **expert.source} for expert in members.experts],
+        "presets": len(config.presets),
     }

@@ -26,13 +26,17 @@ class FusionSettings:
     alpha: tuple[float, ...] = ()
     """Weights of `experts`, in the same order; used by `STATIC` alone."""
     alpha_max: float = 2.0
+    preset: int = 0
+    """The preset's place in the configuration, under which the metrics count."""
     trace: str | None = None
     """The name under which the worker keeps this request's trace; `None` keeps none."""
+    trace_top: bool = False
+    """Whether its trace has the likeliest tokens too, before and after fusion."""
 
     @property
     def traced(self) -> bool:
-        """Whether the worker keeps a trace; of the large model alone there is nothing to keep."""
-        return self.trace is not None and bool(self.experts)
+        """Whether the worker keeps a trace; of the large model alone only the likeliest tokens are news."""
+        return self.trace is not None and (bool(self.experts) or self.trace_top)
 
     def attach(self, params: SamplingParams) -> None:
         """Write the settings into `params.extra_args`, over whatever stood there under the same name."""
@@ -49,5 +53,7 @@ class FusionSettings:
             experts=tuple(values["experts"]),
             alpha=tuple(values["alpha"]),
             alpha_max=values["alpha_max"],
+            preset=values["preset"],
             trace=values["trace"],
+            trace_top=values["trace_top"],
         )

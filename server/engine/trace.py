@@ -1,14 +1,14 @@
 """What fusion did at every token of the requests that asked to see it, kept in the worker until fetched.
 
 `TraceLog.record` runs in the decode path, so it only starts copies to the host. `TraceLog.take`, which the API calls
-between steps through `TraceWorkerExtension`, waits for them and sorts the rows by request.
+between steps, waits for them and sorts the rows by request.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -23,14 +23,28 @@ MAX_REMEMBERED_ENDS = 1024
 # Steps are sorted by request when somebody asks, or in halves of this many, so that they cannot pile up.
 MAX_UNSORTED_STEPS = 512
 
-TraceRow = tuple[int, int, int, list[float], list[float], list[float], bool]
-"""(slot, index, fed token, alpha [T], KL targets [2], KL results [2], fell back), all of one generated token.
+# The likeliest tokens that a trace shows, before and after fusion.
+TOP_TOKENS = 5
 
-`slot` is the serial number of the slot that made it, one for each choice of a request and for each time that it was
-preempted; `index` counts the generated
-tokens from 0; `fed token` is the one that the model had just read, that is, the generated token before this one (or
-the prompt's last).
-"""
+Top = list[tuple[int, float]]
+"""Likeliest tokens in falling order: (id, probability)."""
+
+
+class TraceRow(NamedTuple):
+    """What fusion did at one generated token, as it travels from the worker."""
+
+    slot: int
+    """Serial number of the slot that made it: one for each choice of a request and each time it was preempted."""
+    number: int
+    """Counts the generated tokens from 0."""
+    fed: int
+    """The token that the model had just read: the generated token before this one, or the prompt's last."""
+    alpha: list[float]  # [T]
+    kl_target: list[float]  # [2]
+    kl_fused: list[float]  # [2]
+    fallback: bool
+    large_top: Top | None
+    fused_top: Top | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +55,8 @@ class _Step:
     positions: torch.Tensor
     fed: torch.Tensor
     values: torch.Tensor  # [N, len(experts) + 5]: alpha, KL targets, KL results, fell back
+    top_ids: torch.Tensor  # [N, 2, k]: of the large model and fused; k is 0 where nobody asked
+    top_probabilities: torch.Tensor  # [N, 2, k]
     done: torch.cuda.Event | None
 
 
@@ -53,13 +69,29 @@ class TraceLog:
         self._rows: dict[str, list[TraceRow]] = defaultdict(list)
         self._ended: dict[str, None] = {}
 
-    def record(self, owners: torch.Tensor, places: torch.Tensor, fused: Fused, experts: list[int]) -> None:
-        """Note one `compute_logits` call: rows' owners and places [N], and their fusion over `experts`."""
+    def record(
+        self,
+        owners: torch.Tensor,
+        places: torch.Tensor,
+        large: torch.Tensor,
+        fused: Fused | None,
+        experts: list[int],
+    ) -> None:
+        """Note one `compute_logits` call: rows' owners and places [N], the large model's logits [N, V] and their fusion
+        over `experts`, `None` where nothing was fused.
+        """
         batch = self._batch
-        values = torch.cat(
-            (fused.alpha, fused.kl_target, fused.kl_fused, fused.fallback[:, None].to(fused.alpha.dtype)), dim=1
-        )
-        tensors = (owners, batch.positions[places], batch.input_ids[places], values)
+        if fused is None:
+            values = torch.zeros(large.shape[0], 5, dtype=torch.float32, device=large.device)
+        else:
+            values = torch.cat(
+                (fused.alpha, fused.kl_target, fused.kl_fused, fused.fallback[:, None].to(fused.alpha.dtype)), dim=1
+            )
+        # More rows than requests are a prompt's logprobs, which no trace shows.
+        wanted = batch.tracing_top and large.shape[0] <= len(batch.slots)
+        shown = large if fused is None else fused.logits
+        top_ids, top_probabilities = _top_tokens(large, shown, TOP_TOKENS if wanted else 0)
+        tensors = (owners, batch.positions[places], batch.input_ids[places], values, top_ids, top_probabilities)
         done = None
         if owners.is_cuda:
             tensors = tuple(t.to("cpu", non_blocking=True) for t in tensors)  # type: ignore[assignment]
@@ -104,22 +136,35 @@ class TraceLog:
                 for expert, value in zip(step.experts, values, strict=False):
                     alpha[expert] = value
                 targets, results, fallback = values[-5:-3], values[-3:-1], bool(values[-1])
+                large_top = fused_top = None
+                if slot.settings.trace_top:
+                    large_top, fused_top = (
+                        _pairs(ids, probabilities)
+                        for ids, probabilities in zip(step.top_ids[row], step.top_probabilities[row], strict=True)
+                    )
                 self._rows[slot.settings.trace].append(
-                    (slot.serial, index, int(step.fed[row]), alpha, targets, results, fallback)
+                    TraceRow(
+                        slot.serial, index, int(step.fed[row]), alpha, targets, results, fallback, large_top, fused_top
+                    )
                 )
         while len(self._rows) > MAX_KEPT_TRACES:
             self._rows.pop(next(iter(self._rows)))
 
 
-class TraceWorkerExtension:
-    """Mixed into vLLM's worker (`worker_extension_cls`), so that `collective_rpc` reaches the trace log."""
+def _top_tokens(large: torch.Tensor, fused: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and probabilities [N, 2, number] of the likeliest tokens under both logits [N, V]."""
+    if number == 0:
+        nothing = large.new_empty((large.shape[0], 2, 0))
+        return nothing, nothing
+    ids, probabilities = [], []
+    for logits in (large, fused):
+        values, found = logits.float().topk(min(number, logits.shape[1]), dim=1)
+        ids.append(found)
+        probabilities.append((values - logits.float().logsumexp(1, keepdim=True)).exp())
+    return torch.stack(ids, dim=1), torch.stack(probabilities, dim=1)
 
-    def take_fusion_trace(self, trace: str, last: bool) -> list[TraceRow]:
-        """Rows of `trace` since the last call; empty on workers that hold no logits."""
-        log: TraceLog = self.get_model().trace_log  # type: ignore[attr-defined]
-        return log.take(trace, last)
 
-    def count_fusion_traces(self) -> tuple[int, int]:
-        """How many traces and steps this worker keeps at the moment."""
-        log: TraceLog = self.get_model().trace_log  # type: ignore[attr-defined]
-        return log.kept
+def _pairs(ids: torch.Tensor, probabilities: torch.Tensor) -> Top:
+    """(id, probability) of the tokens that can be sampled at all; a broken large model has none."""
+    pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
+    return [(token_id, probability) for token_id, probability in pairs if probability > 0.0]

@@ -26,8 +26,8 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from server.engine.batch import FusionSettingsTracker
 from server.engine.cpu_worker import FusionCPUWorker
+from server.engine.extension import FusionWorkerExtension
 from server.engine.plugin import register
-from server.engine.trace import TraceWorkerExtension
 
 
 def source(thing: Any) -> str:
@@ -105,7 +105,7 @@ def test_entry_points_are_vllms_and_load_ours() -> None:
 def test_workers_can_be_chosen_and_extended() -> None:
     assert {"worker_cls", "worker_extension_cls"} <= {field.name for field in dataclasses.fields(ParallelConfig)}
     assert {"worker_cls", "worker_extension_cls"} <= {field.name for field in dataclasses.fields(AsyncEngineArgs)}
-    for name in vars(TraceWorkerExtension):
+    for name in vars(FusionWorkerExtension):
         assert name.startswith("__") or not hasattr(FusionCPUWorker, name), "vLLM refuses an extension that overrides"
 
 

@@ -1,0 +1,150 @@
+"""Counts over all generated tokens, by preset: how many, with which weights, how far moved, how often a member broke.
+
+`Aggregates.record` runs in the decode path, so it only keeps what the step has computed anyway, on its device.
+`Aggregates.read`, which the API calls between steps now and then, folds that into counters and brings them to the host;
+nothing else waits for the device. Counters only grow, so a reading that gets lost costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING, TypedDict
+
+import torch
+
+from fusion_kernels import Weighting
+from fusion_kernels.weighting import FIRST_EXPERT
+
+if TYPE_CHECKING:
+    from fusion_kernels import Fused
+    from server.engine.batch import BatchState
+
+ALPHA_BUCKETS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 4.0)
+KL_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats
+"""Upper bounds, inclusive; one more bucket holds what lies above the last."""
+
+# Steps are folded when somebody asks, or this many at a time, so that they cannot pile up.
+MAX_PENDING_STEPS = 256
+
+_WEIGHED = (Weighting.STATIC, Weighting.KL, Weighting.KL_GRID)
+"""Weightings that move the large model's distribution; the others have no divergence to tell."""
+
+
+class Counts(TypedDict):
+    """The counters, as they travel from the worker: P presets, T experts."""
+
+    tokens: list[list[int]]  # [P, weightings]: generated tokens, by `Weighting`
+    broken: list[list[int]]  # [P, 2 + T]: tokens that fell back, by the member numbers of `Fused.broken`
+    alpha: list[list[list[int]]]  # [P, T, buckets]: tokens by weight, of those that used the expert
+    alpha_sum: list[list[float]]  # [P, T]
+    kl: list[list[list[int]]]  # [P, 2, buckets]: by KL(fused || large) and KL(large || fused)
+    kl_sum: list[list[float]]  # [P, 2]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    experts: tuple[int, ...]
+    labels: torch.Tensor  # [N, 2], see `BatchState.labels`
+    positions: torch.Tensor  # [N]
+    use: torch.Tensor | None  # [N, len(experts)]; None where nothing was fused
+    fused: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None  # alpha, KL results, broken
+
+
+class Aggregates:
+    """The counters of one worker, filled by the composite model."""
+
+    def __init__(self, batch: BatchState, presets: int) -> None:
+        self._batch = batch
+        experts, device = batch.num_experts, batch.device
+        self._pending: list[_Step] = []
+        # Whoever loads a model makes its dtype and device the default ones.
+        whole, real = {"dtype": torch.int64, "device": device}, {"dtype": torch.float64, "device": device}
+        self._tokens = torch.zeros(presets, len(Weighting), **whole)  # type: ignore[call-overload]
+        self._broken = torch.zeros(presets, FIRST_EXPERT + experts, **whole)  # type: ignore[call-overload]
+        self._alpha = torch.zeros(presets, experts, len(ALPHA_BUCKETS) + 1, **whole)  # type: ignore[call-overload]
+        self._alpha_sum = torch.zeros(presets, experts, **real)  # type: ignore[call-overload]
+        self._kl = torch.zeros(presets, 2, len(KL_BUCKETS) + 1, **whole)  # type: ignore[call-overload]
+        self._kl_sum = torch.zeros(presets, 2, **real)  # type: ignore[call-overload]
+        self._alpha_bounds = torch.tensor(ALPHA_BUCKETS, dtype=torch.float32, device=device)
+        self._kl_bounds = torch.tensor(KL_BUCKETS, dtype=torch.float32, device=device)
+
+    def record(
+        self,
+        owners: torch.Tensor,
+        places: torch.Tensor,
+        use: torch.Tensor | None = None,
+        fused: Fused | None = None,
+        experts: tuple[int, ...] = (),
+    ) -> None:
+        """Note one `compute_logits` call: rows' owners and places [N], and, where any row was fused, which of `experts`
+        each used [N, E] and what came of it.
+        """
+        batch = self._batch
+        if owners.shape[0] > len(batch.slots):
+            return  # more rows than requests: a prompt's logprobs
+        results = None if fused is None else (fused.alpha, fused.kl_fused, fused.broken)
+        self._pending.append(_Step(experts, batch.labels(owners), batch.positions[places], use, results))
+        if len(self._pending) >= MAX_PENDING_STEPS:
+            self._fold()
+
+    def read(self) -> Counts:
+        """All counters since the start."""
+        self._fold()
+        return {
+            "tokens": self._tokens.tolist(),
+            "broken": self._broken.tolist(),
+            "alpha": self._alpha.tolist(),
+            "alpha_sum": self._alpha_sum.tolist(),
+            "kl": self._kl.tolist(),
+            "kl_sum": self._kl_sum.tolist(),
+        }
+
+    def _fold(self) -> None:
+        steps, self._pending = self._pending, []
+        for (experts, fused), group in groupby(steps, key=lambda step: (step.experts, step.fused is not None)):
+            together = list(group)
+            labels = torch.cat([step.labels for step in together])
+            positions = torch.cat([step.positions for step in together])
+            preset, kind = labels[:, 0] // len(Weighting), labels[:, 0] % len(Weighting)
+            # Rows at earlier positions give no new token: prompt logprobs, a chunk of a prompt, or what a preempted
+            # request computes again.
+            generated = positions >= labels[:, 1]
+            _add(self._tokens, (preset, kind), generated)
+            if fused:
+                self._fold_fused(together, experts, preset, kind, generated)
+
+    def _fold_fused(
+        self,
+        steps: list[_Step],
+        experts: tuple[int, ...],
+        preset: torch.Tensor,
+        kind: torch.Tensor,
+        generated: torch.Tensor,
+    ) -> None:
+        """Fold steps over the same experts; rows' preset, weighting and whether they gave a token [N]."""
+        device = preset.device
+        alpha, kl, broken = (torch.cat(parts) for parts in zip(*(step.fused or () for step in steps), strict=True))
+        use = torch.cat([step.use for step in steps if step.use is not None])
+        places = torch.tensor(experts, device=device)
+        members = torch.cat([torch.arange(FIRST_EXPERT, device=device), places + FIRST_EXPERT])
+        _add(self._broken, (preset, members[broken.long()]), generated & (broken > 0))
+
+        sound = generated & (broken == 0)
+        chosen = (preset[:, None], places[None, :].expand_as(alpha))
+        used = use & sound[:, None]
+        _add(self._alpha, (*chosen, torch.bucketize(alpha, self._alpha_bounds)), used)
+        _add(self._alpha_sum, chosen, torch.where(used, alpha, 0.0))
+
+        weighed = torch.zeros_like(sound)
+        for weighting in _WEIGHED:
+            weighed |= kind == int(weighting)
+        directions = (preset[:, None], torch.arange(2, device=device)[None, :].expand_as(kl))
+        moved = (weighed & sound)[:, None].expand_as(kl)
+        _add(self._kl, (*directions, torch.bucketize(kl, self._kl_bounds)), moved)
+        _add(self._kl_sum, directions, torch.where(moved, kl, 0.0))
+
+
+def _add(table: torch.Tensor, index: tuple[torch.Tensor, ...], values: torch.Tensor) -> None:
+    """table[index] += values, with repeated indices added up; all of `index` broadcast to the shape of `values`."""
+    table.index_put_(index, values.to(table.dtype), accumulate=True)

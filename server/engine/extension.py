@@ -1,0 +1,31 @@
+"""What the API may ask a worker between two steps: mixed into vLLM's worker, so that `collective_rpc` reaches it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from server.engine.aggregates import Counts
+    from server.engine.trace import TraceRow
+
+
+class FusionWorkerExtension:
+    """The engine's `worker_extension_cls`; vLLM refuses names that its worker has too."""
+
+    def take_fusion_trace(self, trace: str, last: bool) -> list[TraceRow]:
+        """Rows of `trace` since the last call; empty on workers that hold no logits."""
+        rows: list[TraceRow] = self._composite().trace_log.take(trace, last)
+        return rows
+
+    def count_fusion_traces(self) -> tuple[int, int]:
+        """How many traces and steps this worker keeps at the moment."""
+        kept: tuple[int, int] = self._composite().trace_log.kept
+        return kept
+
+    def read_fusion_counts(self) -> Counts:
+        """Counters over all generated tokens; all zero on workers that hold no logits."""
+        counts: Counts = self._composite().aggregates.read()
+        return counts
+
+    def _composite(self) -> Any:
+        return self.get_model()  # type: ignore[attr-defined]

@@ -1,0 +1,148 @@
+"""Metrics of the fusion: the workers' counters (`server.engine.aggregates`) as Prometheus families beside vLLM's own.
+
+A task reads the workers every `READ_SECONDS`, between two of the engine's steps; a scrape shows the last reading. So a
+scrape never waits for the engine, nor fails with it. Labels are names of the configuration: clients cannot add series.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+from fastapi import FastAPI
+from prometheus_client import REGISTRY
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fusion_kernels import Weighting
+from fusion_kernels.weighting import BASE, FIRST_EXPERT
+from server.api.fusion import WEIGHTINGS
+from server.config import Config
+from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, Counts
+from server.engine.client import FusionEngine
+
+READ_SECONDS = 2.0
+
+DIVERGENCES = ("fused_large", "large_fused")
+
+logger = logging.getLogger(__name__)
+
+
+def attach(app: FastAPI, engine: FusionEngine, config: Config) -> None:
+    """Show the engine's fusion metrics at `/metrics` for as long as the app runs; call in the app's event loop."""
+    metrics = FusionMetrics(config)
+    # The app holds the task, which would otherwise be collected as garbage.
+    app.state.fusion_metrics = asyncio.get_running_loop().create_task(_follow(metrics, engine))
+
+
+async def _follow(metrics: FusionMetrics, engine: FusionEngine) -> None:
+    REGISTRY.register(metrics)
+    try:
+        while not engine.errored:
+            try:
+                # One rank of a tensor-parallel group has the logits, the first.
+                metrics.update((await engine.collective_rpc("read_fusion_counts"))[0])
+            except Exception as error:
+                if not engine.errored:
+                    logger.warning("The fusion metrics could not be read; trying again: %s", error)
+            await asyncio.sleep(READ_SECONDS)
+    finally:
+        REGISTRY.unregister(metrics)
+
+
+class _Names(NamedTuple):
+    presets: list[str]
+    weightings: list[str]  # by `Weighting`
+    experts: list[str]
+    members: list[str]  # by the member numbers of `Fused.broken`
+
+
+class FusionMetrics(Collector):
+    """The families of one configuration, as of the last `update`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        by_number = {number: name for name, number in WEIGHTINGS.items()}
+        experts = list(config.experts)
+        self._names = _Names(
+            presets=list(config.presets),
+            weightings=[by_number.get(number, "") for number in Weighting],
+            experts=experts,
+            members=[""] * BASE + ["base"] + experts,
+        )
+        assert len(self._names.members) == FIRST_EXPERT + len(experts)
+        self._counts = self._zero()
+        self._reported: set[str] = set()
+
+    def update(self, counts: Counts) -> None:
+        """Take a reading, and log the members that it shows broken for the first time."""
+        for number, member in enumerate(self._names.members):
+            tokens = sum(row[number] for row in counts["broken"])
+            if tokens and member not in self._reported:
+                self._reported.add(member)
+                who = "the base" if member == "base" else f"expert '{member}'"
+                logger.error(
+                    "The logits of %s hold NaN or infinity; the large model answers alone at such tokens (%d so far). "
+                    "They are counted in fusion_solver_failures_total; this is said once.",
+                    who,
+                    tokens,
+                )
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families; a preset's own weighting and members have series from the start, others once seen."""
+        counts, names = self._counts, self._names
+        tokens = CounterMetricFamily(
+            "fusion_tokens_total", "Generated tokens by preset and weighting.", labels=["preset", "weighting"]
+        )
+        failures = CounterMetricFamily(
+            "fusion_solver_failures_total",
+            "Generated tokens at which the large model answered alone because a member's logits held NaN or infinity.",
+            labels=["preset", "member"],
+        )
+        alpha = HistogramMetricFamily(
+            "fusion_alpha",
+            "Weight of an expert at the generated tokens that used it.",
+            labels=["preset", "expert"],
+        )
+        divergence = HistogramMetricFamily(
+            "fusion_kl",
+            "How far fusion moved the large model at a generated token, KL(fused || large) and KL(large || fused) in "
+            "nats.",
+            labels=["preset", "divergence"],
+        )
+        for place, (preset, settings) in enumerate(self._config.presets.items()):
+            for weighting, number in zip(names.weightings, counts["tokens"][place], strict=True):
+                if number or weighting == settings.weighting:
+                    tokens.add_metric([preset, weighting], number)
+            for member, number in zip(names.members, counts["broken"][place], strict=True):
+                if number or member in settings.experts or (member == "base" and settings.experts):
+                    failures.add_metric([preset, member], number)
+            for expert, sizes, total in zip(
+                names.experts, counts["alpha"][place], counts["alpha_sum"][place], strict=True
+            ):
+                if any(sizes) or expert in settings.experts:
+                    alpha.add_metric([preset, expert], _cumulative(ALPHA_BUCKETS, sizes), total)
+            for direction, sizes, total in zip(DIVERGENCES, counts["kl"][place], counts["kl_sum"][place], strict=True):
+                if any(sizes) or settings.weighting not in ("none", "alone"):
+                    divergence.add_metric([preset, direction], _cumulative(KL_BUCKETS, sizes), total)
+        yield from (tokens, failures, alpha, divergence)
+
+    def _zero(self) -> Counts:
+        presets, experts = range(len(self._names.presets)), range(len(self._names.experts))
+        return {
+            "tokens": [[0] * len(self._names.weightings) for _ in presets],
+            "broken": [[0] * len(self._names.members) for _ in presets],
+            "alpha": [[[0] * (len(ALPHA_BUCKETS) + 1) for _ in experts] for _ in presets],
+            "alpha_sum": [[0.0 for _ in experts] for _ in presets],
+            "kl": [[[0] * (len(KL_BUCKETS) + 1) for _ in DIVERGENCES] for _ in presets],
+            "kl_sum": [[0.0 for _ in DIVERGENCES] for _ in presets],
+        }
+
+
+def _cumulative(bounds: tuple[float, ...], sizes: list[int]) -> list[tuple[str, float]]:
+    """Sizes of the buckets to what Prometheus wants: how many values each upper bound covers."""
+    return list(zip([*map(str, bounds), "+Inf"], accumulate(sizes), strict=True))
