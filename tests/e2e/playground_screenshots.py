@@ -1,0 +1,88 @@
+"""Takes the documentation's pictures of the playground: `python -m tests.e2e.playground_screenshots`.
+
+Starts the demo models and writes `docs/images/playground*.png`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page
+
+from tests.e2e.chromium import open_browser
+from tests.server_process import ServerProcess
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+EXTRACTION = "Extract as JSON: Nora bought 7 pencils in Paris."
+PROBLEM = "Tom has 3 apples and buys 5 more. How many apples does he have?"
+SETTLED_MS = 400
+
+
+def side_by_side(page: Page) -> None:
+    """The large model alone, and steered by an expert."""
+    page.get_by_label("Side by side").check()
+    page.locator(".lane .preset").nth(0).select_option("giant-text")
+    page.locator(".lane .preset").nth(1).select_option("giant")
+    ask(page, EXTRACTION)
+    page.locator(".lane").nth(0).locator(".token").nth(4).click()
+
+
+def all_experts(page: Page) -> None:
+    """Three experts that take turns."""
+    page.locator(".lane .preset").select_option("giant-all")
+    ask(page, PROBLEM)
+
+
+def welcome(page: Page) -> None:
+    """The page as it opens."""
+
+
+def ask(page: Page, prompt: str) -> None:
+    page.fill("#prompt", prompt)
+    page.click("#run")
+    page.locator("#run").wait_for(state="visible")
+
+
+PICTURES: dict[str, tuple[Callable[[Page], None], dict[str, Any]]] = {
+    "playground": (side_by_side, {"viewport": {"width": 1360, "height": 940}}),
+    "playground-welcome": (welcome, {"viewport": {"width": 1360, "height": 860}}),
+    "playground-experts": (all_experts, {"viewport": {"width": 1360, "height": 860}}),
+    "playground-dark": (side_by_side, {"viewport": {"width": 1360, "height": 940}, "color_scheme": "dark"}),
+    "playground-phone": (
+        all_experts,
+        {"viewport": {"width": 375, "height": 812}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True},
+    ),
+}
+
+
+def take(browser: Browser, url: str, name: str) -> None:
+    """Store one picture."""
+    act, options = PICTURES[name]
+    page = browser.new_context(reduced_motion="reduce", **options).new_page()
+    page.goto(url)
+    page.locator("#examples button").first.wait_for()
+    act(page)
+    # Off the page, so that no token is pointed at.
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(SETTLED_MS)
+    page.screenshot(path=IMAGES / f"{name}.png")
+    page.context.close()
+
+
+def main() -> None:
+    """Take all pictures."""
+    IMAGES.mkdir(exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ServerProcess(None, Path(folder) / "server.log") as server,
+        open_browser() as browser,
+    ):
+        for name in PICTURES:
+            take(browser, server.url, name)
+
+
+if __name__ == "__main__":
+    main()
