@@ -90,13 +90,11 @@ function arrange() {
   showCode();
 }
 
+/** The sampling parameters that are filled in; the server has defaults for the others. */
 function sampling() {
-  const seed = $("#seed").valueAsNumber;
-  return {
-    max_tokens: $("#max-tokens").valueAsNumber,
-    temperature: $("#temperature").valueAsNumber,
-    ...(Number.isNaN(seed) ? {} : { seed }),
-  };
+  const fields = { max_tokens: "#max-tokens", temperature: "#temperature", seed: "#seed" };
+  const values = Object.entries(fields).map(([name, selector]) => [name, $(selector).valueAsNumber]);
+  return Object.fromEntries(values.filter(([, value]) => !Number.isNaN(value)));
 }
 
 function code() {
@@ -192,6 +190,7 @@ function setUp() {
     $("#composer").requestSubmit();
   });
   $("#stop").addEventListener("click", () => running?.abort());
+  document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
   $("#clear").addEventListener("click", clear);
   $("#copy").addEventListener("click", copyCode);
   $("#compare").addEventListener("change", (event) => setCompare(event.target.checked));
