@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.engine.checks.capacity import GIB, format_bytes, measure_capacity
+from server.engine.checks.capacity import GIB, format_bytes, measure_capacity, relative_speed
 from server.errors import ConfigError
 from tests.server.family import check
 
@@ -55,6 +55,25 @@ def test_tensor_parallel_devices_share(family: Path) -> None:
     assert two.weight_bytes == one.weight_bytes // 2
     # The large model's two KV heads are divided; the small members' single one is on both devices.
     assert two.kv_bytes_per_token == one.kv_bytes_per_token - 3 * 2 * 32 * 4
+
+
+def test_speed_is_what_is_read(family: Path) -> None:
+    report = check(family, "engine.kv_cache_memory_bytes=10000000")
+    large = report.reports[0]
+    assert large.member.role == "large"
+    assert relative_speed(report, 0) == pytest.approx(large.weight_bytes / report.weight_bytes)
+    # With a cache far larger than the weights, only the cache counts.
+    assert relative_speed(report, 10**12) == pytest.approx(large.kv_bytes_per_token / report.kv_bytes_per_token)
+    capacity = measure_capacity(report)
+    assert capacity.speed_idle == relative_speed(report, 0)
+    assert capacity.speed_full == relative_speed(report, capacity.kv_tokens)
+
+
+def test_speed_of_shared_devices(family: Path) -> None:
+    """The small members' single KV head is on both devices, so their cache weighs more there."""
+    whole, split = check(family), check(family, "engine.tensor_parallel_size=2")
+    assert relative_speed(split, 0) == pytest.approx(relative_speed(whole, 0))
+    assert relative_speed(split, 10**12) < relative_speed(whole, 10**12)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ class Capacity:
     kv_tokens: int
     requests: int
     """How many requests of the full context length run at once."""
+    speed_idle: float
+    """Tokens per second of one short request, as a share of the large model's alone; see `relative_speed`."""
+    speed_full: float
+    """The same, with the KV cache full."""
 
 
 def measure_capacity(report: Report) -> Capacity:
@@ -58,7 +62,33 @@ def measure_capacity(report: Report) -> Capacity:
             f"memory: {format_bytes(max(0, kv_bytes))} remain for the KV cache ({budget}), but one request of "
             f"{report.max_model_len} tokens takes {format_bytes(blocks_of_one * per_token)}; {hint}"
         )
-    return Capacity(device, budget, weights, kv_bytes, per_token, tokens, tokens // blocks_of_one)
+    return Capacity(
+        device,
+        budget,
+        weights,
+        kv_bytes,
+        per_token,
+        tokens,
+        tokens // blocks_of_one,
+        relative_speed(report, 0),
+        relative_speed(report, tokens),
+    )
+
+
+def relative_speed(report: Report, cached_tokens: int) -> float:
+    """Say which share of the large model's own decoding speed the fused model reaches at best.
+
+    A step reads every member's weights once, and every member's cache of all running requests, and reading is what
+    takes the time: (W_large + n K_large) / (W + n K), with the weights' bytes W, the cache's bytes per token K, and n
+    tokens in the cache. Devices that share the members share both sides.
+    """
+    parallel = int(report.config.engine.get("tensor_parallel_size") or 1)
+    number = kv_dtype_bytes(report.config.engine, report.dtype)
+    read = [
+        r.weight_bytes / parallel + cached_tokens * r.architecture.kv_bytes_per_token(number, parallel)
+        for r in report.reports
+    ]
+    return read[0] / sum(read)
 
 
 def format_bytes(count: int) -> str:
