@@ -65,7 +65,7 @@ clean:
 # Helm's engine and the linters of what is deployed need a newer Python than the locks hold for.
 DEPLOY_TOOLS := $(VENV)/deploy-tools
 DEPLOY_STAMP := $(DEPLOY_TOOLS)/.installed
-.PHONY: setup-deploy image image-smoke image-clean sbom licences audit
+.PHONY: setup-deploy image image-smoke image-clean sbom licences audit release
 
 setup-deploy: $(DEPLOY_STAMP)
 $(DEPLOY_STAMP): $(DEV_STAMP) requirements/deploy-tools.txt
@@ -83,13 +83,15 @@ image-clean:
 	rm -rf build/containers
 
 # Of what is deployed, without the development's tools.
-build/runtime.txt: requirements/$(PLATFORM).lock
-	mkdir -p build
-	sed 's/+cpu$$//' $< > $@
 sbom: setup-dev
 	mkdir -p build
-	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file build/sbom.cdx.json requirements/$(PLATFORM).lock
+	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file build/sbom.cdx.json $(LOCK)
 licences: setup-dev
-	$(BIN)/python deploy/licences.py requirements/$(PLATFORM).lock
-audit: setup-dev build/runtime.txt
-	$(BIN)/pip-audit --no-deps --disable-pip --requirement build/runtime.txt
+	$(BIN)/python deploy/licences.py $(LOCK)
+# PyPI's advisories know no local versions. Strict: what cannot be looked up is a failure.
+audit: setup-dev
+	mkdir -p build
+	sed 's/+cpu$$//' $(LOCK) > build/runtime.txt
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement build/runtime.txt
+release: setup-dev
+	$(BIN)/python deploy/release.py "$(VERSION)" build/release

@@ -72,10 +72,10 @@ def tool(name: str) -> str:
     return str(path)
 
 
-def helm(action: str, many_values: Sequence[Object]) -> list[Any]:
-    """Run one action of Helm's engine on the chart, once with each of the values."""
+def helm(action: str, many_values: Sequence[Object], chart: Path = CHART) -> list[Any]:
+    """Run one action of Helm's engine on a chart, once with each of the values."""
     result = subprocess.run(
-        [tool("python"), str(Path(__file__).with_name("helm_engine.py")), action, str(CHART)],
+        [tool("python"), str(Path(__file__).with_name("helm_engine.py")), action, str(chart)],
         input=json.dumps(many_values),
         capture_output=True,
         text=True,
@@ -87,19 +87,19 @@ def helm(action: str, many_values: Sequence[Object]) -> list[Any]:
     return answers
 
 
-def render_all(many_values: Sequence[Object | Path | None]) -> list[Release | ChartError]:
+def render_all(many_values: Sequence[Object | Path | None], chart: Path = CHART) -> list[Release | ChartError]:
     """Render the chart with each of the values as `helm install demo helm --namespace models` would."""
     read = [yaml.safe_load(values.read_text()) if isinstance(values, Path) else values or {} for values in many_values]
-    return [_release(answer) for answer in helm("render", read)]
+    return [_release(answer) for answer in helm("render", read, chart)]
 
 
-def render(values: Object | Path | None = None) -> Release:
+def render(values: Object | Path | None = None, chart: Path = CHART) -> Release:
     """Render the chart with one set of values.
 
     Raises:
         ChartError: the chart does not take them.
     """
-    (answer,) = render_all([values])
+    (answer,) = render_all([values], chart)
     if isinstance(answer, ChartError):
         raise answer
     return answer

@@ -6,7 +6,9 @@ import json
 import re
 import shutil
 import subprocess
+import tarfile
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +16,9 @@ import typer.main
 import yaml
 from typer.core import TyperGroup
 
+from deploy import release
 from server.cli import app
-from tests.deploy.chart import CASES, CHART, ROOT, Release, rendered_cases, tool
+from tests.deploy.chart import CASES, CHART, ROOT, Release, render, rendered_cases, tool
 
 COMPOSE = (ROOT / "deploy/compose.yaml", ROOT / "deploy/compose.gpu.yaml")
 UNIT = ROOT / "deploy/systemd/logit-fusion.service"
@@ -87,7 +90,7 @@ def test_the_image_is_ended_by_the_signal_that_drains() -> None:
 
 
 @pytest.mark.parametrize("path", COMPOSE, ids=lambda path: path.name)
-def test_compose_is_valid(path: Any) -> None:
+def test_compose_is_valid(path: Path) -> None:
     # A typed parser of the specification; it does not interpolate.
     program = (
         "import sys; from compose_spec import PyCompose; print(*PyCompose.from_yaml(sys.stdin.read()).service_names())"
@@ -141,7 +144,7 @@ def test_the_grace_period_covers_the_drain(where: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
-def test_systemd_reads_the_unit(tmp_path: Any) -> None:
+def test_systemd_reads_the_unit(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     # systemd-analyze looks for the program, which this machine has elsewhere.
     unit.write_text(UNIT.read_text().replace("/opt/logit-fusion/.venv/bin/logit-fusion", "/bin/true"))
@@ -169,8 +172,24 @@ def test_one_version() -> None:
 
 
 def test_the_demo_is_the_same_everywhere() -> None:
-    release: Release = rendered_cases()["default"]
+    chart: Release = rendered_cases()["default"]
     assert compose_service("logit-fusion")["volumes"][0] == "../zoo:/srv/fusion:ro"
-    assert release.one("Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == int(
+    assert chart.one("Deployment")["spec"]["template"]["spec"]["securityContext"]["runAsUser"] == int(
         compose_service("logit-fusion")["user"].split(":")[0]
     )
+
+
+def test_a_release_carries_notes_and_chart(tmp_path: Path) -> None:
+    changelog = "# Changelog\n\n## 0.2.0 (2030-01-01)\n\n- New.\n\n## 0.1.0 (unreleased)\n\n- First.\n"
+    assert release.notes(changelog, "0.2.0") == "- New.\n"
+    for version in ("0.1.0", "0.3.0"):
+        with pytest.raises(SystemExit, match=r"unreleased|no section"):
+            release.notes(changelog, version)
+    archive = release.pack_chart("0.1.0", tmp_path)
+    # Without the repository around it: what the chart's links point to is inside.
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    names = {str(path.relative_to(tmp_path / "logit-fusion")) for path in (tmp_path / "logit-fusion").rglob("*")}
+    assert {"Chart.yaml", "values.schema.json", "files/zoo.yaml", "files/smoke.py", "files/alerts.yml"} <= names
+    assert "ci" not in names
+    assert render(chart=tmp_path / "logit-fusion").objects == rendered_cases()["default"].objects
