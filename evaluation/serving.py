@@ -23,6 +23,8 @@ from server.config import Config, load_config
 from server.errors import ServerError
 
 STOP_SECONDS = 30
+# Loaded here: between fork and exec, a lock that another thread held would never be free again.
+LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1
 
 
@@ -99,7 +101,7 @@ async def connected(source: Source, log: Path) -> AsyncIterator[Client]:
 
 def _end_with_parent() -> None:
     """Have Linux send SIGTERM to this process when its parent dies, however that happens."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 async def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

@@ -95,7 +95,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def evaluate(*arguments: str | Path, code: int = 0) -> str:
     """Run the command to its end and return what it said on standard error."""
-    done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command(*arguments), capture_output=True, text=True)
     assert done.returncode == code, done.stderr
     return done.stderr
 
