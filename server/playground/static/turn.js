@@ -54,8 +54,9 @@ export class Turn {
     const { tokens } = this.answer;
     const shown = this.#tokens.childElementCount;
     this.#tokens.append(...tokens.slice(shown).map((token, i) => this.#span(token, shown + i)));
-    if (shown === 0 && tokens.length) this.#tokens.firstChild.tabIndex = 0;
-    if (tokens.length) this.#status.textContent = "";
+    if (shown > 0 || tokens.length === 0) return;
+    this.#tokens.firstChild.tabIndex = 0;
+    this.#status.textContent = "";
   }
 
   /** @param {string} status how it ended */

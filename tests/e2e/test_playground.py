@@ -1,0 +1,486 @@
+"""The playground in a real browser, against the demo models."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
+
+from tests.e2e.chromium import CHROMIUM, Watch, open_browser
+from tests.server_process import ServerProcess
+
+pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's chromium package ({CHROMIUM})")
+
+EXTRACTION = "Extract as JSON: Nora bought 7 pencils in Paris."
+CODE = "Which two letters stand for Mexico?"
+LONG = "Nora has 20 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
+ANSWER_MS = 30_000
+MAX_BYTES = 200_000
+MAX_INTERACTIVE_MS = 1000
+
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The demo models: experts math, facts and text."""
+    with ServerProcess(None, tmp_path_factory.mktemp("playground") / "server.log") as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def browser(server: ServerProcess) -> Iterator[Browser]:
+    with open_browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def open_page(browser: Browser, server: ServerProcess) -> Iterator[Open]:
+    """Opens the playground; at the end no page may have complained, or asked anybody else."""
+    opened: list[tuple[Page, Watch]] = []
+
+    def open_page(
+        width: int = 1280, height: int = 900, prepare: Callable[[Page], None] | None = None, **options: Any
+    ) -> Page:
+        page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
+        opened.append((page, Watch(page)))
+        if prepare is not None:
+            prepare(page)
+        page.goto(server.url)
+        page.wait_for_function("performance.getEntriesByName('interactive').length > 0")
+        return page
+
+    yield open_page
+    for page, watch in opened:
+        page.context.close()
+        assert watch.complaints == []
+        assert watch.strangers(server.url) == []
+
+
+def ask(page: Page, prompt: str, preset: str | None = None) -> None:
+    """Run a prompt and wait until all lanes have ended."""
+    start(page, prompt, preset)
+    expect(page.locator("#run")).to_be_visible(timeout=ANSWER_MS)
+
+
+def start(page: Page, prompt: str, preset: str | None = None) -> None:
+    if preset is not None:
+        lane(page).get_by_label("Preset").select_option(preset)
+    page.fill("#prompt", prompt)
+    page.click("#run")
+
+
+def lane(page: Page, index: int = 0) -> Locator:
+    return page.locator(".lane").nth(index)
+
+
+def tokens(page: Page, index: int = 0) -> Locator:
+    return lane(page, index).locator(".token")
+
+
+def sent_body(sent: Any) -> dict[str, Any]:
+    body: dict[str, Any] | None = sent.value.post_data_json
+    assert body is not None
+    return body
+
+
+def colour(locator: Locator, name: str) -> str:
+    value: str = locator.evaluate("(element, name) => getComputedStyle(element)[name]", name)
+    return value
+
+
+def traced(server: ServerProcess, model: str, prompt: str) -> dict[str, Any]:
+    """What the server itself says of the answer that the page should show."""
+    body = {"model": model, "messages": [{"role": "user", "content": prompt}], "temperature": 0, "max_tokens": 128}
+    answer = httpx.post(server.url + "/v1/chat/completions", json=body | {"fusion": {"trace": "full"}}, timeout=60)
+    choice: dict[str, Any] = answer.raise_for_status().json()["choices"][0]
+    return choice
+
+
+def test_the_page_is_light_strict_and_fast(open_page: Open, server: ServerProcess) -> None:
+    policy = httpx.get(server.url).headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+    times: list[float] = []
+    for _ in range(3):
+        page = open_page()
+        times.append(page.evaluate("performance.getEntriesByName('interactive')[0].startTime"))
+        entries = "[...performance.getEntriesByType('navigation'), ...performance.getEntriesByType('resource')]"
+        size = page.evaluate(f"{entries}.reduce((sum, entry) => sum + entry.transferSize, 0)")
+        assert 10_000 < size < MAX_BYTES
+    # Other work on the machine delays a page; the best of three is the page's own time.
+    assert min(times) < MAX_INTERACTIVE_MS
+
+
+def test_every_file_has_the_policy(server: ServerProcess) -> None:
+    for path in ("/", "/playground/app.js", "/playground/style.css", "/playground/icon.svg"):
+        response = httpx.get(server.url + path)
+        assert response.status_code == 200
+        assert "script-src 'self'" in response.headers["Content-Security-Policy"], path
+    assert httpx.get(server.url + "/playground/nothing.js").status_code == 404
+    assert httpx.get(server.url + "/playground/../__init__.py").status_code == 404
+
+
+def test_tokens_take_the_colour_of_their_mover(open_page: Open, server: ServerProcess) -> None:
+    page = open_page()
+    ask(page, LONG, "giant-all")
+    truth = traced(server, "giant-all", LONG)
+    alpha = truth["fusion"]["alpha"]
+    expect(tokens(page)).to_have_count(len(truth["fusion"]["token_ids"]))
+    assert "".join(tokens(page).all_text_contents()) == truth["message"]["content"]
+    hues = {name: colour(page.locator(f".chip:has([value={name}])"), "borderBottomColor") for name in alpha}
+    assert len(set(hues.values())) == 3
+    for i, token in enumerate(tokens(page).all()):
+        mover = max(alpha, key=lambda name: abs(alpha[name][i]))
+        strength = float(token.evaluate("element => element.style.getPropertyValue('--strength')"))
+        if alpha[mover][i] == 0.0:
+            assert token.get_attribute("data-mover") == "large"
+            continue
+        assert token.get_attribute("data-mover") == mover
+        assert colour(token, "borderBottomColor") == hues[mover]
+        assert strength == pytest.approx(alpha[mover][i] / 2.0, abs=1e-3)
+    counted = lane(page).locator(".legend b").all_inner_texts()
+    assert sum(map(int, counted)) == tokens(page).count()
+
+
+def test_the_chart_grows_while_tokens_arrive(open_page: Open) -> None:
+    page = open_page()
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            new MutationObserver(() => {
+                const shown = document.querySelectorAll(".token").length;
+                const drawn = Number(document.querySelector(".bars")?.dataset.tokens ?? 0);
+                if (drawn !== window.seen.at(-1)?.[1]) window.seen.push([shown, drawn]);
+            }).observe(document.querySelector("#lanes"), {subtree: true, childList: true, attributes: true});
+        }"""
+    )
+    ask(page, LONG, "giant-math")
+    seen = page.evaluate("window.seen")
+    drawn = [count for _, count in seen]
+    assert len(drawn) > 5
+    assert drawn == sorted(drawn)
+    assert drawn[-1] == tokens(page).count() > 10
+    assert all(abs(shown - count) <= 1 or shown >= count for shown, count in seen)
+    bars = lane(page).locator(".bars .bar").get_attribute("d") or ""
+    assert bars.count("M") > 10
+    summary = lane(page).locator(".summary").inner_text()
+    assert re.match(rf"{drawn[-1]} tokens\. math: mean alpha \d\.\d\d, moved token", summary)
+    lane(page).get_by_text("As a table").click()
+    expect(lane(page).locator(".table tbody tr")).to_have_count(drawn[-1])
+
+
+def test_a_token_tells_what_moved_it(open_page: Open, server: ServerProcess) -> None:
+    page = open_page()
+    ask(page, EXTRACTION, "giant-text")
+    fusion = traced(server, "giant-text", EXTRACTION)["fusion"]
+    inspector = lane(page).locator(".inspector")
+    # Without the reader's doing it shows the token that fusion moved furthest.
+    distance = [forward for forward, _ in fusion["kl_fused"]]
+    furthest = distance.index(max(distance))
+    expect(inspector).to_contain_text(f"Token {furthest + 1} of {len(distance)}")
+    index = len(distance) - 1
+    tokens(page).nth(index).hover()
+    expect(inspector).to_contain_text(f"Token {index + 1} of")
+    expect(inspector.locator(".weights")).to_contain_text(f"text{fusion['alpha']['text'][index]:.2f}")
+    for value in (*fusion["kl_target"][index], *fusion["kl_fused"][index]):
+        expect(inspector.get_by_role("cell", name=f"{value:.2f}").first).to_be_visible()
+    for block, tops in ((".top:not(.after)", "large_top"), (".top.after", "fused_top")):
+        shown = [text.split("\n")[0] for text in inspector.locator(f"{block} li").all_inner_texts()]
+        wanted = [entry["token"].replace(" ", "␣").replace("\n", "⏎") for entry in fusion[tops][index]]
+        assert shown == wanted
+    chosen = inspector.locator(".top.after .is-chosen code")
+    assert chosen.inner_text() == inspector.locator(".chosen").inner_text()
+    page.locator("#prompt").hover()
+    expect(inspector).to_contain_text(f"Token {furthest + 1} of")
+    lane(page).locator(".bars").click(position={"x": 5, "y": 10})
+    expect(inspector).to_contain_text("Token 1 of")
+
+
+def test_two_settings_answer_side_by_side(open_page: Open, server: ServerProcess) -> None:
+    events: list[str] = []
+
+    def watch(page: Page) -> None:
+        def note(kind: str) -> Callable[[Request], None]:
+            return lambda request: events.append(kind) if request.method == "POST" else None
+
+        page.on("request", note("sent"))
+        page.on("requestfinished", note("ended"))
+
+    page = open_page(prepare=watch)
+    page.get_by_label("Side by side").check()
+    lane(page, 1).get_by_label("Preset").select_option("giant")
+    ask(page, EXTRACTION, "giant-text")
+    assert events == ["sent", "sent", "ended", "ended"]
+    for index, preset in enumerate(("giant-text", "giant")):
+        wanted = traced(server, preset, EXTRACTION)["message"]["content"]
+        assert "".join(tokens(page, index).all_text_contents()) == wanted
+    movers = [{token.get_attribute("data-mover") for token in tokens(page, i).all()} for i in (0, 1)]
+    assert "text" in movers[0]
+    assert movers[1] == {"large"}
+    page.get_by_label("B", exact=True).check(force=True)
+    expect(page.locator("#code")).to_contain_text('"model": "giant"')
+    page.get_by_label("Side by side").uncheck()
+    expect(page.locator(".lane")).to_have_count(1)
+
+
+def test_the_settings_become_the_request(open_page: Open) -> None:
+    page = open_page()
+    controls = lane(page)
+    controls.get_by_label("Preset").select_option("giant-all")
+    controls.get_by_label("Weighting").select_option("static")
+    controls.get_by_label("Alpha of math").fill("0.5")
+    controls.get_by_label("Alpha of facts").fill("-0.25")
+    controls.get_by_label("text", exact=True).uncheck()
+    page.get_by_label("Max tokens").fill("3")
+    page.get_by_label("Temperature").fill("0.7")
+    page.get_by_label("Seed").fill("11")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, CODE)
+    body = sent_body(sent)
+    assert body["fusion"] == {
+        "weighting": "static",
+        "experts": ["math", "facts"],
+        "alpha": {"math": 0.5, "facts": -0.25},
+        "trace": "full",
+    }
+    assert (body["max_tokens"], body["temperature"], body["seed"]) == (3, 0.7, 11)
+    expect(page.locator(".status")).to_contain_text("Stopped at max tokens.")
+    expect(lane(page).locator(".most").first).to_have_text("±2")
+
+    controls.get_by_label("Weighting").select_option("alone")
+    assert controls.locator(".chip :checked").count() == 1
+    controls.get_by_label("text", exact=True).check()
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, CODE)
+    assert sent_body(sent)["fusion"] == {"weighting": "alone", "experts": ["text"], "trace": "full"}
+
+
+def test_equal_weights_have_no_single_mover(open_page: Open) -> None:
+    page = open_page()
+    lane(page).get_by_label("Preset").select_option("giant-all")
+    lane(page).get_by_label("Weighting").select_option("static")
+    ask(page, CODE)
+    assert {token.get_attribute("data-mover") for token in tokens(page).all()} == {"math, facts and text"}
+    expect(lane(page).locator(".legend")).to_contain_text("several equally")
+
+
+def test_completion_and_conversation(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_label("Completion").check(force=True)
+    page.get_by_label("Max tokens").fill("6")
+    with page.expect_request("**/v1/completions") as sent:
+        ask(page, "One of the regions of Canada is", "giant-facts")
+    assert sent_body(sent)["prompt"] == "One of the regions of Canada is"
+    assert tokens(page).count() > 0
+    page.get_by_label("Chat").check(force=True)
+    page.get_by_label("Continue the conversation").check()
+    page.get_by_role("button", name="Clear").click()
+    ask(page, "First")
+    expect(page.locator("#prompt")).to_have_value("")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "Second")
+    messages = sent_body(sent)["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant", "user"]
+    expect(page.locator(".turn")).to_have_count(2)
+    page.locator(".turn").first.locator(".token").first.click()
+    expect(page.locator(".token[aria-selected=true]")).to_have_count(1)
+
+
+def test_stop(open_page: Open, server: ServerProcess) -> None:
+    page = open_page()
+    page.get_by_label("Max tokens").fill("900")
+    start(page, "A shop sells 8 cakes on Monday and twice as many on Tuesday. How many?", "giant-all")
+    expect(tokens(page).nth(2)).to_be_attached(timeout=ANSWER_MS)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".status")).to_contain_text("Stopped by you.")
+    assert tokens(page).count() < 900
+
+
+def test_errors_are_sentences(open_page: Open) -> None:
+    page = open_page()
+    error = lane(page).get_by_role("alert")
+    lane(page).get_by_label("math", exact=True).uncheck()
+    ask(page, CODE)
+    expect(error).to_have_text(
+        "fusion.experts: weighting 'kl' needs at least one expert; available: math, facts, text."
+    )
+    lane(page).get_by_label("math", exact=True).check()
+
+    def refuse(status: int, headers: dict[str, str]) -> Callable[[Route], None]:
+        body = {"error": {"message": "the queue is full", "type": "Error", "param": None, "code": status}}
+        return lambda route: route.fulfill(
+            status=status, headers=headers | {"Content-Type": "application/json"}, body=json.dumps(body)
+        )
+
+    answers: list[tuple[Callable[[Route], None], str]] = [
+        (
+            refuse(429, {"Retry-After": "7"}),
+            "The server has too much to do. The queue is full. Try again in 7 seconds.",
+        ),
+        (
+            refuse(503, {"Retry-After": "1"}),
+            "takes no requests at the moment. The queue is full. Try again in 1 second.",
+        ),
+        (refuse(401, {}), "This server asks for an API key. Enter yours under Request."),
+        (lambda route: route.fulfill(status=502, body="<html>"), "HTTP status 502 Bad Gateway."),
+        (lambda route: route.abort(), "cannot be reached. Is it still running?"),
+        (lambda route: route.fulfill(body='data: {"choices": []}\n\n'), "The connection ended before the answer did."),
+        (
+            lambda route: route.fulfill(body='data: {"error": {"message": "engine died", "code": 500}}\n\n'),
+            "Engine died.",
+        ),
+    ]
+    for answer, sentence in answers:
+        page.route("**/v1/chat/completions", answer)
+        ask(page, CODE)
+        expect(error).to_contain_text(sentence)
+        page.unroute("**/v1/chat/completions")
+    ask(page, CODE)
+    expect(error).to_be_hidden()
+    assert tokens(page).count() > 0
+
+
+def test_the_api_key_stays_in_memory(open_page: Open) -> None:
+    def lock(page: Page) -> None:
+        def check(route: Route) -> None:
+            if route.request.headers.get("authorization") == "Bearer secret-key":
+                route.continue_()
+            else:
+                body = json.dumps({"error": {"message": "an API key is needed", "code": 401}})
+                route.fulfill(status=401, content_type="application/json", body=body)
+
+        page.route("**/v1/**", check)
+
+    page = open_page(prepare=lock)
+    expect(page.locator("#notice")).to_have_text("This server asks for an API key. Enter yours under Request.")
+    expect(page.locator("#key")).to_be_focused()
+    page.keyboard.type("secret-key")
+    page.keyboard.press("Tab")
+    expect(page.locator("#notice")).to_be_hidden()
+    ask(page, CODE)
+    assert tokens(page).count() > 0
+    expect(page.locator("#code")).to_contain_text("$LOGIT_FUSION_API_KEY")
+    stored = page.evaluate("JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
+    assert "secret-key" not in stored + page.content()
+    page.reload()
+    expect(page.locator("#key")).to_have_value("")
+
+
+def test_the_code_makes_the_same_request(open_page: Open, server: ServerProcess, tmp_path: Path) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    prompt = 'What\'s the "two-letter" code of Norway?'
+    ask(page, prompt, "giant-facts")
+    shown = "".join(tokens(page).all_text_contents())
+    page.get_by_label("Python").check(force=True)
+    page.get_by_role("button", name="Copy").click()
+    script = tmp_path / "call.py"
+    script.write_text(page.evaluate("navigator.clipboard.readText()"))
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == shown
+    page.get_by_label("curl").check(force=True)
+    command = page.locator("#code").inner_text()
+    assert command.startswith(f"curl -N {server.url}/v1/chat/completions")
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True, timeout=60)
+    chunks = [json.loads(line[6:]) for line in done.stdout.splitlines() if line.startswith("data: {")]
+    deltas = [choice["delta"].get("content") or "" for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(deltas) == shown
+    page.get_by_label("Completion").check(force=True)
+    page.get_by_label("Python").check(force=True)
+    environment = os.environ | {"PYTHONWARNINGS": "error"}
+    code = page.locator("#code").inner_text()
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=environment, stdout=subprocess.DEVNULL)
+
+
+def test_dark_and_light(open_page: Open) -> None:
+    page = open_page(color_scheme="dark")
+
+    def lightness() -> float:
+        channels = re.findall(r"[\d.]+", colour(page.locator("body"), "backgroundColor"))
+        return sum(map(float, channels[:3])) / (3 * 255)
+
+    assert lightness() < 0.2
+    page.get_by_role("button", name="Switch to light colours").click()
+    assert lightness() > 0.8
+    page.reload()
+    expect(page.get_by_role("button", name="Switch to dark colours")).to_be_visible()
+    assert lightness() > 0.8
+
+
+def test_a_phone_needs_no_sideways_scrolling(open_page: Open) -> None:
+    page = open_page(width=375, height=812, has_touch=True, is_mobile=True)
+
+    def width() -> int:
+        found: int = page.evaluate("document.documentElement.scrollWidth")
+        return found
+
+    assert width() == 375
+    page.get_by_label("Side by side").check()
+    ask(page, LONG, "giant-all")
+    for summary in page.locator("summary:visible").all():
+        summary.click()
+    assert width() == 375
+    tokens(page).nth(1).tap()
+    expect(lane(page).locator(".inspector")).to_contain_text("Token 2 of")
+    assert page.locator("#run").bounding_box()["width"] >= 44  # type: ignore[index]
+
+
+def test_the_keyboard_reaches_everything(open_page: Open) -> None:
+    page = open_page()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the link to the prompt
+    expect(page.locator("#prompt")).to_be_focused()
+    page.keyboard.type(EXTRACTION)
+    page.keyboard.press("Enter")
+    expect(page.locator("#run")).to_be_visible(timeout=ANSWER_MS)
+    expect(page.locator("#announcer")).to_contain_text("Setting A:")
+    page.locator(".transcript").focus()
+    page.keyboard.press("Tab")
+    focused = page.locator(".token:focus")
+    expect(focused).to_have_count(1)
+    inspector = lane(page).locator(".inspector")
+    count = tokens(page).count()
+    for key, index in (("Home", 0), ("ArrowRight", 1), ("ArrowRight", 2), ("ArrowLeft", 1), ("End", count - 1)):
+        page.keyboard.press(key)
+        expect(focused).to_have_attribute("data-index", str(index))
+        expect(inspector).to_contain_text(f"Token {index + 1} of {count}")
+    assert re.search(r"math moved this token most, with alpha \d|No expert", focused.get_attribute("aria-label") or "")
+    assert page.locator('.token[tabindex="0"]').count() == 1
+    page.keyboard.press("Tab")
+    expect(page.locator(".token:focus")).to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(open_page: Open, scheme: str) -> None:
+    page = open_page(color_scheme=scheme, bypass_csp=True)
+    assert_accessible(page)
+    page.get_by_label("Side by side").check()
+    start(page, LONG, "giant-all")
+    expect(tokens(page).nth(1)).to_be_attached(timeout=ANSWER_MS)
+    assert_accessible(page)
+    expect(page.locator("#run")).to_be_visible(timeout=ANSWER_MS)
+    lane(page).get_by_text("As a table").click()
+    lane(page).get_by_label("Weighting").select_option("static")
+    assert_accessible(page)
+    lane(page, 1).get_by_label("Weighting").select_option("kl")
+    for name in ("math", "facts", "text"):
+        lane(page, 1).get_by_label(name, exact=True).uncheck()
+    ask(page, CODE)
+    expect(lane(page, 1).get_by_role("alert")).to_be_visible()
+    assert_accessible(page)
+
+
+def assert_accessible(page: Page) -> None:
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
