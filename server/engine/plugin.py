@@ -1,11 +1,35 @@
-"""vLLM's plugin hook: makes the composite architecture known wherever vLLM builds models."""
+"""vLLM's plugin hook, called in every process that vLLM starts: what each of them needs to know."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
 
 ARCHITECTURE = "LogitFusionForCausalLM"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def register() -> None:
-    """Register the composite model; vLLM calls this in every process (entry point group `vllm.general_plugins`)."""
+    """Register the composite model, and let engine processes end with the one that started them.
+
+    vLLM calls it by the entry point group `vllm.general_plugins`.
+    """
     from vllm import ModelRegistry
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "server.engine.composite:LogitFusionForCausalLM")
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent dies.
+
+    vLLM 0.32's engine does not notice that its server was killed, and would hold the device's memory for ever.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent.pid:  # it died before the kernel knew
+        os.kill(os.getpid(), signal.SIGKILL)
