@@ -13,6 +13,9 @@ import pytest
 from server.config.load import zoo_config
 from tests.server_process import ServerProcess
 
+# Three starts of the server.
+pytestmark = pytest.mark.long
+
 TOKENS = 24
 PROMPTS = (
     "Question: Tom has 3 apples and buys 5 more. How many apples does he have?\nAnswer:",
