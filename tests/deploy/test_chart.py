@@ -250,9 +250,12 @@ def test_monitoring() -> None:
     monitor = release.one("ServiceMonitor")["spec"]
     service = release.one("Service")
     assert monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
-    assert monitor["endpoints"] == [
-        {"port": service["spec"]["ports"][0]["name"], "path": "/metrics", "interval": "30s"}
-    ]
+    (endpoint,) = monitor["endpoints"]
+    assert (endpoint["port"], endpoint["path"]) == (service["spec"]["ports"][0]["name"], "/metrics")
+    assert endpoint["interval"] == "30s"
+    # The rules ask for the job by name, and the operator would call it by the Service's.
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "logit-fusion"}]
+    assert 'job="logit-fusion"' in (ROOT / "deploy/prometheus/alerts.yml").read_text()
     alerts = yaml.safe_load((ROOT / "deploy/prometheus/alerts.yml").read_text())
     assert release.one("PrometheusRule")["spec"] == alerts
     (dashboard,) = (entry for entry in release.objects if "grafana_dashboard" in entry["metadata"]["labels"])
