@@ -12,6 +12,8 @@ from evaluation.examples import Example
 from evaluation.suite import Suite, Table, Task
 
 TUNED = "fine-tuned"
+# Computed here, teacher-forced: it has no answers of its own.
+JOINT = "kl-joint"
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ def _plan_table(suite: Suite, title: str, table: Table) -> TablePlan:
         task = suite.tasks[name]
         for column in columns:
             experts = suite.experts_of(table, name, column)
-            if experts is None:
-                continue
             setting = suite.settings[column]
+            if experts is None or (setting.weighting == JOINT and task.metric == "exact"):
+                continue
             fusion = json.dumps(setting.field(experts), sort_keys=True)
             traced = setting.dynamic and task.metric == "exact"
             cells[name, column] = Cell(name, column, table.shots, fusion, traced=traced)

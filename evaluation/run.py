@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from evaluation.client import Client, Encoded
 from evaluation.examples import Example, load_examples, read_examples
 from evaluation.metrics import score
-from evaluation.plan import Cell, TablePlan, plan
+from evaluation.plan import JOINT, Cell, TablePlan, plan
 from evaluation.serving import Known, Source, connected, look_up
 from evaluation.store import Record, Store
 from evaluation.suite import Suite
 from server.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from evaluation.joint import Joint
 
 # Traces cost time, and so many tell how the weights move.
 TRACED = 32
@@ -121,6 +126,8 @@ class Evaluation:
         encoded, fusion = self._encoded[place], cell.fusion_field
         if task.metric == "exact":
             reply = await client.generate(what, model, fusion, task, encoded, cell.traced and index < TRACED)
+        elif fusion.get("weighting") == JOINT:
+            reply = self._joint.score(fusion, encoded)
         else:
             reply = await client.score(what, model, fusion, encoded)
         result = score(task, example, encoded, reply)
@@ -129,6 +136,13 @@ class Evaluation:
         record |= {"value": result.value, "weight": result.weight, "output": result.output}
         record |= {"tokens": reply.tokens, "started": round(reply.started, 4), "seconds": round(reply.seconds, 4)}
         return record | ({"trace": reply.trace} if reply.trace is not None else {})
+
+    @cached_property
+    def _joint(self) -> Joint:
+        # Imported late: it needs torch and transformers, which the rest does not.
+        from evaluation.joint import Joint
+
+        return Joint(self._fused.config)
 
     def _keys(self, cell: Cell, fingerprint: str) -> list[str]:
         task, shots = self._suite.tasks[cell.task], self._shots[cell.task, cell.shots]
@@ -145,6 +159,8 @@ class Evaluation:
 
     def _check_names(self, known: Known, cells: Iterable[Cell]) -> None:
         for cell in cells:
+            if cell.fusion_field.get("weighting") == JOINT and self._fused.url is not None:
+                raise ConfigError(f"{cell.name}: no server offers {JOINT}; leave out --url, or this setting")
             for expert in cell.fusion_field.get("experts", ()):
                 if expert not in known.experts:
                     hint = nearest(expert, known.experts)

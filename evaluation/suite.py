@@ -83,7 +83,7 @@ class Task(Section):
 class Setting(Section):
     """A column: how the experts steer, in the words of a request's `fusion` field."""
 
-    weighting: Weighting
+    weighting: Weighting | Literal["kl-joint"]
     alpha: Alphas | None = None
     alpha_max: AlphaMax = 2.0
 
