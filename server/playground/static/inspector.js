@@ -14,7 +14,7 @@ export function explain(token) {
     const used = Object.keys(token.alpha).length > 0;
     return used ? "No expert moved this token." : "The large model answered alone.";
   }
-  if (names.length > 1) return `${enumerate(names)} moved this token equally, each with alpha ${decimal(alpha)}.`;
+  if (names.length > 1) return `${enumerate(names)} have the same weight here, alpha ${decimal(alpha)}.`;
   return `${names[0]} moved this token most, with alpha ${decimal(alpha)}.`;
 }
 
@@ -55,9 +55,8 @@ export class Inspector {
       const isChosen = id === token.id;
       const word = element("code", { text: visible(text) });
       const label = element("span", { class: "p", text: percent(p) });
-      const item = element("li", { class: isChosen ? "is-chosen" : null }, bar, word, label);
-      if (isChosen) item.append(element("span", { class: "visually-hidden", text: "chosen" }));
-      return item;
+      if (isChosen) label.append(element("span", { class: "visually-hidden", text: " chosen" }));
+      return element("li", { class: isChosen ? "is-chosen" : null }, bar, word, label);
     });
     const list = element("ol", {}, ...items);
     const block = element("div", { class: heading.startsWith("After") ? "top after" : "top" });

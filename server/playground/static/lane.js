@@ -39,7 +39,13 @@ export class Lane {
     const find = (selector) => this.element.querySelector(selector);
     find(".side").textContent = side;
     this.#transcript = find(".transcript");
-    const labels = { ".transcript": "Conversation", ".inspector": "Chosen token", ".table": "Alpha of every token", ".legend": "Colours" };
+    const labels = {
+      ".transcript": "Conversation",
+      ".evidence": "What moved the tokens",
+      ".legend": "Colours",
+      ".table": "Alpha of every token",
+      ".inspector": "Chosen token",
+    };
     for (const [selector, label] of Object.entries(labels)) find(selector).setAttribute("aria-label", `${label}, ${side}`);
     this.#error = find(".error");
     this.#evidence = find(".evidence");
