@@ -129,7 +129,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 def _files(config: Config) -> list[list[object]]:
     """Name, size and time of every file of the local members: other weights under the same name are other models."""
-    members = (config.large, config.base, *config.experts.values())
+    members = (config.large, *filter(None, [config.base]), *config.experts.values())
     sources = [getattr(member, kind, None) for member in members for kind in ("model", "adapter")]
     folders = [Path(source) for source in sources if source is not None and source.startswith("/")]
     return [

@@ -165,7 +165,10 @@ class Config(Section):
     """A whole configuration file."""
 
     large: MemberConfig = Field(description="The large model that answers. It is never fine-tuned.")
-    base: MemberConfig = Field(description="The small pretrained model that every expert was fine-tuned from.")
+    base: MemberConfig | None = Field(
+        None,
+        description="The small pretrained model that every expert was fine-tuned from; needed where there are any.",
+    )
     experts: dict[ExpertName, ExpertConfig] = Field({}, description="The small fine-tuned models, by name.")
     presets: dict[PresetName, PresetConfig] = Field(
         description="The names that clients pass as `model`. The first one is the default."
@@ -183,6 +186,10 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
+        if self.experts and self.base is None:
+            raise _at(("experts",), "experts need a base, the model that they were fine-tuned from: base: {model: ...}")
+        if self.base is not None and not self.experts:
+            raise _at(("base",), "without experts nothing uses a base; add experts, or leave it out")
         if not self.presets:
             raise _at(("presets",), "at least one preset is needed, such as {giant: {weighting: none}}")
         for name, expert in self.experts.items():

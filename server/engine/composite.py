@@ -38,8 +38,8 @@ class LogitFusionForCausalLM(nn.Module):
     """A large model steered by experts: logits = large + sum_t alpha_t (expert_t - base).
 
     Built by vLLM from the large model's configuration, in which `fusion` holds the other members:
-    `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...], "presets": number}`. A source
-    is `{"model": folder}`, or for an expert `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`.
+    `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...], "presets": number}`; without
+    experts the base is `None`. A source is `{"model": folder}`, or for an expert `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -54,16 +54,17 @@ class LogitFusionForCausalLM(nn.Module):
             vllm_config, prefix=maybe_prefix(prefix, "large"), architectures=fusion["architectures"]
         )
         base_source, expert_sources = fusion["base"], fusion["experts"]
+        small_sources = [] if base_source is None else [base_source, *expert_sources]
         # An adapter or a merge has the base's shape.
-        shapes = [base_source, *(source if "model" in source else base_source for source in expert_sources)]
+        shapes = [source if "model" in source else base_source for source in small_sources]
         configs = [_member_config(vllm_config, shape) for shape in shapes]
-        names = ["base", *(f"expert_{source['name']}" for source in expert_sources)]
-        self.base: Any
-        self.base, *experts = (
+        names = ["base", *(f"expert_{source['name']}" for source in expert_sources)][: len(configs)]
+        small = [
             init_vllm_registered_model(config, prefix=maybe_prefix(prefix, name))
             for config, name in zip(configs, names, strict=True)
-        )
-        self.experts = nn.ModuleList(experts)
+        ]
+        self.base: Any = small[0] if small else None
+        self.experts = nn.ModuleList(small[1:])
         self._expert_sources = expert_sources
         # vLLM's loader streams these after the large model's own weights.
         self.secondary_weights = [
@@ -80,7 +81,7 @@ class LogitFusionForCausalLM(nn.Module):
 
     @property
     def _members(self) -> list[Any]:
-        return [self.large, self.base, *self.experts]
+        return [self.large] if self.base is None else [self.large, self.base, *self.experts]
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The large model's token embeddings; vLLM asks every text model for them."""
@@ -111,9 +112,7 @@ class LogitFusionForCausalLM(nn.Module):
         """
         assert self._widths is not None
         batch = self._batch
-        large_states, base_states, *expert_states, tags = torch.split(
-            hidden_states, [*self._widths, TAG_COLUMNS], dim=-1
-        )
+        large_states, *small_states, tags = torch.split(hidden_states, [*self._widths, TAG_COLUMNS], dim=-1)
         in_use = list(range(batch.num_experts)) if batch.profiling else batch.experts_in_use
         large: torch.Tensor | None = self.large.compute_logits(large_states)
         if large is not None and not batch.profiling:
@@ -125,9 +124,9 @@ class LogitFusionForCausalLM(nn.Module):
                 if batch.tracing:
                     self.trace_log.record(owners, places, large, None, [])
             return large
-        base: torch.Tensor | None = self.base.compute_logits(base_states)
+        base: torch.Tensor | None = self.base.compute_logits(small_states[0])
         members = self._members[2:]
-        experts = [members[expert].compute_logits(expert_states[expert]) for expert in in_use]
+        experts = [members[expert].compute_logits(small_states[1 + expert]) for expert in in_use]
         if large is None or base is None:  # tensor parallel gathers the logits on the first rank alone
             return None
         # `fuse_logits` compares over the ids that its arguments share. They must not depend on which experts other

@@ -52,7 +52,7 @@ def fusion_config(config: Config, members: Members) -> dict[str, Any]:
     """What the composite model reads from its configuration: where the other members come from, and what to count."""
     return {
         "architectures": members.large.hf_config.architectures,
-        "base": members.base.source,
+        "base": members.base and members.base.source,
         "experts": [{"name": expert.name, **expert.source} for expert in members.experts],
         "presets": len(config.presets),
     }

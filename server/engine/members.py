@@ -48,16 +48,22 @@ class Member:
 
 @dataclass(frozen=True)
 class Members:
-    """All members, experts in the configuration's order."""
+    """All members, experts in the configuration's order; the base is `None` where there are no experts."""
 
     large: Member
-    base: Member
+    base: Member | None
     experts: tuple[Member, ...]
 
     @property
     def all(self) -> tuple[Member, ...]:
         """Large, base and experts, in the order in which the engine holds them."""
-        return (self.large, self.base, *self.experts)
+        return (self.large, *(() if self.base is None else (self.base, *self.experts)))
+
+    @property
+    def needed_base(self) -> Member:
+        """The base, where there are experts."""
+        assert self.base is not None
+        return self.base
 
 
 def resolve_members(config: Config) -> Members:
@@ -67,6 +73,8 @@ def resolve_members(config: Config) -> Members:
         ConfigError: a model cannot be found, or its config.json cannot be read.
     """
     large = _model("large", "large", "large.model", config.large.model, config.large.revision)
+    if config.base is None:
+        return Members(large, None, ())
     base = _model("base", "base", "base.model", config.base.model, config.base.revision)
     experts: dict[str, Member] = {}
     for name, expert in config.experts.items():

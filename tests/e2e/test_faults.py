@@ -112,7 +112,7 @@ class TestDrain:
     def test_the_timeout_ends_what_takes_longer(self, family: Path, tmp_path: Path) -> None:
         options = ("--set", "engine.max_model_len=4096", "--set", "engine.max_num_seqs=64", "--drain-timeout", "0.5")
         with ServerProcess(family, tmp_path / "log", *options) as server:
-            with streams(server, 16, tokens=4000):
+            with streams(server, 2, tokens=4000):
                 started = time.monotonic()
                 server.process.send_signal(signal.SIGTERM)
                 assert server.process.wait(60) == 0
@@ -122,7 +122,7 @@ class TestDrain:
     def test_a_second_signal_does_not_wait(self, family: Path, tmp_path: Path) -> None:
         options = ("--set", "engine.max_model_len=4096", "--set", "engine.max_num_seqs=64", "--drain-timeout", "600")
         with ServerProcess(family, tmp_path / "log", *options) as server:
-            with streams(server, 16, tokens=4000):
+            with streams(server, 2, tokens=4000):
                 server.process.send_signal(signal.SIGTERM)
                 wait_for(lambda: status(server, "/ready") == 503, 2.0)
                 server.process.send_signal(signal.SIGTERM)

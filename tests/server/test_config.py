@@ -56,6 +56,7 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     config = load(folder)
     assert config.large.model == str(folder / "large")
+    assert config.base is not None
     assert config.base.model == str(folder / "base"), "a folder beside the file needs no ./"
     assert (config.experts["blue"].model, config.experts["blue"].revision) == ("someone/blue", "v2")
     assert [expert.kind for expert in config.experts.values()] == ["model", "model", "adapter", "merge"]
@@ -319,3 +320,32 @@ def test_the_committed_reference_is_the_generated_one() -> None:
 def test_the_configuration_imports_no_engine() -> None:
     code = "import sys, server.config; sys.exit('vllm' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_large_model_alone_needs_no_base(folder: Path) -> None:
+    alone = "large: {model: ./large}\npresets: {giant: {weighting: none}}\n"
+    assert load(folder, alone).base is None
+    assert fault(folder, alone + "base: {model: ./base}\n").startswith(
+        "fusion.yaml: base: without experts nothing uses"
+    )
+    with_experts = alone + "experts: {red: {model: ./red}}\n"
+    assert fault(folder, with_experts).startswith("fusion.yaml: experts: experts need a base")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("admission.max_running=0", "admission.max_running: 0 is not a whole number of 1 or more"),
+        ("admission.max_queued=-1", "admission.max_queued: -1 is not a whole number of 0 or more"),
+        ("admission.max_running=1.5", "admission.max_running: a whole number is needed here, not 1.5"),
+        ("admission.queue_timeout_s=true", "admission.queue_timeout_s: true is not a number"),
+        ("admission.queue_timeout=3", "unknown key 'queue_timeout' in admission; did you mean 'queue_timeout_s'?"),
+        (
+            "limits.request_timeout_s=0",
+            "limits.request_timeout_s: 0 is not a number of seconds above 0 and up to a day",
+        ),
+        ("auth.keys_file=./none.yaml", "auth.keys_file: there is no file"),
+    ],
+)
+def test_faults_of_traffic_settings(folder: Path, setting: str, message: str) -> None:
+    assert message in fault(folder, GOOD, setting)

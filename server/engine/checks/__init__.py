@@ -99,13 +99,13 @@ def check_members(config: Config) -> Report:
     vocabulary = check_vocabularies(members)
     max_model_len = _max_model_len(members, architectures, config.engine)
     tensors = {member.name: read_tensors(member) for member in members.all if member.kind == "model"}
-    remarks = check_adapters(members, tensors[members.base.name])
+    remarks = check_adapters(members, tensors)
     check_merges(members, tensors)
     kv_bytes = kv_dtype_bytes(config.engine, dtype)
     reports = []
     for member in members.all:
         # An adapter or a merge is served as a model of the base's shape.
-        held = tensors[member.name if member.kind == "model" else members.base.name]
+        held = tensors[member.name if member.kind == "model" else members.needed_base.name]
         parameters, weight_bytes = _weigh(member, held, dtype)
         reports.append(
             MemberReport(

@@ -35,8 +35,8 @@ UNSUPPORTED = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def check_adapters(members: Members, base_tensors: Tensors) -> list[str]:
-    """Check every adapter against the base's tensors; return remarks that are no faults.
+def check_adapters(members: Members, tensors: Mapping[str, Tensors]) -> list[str]:
+    """Check every adapter against the base's tensors; `tensors` are by member name. Return remarks that are no faults.
 
     Raises:
         ConfigError: an adapter is of another kind, or does not fit.
@@ -44,11 +44,12 @@ def check_adapters(members: Members, base_tensors: Tensors) -> list[str]:
     remarks = []
     for member in members.experts:
         if member.kind == "adapter":
-            _refuse_quantised(members.base, member)
+            base = members.needed_base
+            _refuse_quantised(base, member)
             settings = _read_settings(member)
-            _check_tensors(member, settings, base_tensors, read_tensors(member))
+            _check_tensors(member, settings, tensors[base.name], read_tensors(member))
             trained_over = settings.get("base_model_name_or_path")
-            ours = {str(members.base.folder), members.base.folder.name, members.base.hub_id}
+            ours = {str(base.folder), base.folder.name, base.hub_id}
             if trained_over and trained_over not in ours and trained_over.rstrip("/").split("/")[-1] not in ours:
                 remarks.append(f"{member.name}: the adapter says it was trained over '{trained_over}'; its shapes fit")
     return remarks
@@ -62,10 +63,11 @@ def check_merges(members: Members, tensors: Mapping[str, Tensors]) -> None:
     """
     for merge in members.experts:
         for _, part in merge.parts:
-            _refuse_quantised(members.base, merge)
+            base = members.needed_base
+            _refuse_quantised(base, merge)
             if part.kind == "model":
                 _refuse_quantised(part, merge)
-                _check_same(merge, part, tensors[members.base.name], tensors[part.name])
+                _check_same(merge, part, tensors[base.name], tensors[part.name])
 
 
 def _check_same(merge: Member, part: Member, base: Tensors, ours: Tensors) -> None:
