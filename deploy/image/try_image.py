@@ -36,6 +36,8 @@ class Container:
         self.environment = dict(entry.split("=", 1) for entry in config["Env"])
         user, _, group = config["User"].partition(":")
         self.sandbox = ["bwrap", "--ro-bind", root, "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]
+        # As container engines do; vLLM asks there for the cores.
+        self.sandbox += ["--ro-bind", "/sys", "/sys"]
         self.sandbox += ["--unshare-user", "--uid", user, "--gid", group, "--cap-drop", "ALL"]
         self.sandbox += ["--chdir", config["WorkingDir"], "--die-with-parent"]
         read, write = os.pipe()
