@@ -75,7 +75,7 @@ class LogitFusionForCausalLM(nn.Module):
         size = vllm_config.model_config.get_vocab_size()
         sizes = [config.model_config.get_vocab_size() for config in configs]
         self._last_ids = [None, *(None if own >= size else own - 1 for own in sizes)]
-        self._common_size = min(size, *sizes)
+        self._common_size = min([size, *sizes])
         self._widths: list[int] | None = None
         warm_up()
 
