@@ -134,7 +134,9 @@ async function run() {
   $("#welcome").hidden = true;
   if (remember) $("#prompt").value = "";
   const options = [mode, prompt, sampling(), remember, $("#key").value, running.signal];
-  const said = await Promise.all(lanes.map((lane) => lane.run(...options)));
+  const answers = lanes.map((lane) => lane.run(...options));
+  $(".turn:last-child").scrollIntoView({ block: "nearest" });
+  const said = await Promise.all(answers);
   running = null;
   showRunning(false);
   announce(said.filter(Boolean).join(" "));
