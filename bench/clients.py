@@ -123,7 +123,9 @@ async def closed_loop(
 def goodput(samples: Sequence[Sample], tokens: int) -> float:
     """Tokens per second of complete streams, from the first to the last end, without the first and the last tenth."""
     ends = sorted(sample.ended for sample in samples if sample.complete and sample.tokens == tokens)
-    kept = ends[len(ends) // 10 : -len(ends) // 10]
+    kept = ends[len(ends) // 10 : len(ends) - len(ends) // 10]
+    if len(kept) < 2:
+        return 0.0
     return tokens * (len(kept) - 1) / (kept[-1] - kept[0])
 
 

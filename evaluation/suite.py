@@ -11,8 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from pydantic_core import PydanticCustomError
 
 from server.config import Weighting
-from server.config.load import _fault as describe_fault
-from server.config.load import _read
+from server.config.load import describe_fault, read_mapping
 from server.config.schema import AlphaMax, Alphas
 from server.config.section import Section
 from server.errors import ConfigError, nearest
@@ -197,7 +196,7 @@ def load_suite(path: Path) -> Suite:
     Raises:
         ConfigError: the file, one of its keys, or a file that it names is not as it should be.
     """
-    data = _read(path)
+    data = read_mapping(path, "a mapping with tasks is needed")
     try:
         return Suite.model_validate(data, context={"folder": path.resolve().parent})
     except ValidationError as error:

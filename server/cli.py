@@ -1,4 +1,4 @@
-"""The command line: `logit-fusion serve`, `check` and `zoo`."""
+"""The command line: `logit-fusion serve`, `check`, `chat`, `eval`, `bench` and `zoo`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from bench.command import bench
+from evaluation.cli import evaluate
+from server.chat.command import chat
 from server.errors import ConfigError, ServerError
 from server.logs import quiet_libraries
 
@@ -26,7 +29,6 @@ EXIT_CODES = "Exit codes: 0 success, 1 the server failed, 2 the configuration or
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Serve a large language model that small expert models steer at every token, over an OpenAI-compatible API.",
     epilog=EXIT_CODES,
@@ -116,6 +118,11 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     console = _console()
     _print_members(console, report)
     _print_capacity(console, report, measure_capacity(report))
+
+
+app.command(epilog=EXIT_CODES)(chat)
+app.command("eval", epilog=EXIT_CODES)(evaluate)
+app.command(epilog=EXIT_CODES)(bench)
 
 
 @app.command(

@@ -25,12 +25,12 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
         ConfigError: anything about the file, its keys and values, or an override is wrong.
     """
     path = zoo_config() if path is None else path
-    data = _read(path)
+    data = read_mapping(path, "a mapping with large, base, experts and presets is needed")
     changed = {override: _override(data, override) for override in overrides}
     try:
         config = Config.model_validate(data, context={"folder": path.resolve().parent})
     except ValidationError as error:
-        loc, message = _fault(error, data)
+        loc, message = describe_fault(error, data)
         raise ConfigError(f"{_source(path, loc, changed)}: {message}") from None
     try:
         check_engine_arguments(config.engine)
@@ -66,7 +66,12 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path, needed: str) -> dict[str, Any]:
+    """Return the mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file is not there, or not YAML, or holds something else than what is `needed`.
+    """
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
@@ -81,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         found = "it is empty" if data is None else f"it is a {type(data).__name__}"
-        raise ConfigError(f"{path}: a mapping with large, base, experts and presets is needed; {found}")
+        raise ConfigError(f"{path}: {needed}; {found}")
     return data
 
 
@@ -127,7 +132,7 @@ def _next_key(
     raise ConfigError(f"--set {override}: there is no '{name}' in {loc[0]}; {nearest(name, map(str, here))}")
 
 
-def _fault(error: ValidationError, data: dict[str, Any]) -> tuple[Loc, str]:
+def describe_fault(error: ValidationError, data: dict[str, Any]) -> tuple[Loc, str]:
     """Return where the first fault is, and what it is with the place in it."""
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})

@@ -39,7 +39,8 @@ class LogitFusionForCausalLM(nn.Module):
 
     Built by vLLM from the large model's configuration, in which `fusion` holds the other members:
     `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...], "presets": number}`; without
-    experts the base is `None`. A source is `{"model": folder}`, or for an expert `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`.
+    experts the base is `None`. A source is `{"model": folder}`, or for an expert `{"adapter": folder}` or
+    `{"merge": [[weight, source], ...]}`.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:

@@ -22,7 +22,6 @@ from tests.models import make_family
 from tests.server_process import ServerProcess
 
 KEY = "a-key-for-the-tests"
-HOOK = "from server.cli import app, main; from evaluation.cli import evaluate; app.command('eval')(evaluate); main()"
 MAX_TOKENS = 5
 SHOTS = 2
 QUESTIONS = ["Tom has 3 apples", "Name a river", "The next word", "What is red?"]
@@ -90,7 +89,7 @@ def server(family: Path) -> Iterator[ServerProcess]:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-c", HOOK, "eval", *map(str, arguments)]
+    return [sys.executable, "-m", "server", "eval", *map(str, arguments)]
 
 
 def evaluate(*arguments: str | Path, code: int = 0) -> str:

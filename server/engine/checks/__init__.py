@@ -66,7 +66,7 @@ class Report:
         return sum(report.kv_bytes_per_token for report in self.reports)
 
     def as_dict(self) -> dict[str, Any]:
-        """The members as JSON can say it."""
+        """The members, and the presets over them, as JSON can say it."""
         return {
             "dtype": self.dtype,
             "max_model_len": self.max_model_len,
@@ -84,6 +84,7 @@ class Report:
                 }
                 for report in self.reports
             ],
+            "presets": [{"name": name, **preset.model_dump()} for name, preset in self.config.presets.items()],
         }
 
 

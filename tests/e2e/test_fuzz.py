@@ -1,0 +1,202 @@
+"""Requests that nobody would send on purpose, thousands of them: no 500, nothing kept, and right answers afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.e2e.traffic import body, metric, wait_for
+from tests.server_process import ServerProcess
+
+ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize")
+HUGE = 10**40
+ODD: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    2**31,
+    2**63,
+    HUGE,
+    -HUGE,
+    1e308,
+    -1e308,
+    0.5,
+    "",
+    "\x00",
+    "\ud800",
+    "a" * 5000,
+    "none",
+    [],
+    [[]],
+    [None],
+    [0],
+    [-1],
+    [HUGE],
+    ["a", 1],
+    {},
+    {"a": {}},
+    {"": None},
+    [{"role": "user"}],
+    [{"role": "nobody", "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}]}],
+]
+FIELDS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "giant-red", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2},
+    "/v1/completions": {"model": "giant-all", "prompt": "a", "max_tokens": 2},
+    "/v1/responses": {"model": "giant", "input": "a", "max_output_tokens": 2},
+    "/tokenize": {"model": "giant", "prompt": "a"},
+    "/detokenize": {"model": "giant", "tokens": [1]},
+}
+KNOBS = [
+    "model", "messages", "prompt", "input", "tokens", "max_tokens", "max_completion_tokens", "max_output_tokens", "n",
+    "best_of", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "stop_token_ids", "logprobs", "top_logprobs",
+    "prompt_logprobs", "echo", "stream", "stream_options", "logit_bias", "presence_penalty", "repetition_penalty",
+    "response_format", "structured_outputs", "tools", "tool_choice", "bad_words", "allowed_token_ids", "min_tokens",
+    "truncate_prompt_tokens", "priority", "cache_salt", "fusion", "user", "metadata", "chat_template",
+    "chat_template_kwargs", "reasoning", "text", "store", "background", "previous_response_id", "request_id",
+    "vllm_xargs", "kv_transfer_params", "return_token_ids", "add_generation_prompt", "continue_final_message",
+    "documents", "suffix", "ignore_eos", "length_penalty", "use_beam_search", "instructions", "include",
+    "max_tool_calls",
+]  # fmt: skip
+FUSION = ["experts", "weighting", "alpha", "alpha_max", "trace", "kind"]
+
+
+def odd_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """A good request with one to three fields spoilt."""
+    route = rng.choice(ROUTES)
+    request: dict[str, Any] = dict(FIELDS[route])
+    for _ in range(rng.randint(1, 3)):
+        if rng.random() < 0.3:
+            request["fusion"] = {rng.choice(FUSION): rng.choice(ODD)}
+        else:
+            request[rng.choice(KNOBS)] = rng.choice(ODD)
+    return route, request
+
+
+def odd_bytes(rng: random.Random) -> bytes:
+    """What is no JSON, or hardly."""
+    good = json.dumps(FIELDS["/v1/completions"]).encode()
+    kind = rng.randrange(8)
+    if kind == 0:
+        return rng.randbytes(rng.randrange(200))
+    if kind == 1:
+        return b"[" * rng.randrange(1, 50_000)
+    if kind == 2:
+        return good[: rng.randrange(len(good))]
+    if kind == 3:
+        return good.replace(b'"a"', b'"\xff\xfe\x00"')
+    if kind == 4:
+        return good.replace(b"2", b"9" * rng.randrange(1, 10_000))
+    if kind == 5:
+        return good.replace(b"2", rng.choice([b"NaN", b"Infinity", b"-0", b"1e999", b"0x10", b"2.0000000001"]))
+    if kind == 6:
+        return b'{"a":' * rng.randrange(1, 2000) + b"1" + b"}" * rng.randrange(1, 2000)
+    return good.replace(b'"a"', json.dumps({"\x00": [{}] * rng.randrange(100)}).encode())
+
+
+async def send_all(
+    server: ServerProcess, count: int, make: Callable[[random.Random], tuple[str, bytes]]
+) -> Counter[int]:
+    """Send `count` requests, 16 at once; return how often each status came."""
+    rng = random.Random(count)
+    statuses: Counter[int] = Counter()
+    bad: list[tuple[str, bytes, str]] = []
+
+    async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+        turns = asyncio.Semaphore(16)
+
+        async def one(route: str, content: bytes) -> None:
+            async with turns:
+                headers = {"Content-Type": "application/json"}
+                async with client.stream("POST", route, content=content, headers=headers) as response:
+                    text = (await response.aread()).decode(errors="replace")
+            statuses[response.status_code] += 1
+            if response.status_code >= 500 or (response.status_code >= 400 and "error" not in text):
+                bad.append((route, content[:300], text[:300]))
+
+        await asyncio.gather(*(one(*make(rng)) for _ in range(count)))
+    assert not bad, f"{len(bad)} of {count}, such as {bad[:3]}"
+    return statuses
+
+
+def spoilt(rng: random.Random) -> tuple[str, bytes]:
+    if rng.random() < 0.4:
+        return rng.choice(ROUTES), odd_bytes(rng)
+    route, request = odd_request(rng)
+    return route, json.dumps(request).encode(errors="surrogatepass")
+
+
+def still_right(server: ServerProcess, expected: str) -> None:
+    """The server answers as before, and holds nothing of what came between."""
+    wait_for(lambda: metric(server.url, "vllm:num_requests_running") == 0, 20)
+    assert metric(server.url, "vllm:num_requests_waiting") == 0
+    assert metric(server.url, "fusion_admission_running") == 0
+    assert metric(server.url, "fusion_admission_queue_depth") == 0
+    assert greedy(server) == expected
+
+
+def greedy(server: ServerProcess) -> str:
+    answer = httpx.post(server.url + "/v1/completions", json=body(16, temperature=0), timeout=60)
+    text: str = answer.json()["choices"][0]["text"]
+    return text
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+async def test_malformed_requests(server: ServerProcess, count: int) -> None:
+    expected = await asyncio.to_thread(greedy, server)
+    statuses = await send_all(server, count, spoilt)
+    print(f"\n{count} malformed requests: {dict(sorted(statuses.items()))}")
+    assert statuses[400] > count / 2
+    await asyncio.to_thread(still_right, server, expected)
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(2_000, marks=pytest.mark.long)])
+def test_clients_that_vanish(server: ServerProcess, count: int) -> None:
+    """They connect and go: at once, within the headers, within the body, after the request, within the answer."""
+    expected = greedy(server)
+    port = httpx.URL(server.url).port
+    assert port is not None
+    content = json.dumps(body(100, stream=True)).encode()
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    whole = head + b"Content-Length: %d\r\n\r\n" % len(content) + content
+    rng = random.Random(1)
+    for number in range(count):
+        sock = socket.create_connection(("127.0.0.1", port))
+        kind = number % 5
+        if kind == 1:
+            sock.sendall(whole[: rng.randrange(1, len(head))])
+        elif kind == 2:
+            sock.sendall(whole[: rng.randrange(len(head) + 30, len(whole))])
+        elif kind >= 3:
+            sock.sendall(whole)
+            if kind == 4:
+                sock.recv(rng.randrange(1, 2000))
+        # Half of them reset the connection rather than closing it.
+        if number % 2:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+        sock.close()
+    still_right(server, expected)
+
+
+@pytest.mark.parametrize("examples", [5, pytest.param(200, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+def test_the_documented_schema(server: ServerProcess, examples: int) -> None:
+    """Schemathesis makes requests from `/openapi.json`, good and bad ones: none is answered with a 5xx."""
+    expected = greedy(server)
+    command = [str(Path(sys.executable).parent / "schemathesis"), "run", server.url + "/openapi.json"]
+    options = {"max-examples": examples, "seed": 1, "checks": "not_a_server_error", "mode": "all", "phases": "fuzzing"}
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    done = subprocess.run([*command, *arguments, "--no-color"], capture_output=True, text=True, check=False)
+    print(done.stdout[-1500:])
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    still_right(server, expected)
