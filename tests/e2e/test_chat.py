@@ -21,12 +21,11 @@ from tests.server_process import ServerProcess
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 BACKGROUND = re.compile(r"\x1b\[[0-9;]*48;2;(\d+);(\d+);(\d+)m")
-HOOK = "from server.cli import app, main; from server.chat.command import chat; app.command('chat')(chat); main()"
 SECONDS = 60
 
 
 def command(url: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-c", HOOK, "chat", "--url", url, "--max-tokens", "8", *arguments]
+    return [sys.executable, "-m", "server", "chat", "--url", url, "--max-tokens", "8", *arguments]
 
 
 def environment() -> dict[str, str]:
