@@ -77,6 +77,9 @@ def test_a_requests_span_has_the_clients_parent(traced: Traced, stream: bool) ->
     assert attributes["gen_ai.usage.completion_tokens"].int_value == 5
     assert attributes["gen_ai.latency.time_to_first_token"].double_value > 0
     assert span.end_time_unix_nano > span.start_time_unix_nano
+    (wait,) = [span for span in traced.receiver.of_trace(trace_id) if span.name == "fusion.admission"]
+    assert wait.parent_span_id.hex() == PARENT_ID
+    assert {attribute.key for attribute in wait.attributes} == {"fusion.client", "fusion.tokens"}
 
 
 def test_the_server_ends_cleanly(traced: Traced) -> None:
