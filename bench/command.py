@@ -82,4 +82,4 @@ def _presets(url: str, key: str | None) -> dict[str, str]:
     if response.status_code != 200:
         message = response.json()["error"]["message"] if "error" in response.text else response.reason_phrase
         raise ServerError(f"{url}: {message}")
-    return {preset["name"]: preset["weighting"] for preset in response.json()["presets"]}
+    return {name: preset["weighting"] for name, preset in response.json()["presets"].items()}

@@ -25,8 +25,7 @@ DESCRIPTION = "One large language model, steered at every token by small expert 
 def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], keys: Keys) -> FastAPI:
     """Assemble the app over a running engine; `members` is what `/v1/fusion/experts` answers."""
     app = FastAPI(title="logit-fusion", version=version("logit-fusion"), description=DESCRIPTION, lifespan=lifespan)
-    presets = {name: preset.model_dump() for name, preset in config.presets.items()}
-    state.fill(app.state, engine, config, members | {"presets": presets})
+    state.fill(app.state, engine, config, members)
     app.include_router(routes.router)
     app.include_router(probes.router)
     attach_models(app)

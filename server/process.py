@@ -212,7 +212,7 @@ From Python (pip install openai):
       extra_body={{"fusion": {{"trace": True}}}})
   print(answer.choices[0].message.content)
 
-Documentation of the API: {url}/docs    Stop: Ctrl-C"""
+See which expert moves which token: {url}/    The API: {url}/docs    Stop: Ctrl-C"""
 
 
 def _last_line(error: BaseException) -> str:

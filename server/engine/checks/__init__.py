@@ -84,7 +84,7 @@ class Report:
                 }
                 for report in self.reports
             ],
-            "presets": [{"name": name, **preset.model_dump()} for name, preset in self.config.presets.items()],
+            "presets": {name: preset.model_dump() for name, preset in self.config.presets.items()},
         }
 
 
