@@ -12,7 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.e2e.traffic import metric, wait_for
 from tests.server_process import ServerProcess
+
+GREEDY = {"model": "giant", "prompt": "a", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
 
 
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
@@ -28,6 +31,24 @@ def test_a_signal_ends_all_processes(family: Path, tmp_path: Path, sig: signal.S
     assert f"curl {server.url}/v1/chat/completions" in log
     assert "from openai import OpenAI" in log
     assert "Traceback" not in log
+
+
+def test_a_large_model_alone(family: Path, tmp_path: Path) -> None:
+    """Without experts it is a plain server, and its tokens are counted all the same."""
+    text = family.read_text()
+    alone = family.parent / "alone.yaml"
+    engine = text[text.index("engine:") :]
+    alone.write_text("large: {model: ./large}\npresets: {giant: {weighting: none}}\n" + engine)
+    with ServerProcess(family, tmp_path / "log") as server:
+        fused = httpx.post(server.url + "/v1/completions", json=GREEDY).json()
+    with ServerProcess(alone, tmp_path / "alone") as server:
+        plain = httpx.post(server.url + "/v1/completions", json=GREEDY).json()
+        assert plain["choices"][0]["text"] == fused["choices"][0]["text"]
+        wait_for(lambda: metric(server.url, "fusion_tokens_total") == 12)
+        refused = httpx.post(server.url + "/v1/completions", json=GREEDY | {"fusion": {"weighting": "kl"}})
+        assert refused.status_code == 400
+        members = httpx.get(server.url + "/v1/fusion/experts").json()["members"]
+        assert [member["name"] for member in members] == ["large"]
 
 
 def test_a_signal_during_start_up_ends_all_processes(family: Path, tmp_path: Path) -> None:
