@@ -12,7 +12,9 @@ def licence(name: str) -> str:
     said = metadata(name)
     if expression := said.get("License-Expression"):
         return expression
-    classified = [entry.rpartition(" :: ")[2] for entry in said.get_all("Classifier", []) if entry.startswith("License")]
+    classified = [
+        entry.rpartition(" :: ")[2] for entry in said.get_all("Classifier", []) if entry.startswith("License")
+    ]
     # Some write the whole text there: its first line is the name.
     words = said.get("License", "").strip().splitlines()
     return "; ".join(classified) or (words[0].strip() if words else "not stated in its metadata")
