@@ -30,6 +30,7 @@ from server.logs import configure_logs
 if TYPE_CHECKING:
     from server.admission import Gate
     from server.engine.client import FusionEngine
+    from server.engine.processes import EngineProcesses
 
 CHECK_SECONDS = 0.25
 # vLLM's own default of 5 s kills an engine that is just tearing down its workers.
@@ -81,6 +82,7 @@ async def _serve(
         from server.app import build_app
         from server.connection import bounded_by
         from server.engine.launch import start_engine
+        from server.engine.processes import EngineProcesses
 
         try:
             engine = start_engine(config, members)
@@ -101,12 +103,14 @@ async def _serve(
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
         stopping = _signals_stop()
+        processes = EngineProcesses()
         console.print(f"Ready after {time.monotonic() - started:.0f} s.\n")
         console.print(_greeting(config, _url(listen.host, sock)), markup=False, highlight=False, soft_wrap=True)
         while not (serving.done() or stopping.is_set() or engine.errored):
             await asyncio.wait([serving], timeout=CHECK_SECONDS)
+            processes.end_together()
         if stopping.is_set():
-            await _drain(app.state.admission.gate, engine, listen.drain_timeout_s, console)
+            await _drain(app.state.admission.gate, engine, processes, listen.drain_timeout_s, console)
         if engine.errored:
             console.print("error: the engine died; stopping", style="red")
             await asyncio.wait([serving], timeout=DEAD_SECONDS)
@@ -132,7 +136,9 @@ def _signals_stop() -> asyncio.Event:
     return stopping
 
 
-async def _drain(gate: Gate, engine: FusionEngine, timeout_s: float, console: Console) -> None:
+async def _drain(
+    gate: Gate, engine: FusionEngine, processes: EngineProcesses, timeout_s: float, console: Console
+) -> None:
     """Let nobody in any more, and wait for what runs."""
     gate.drain()
     deadline = time.monotonic() + timeout_s
@@ -141,6 +147,7 @@ async def _drain(gate: Gate, engine: FusionEngine, timeout_s: float, console: Co
         console.print(f"Waiting up to {timeout_s:g} s for {running} requests to end; a second signal stops at once.")
     while not (gate.idle or engine.errored) and time.monotonic() < deadline:
         await asyncio.sleep(CHECK_SECONDS)
+        processes.end_together()
 
 
 def leave(code: int) -> NoReturn:

@@ -13,7 +13,7 @@ from vllm.entrypoints.serve import create_error_response
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.exceptions import VLLMValidationError
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from server.admission import AdmissionError
 from server.admission.policy import Reason
@@ -41,6 +41,7 @@ def register(app: FastAPI) -> None:
     app.exception_handler(RequestError)(_request_error)
     app.exception_handler(AdmissionError)(_admission_error)
     app.exception_handler(EngineDeadError)(_engine_dead)
+    app.exception_handler(EngineGenerateError)(_engine_failed)
     app.exception_handler(RequestValidationError)(_validation_error)
 
 
@@ -69,6 +70,14 @@ async def _admission_error(request: Request, error: AdmissionError) -> JSONRespo
 
 async def _engine_dead(request: Request, error: EngineDeadError) -> JSONResponse:
     return error_response(ENGINE_DEAD, None, HTTPStatus.SERVICE_UNAVAILABLE)
+
+
+async def _engine_failed(request: Request, error: EngineGenerateError) -> JSONResponse:
+    cause = error.__cause__
+    if isinstance(cause, UnicodeEncodeError | OverflowError):
+        # Half a character, or a number of more than 64 bits, that no check minded but that cannot be sent to the engine.
+        return error_response(f"a value cannot be passed on to the engine: {cause}", None, HTTPStatus.BAD_REQUEST)
+    return error_response("the engine failed at this request", None, HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
