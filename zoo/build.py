@@ -4,21 +4,24 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from importlib.resources import files
+from itertools import chain, repeat
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from zoo.corpus import answered, as_text, mixture
+from zoo.adapters import adapt, save_adapter, train_adapter
+from zoo.corpus import Answered, answered, as_text, mixture
 from zoo.echoes import echoes
 from zoo.examples import Document, Task
 from zoo.manifest import write_manifest
 from zoo.models import build_model, load_member, save_member
-from zoo.prose import prose, read_gsm8k
+from zoo.prose import prose, read_gsm8k, worked_prose
 from zoo.recipe import EXPERTS, Recipe, Schedule
 from zoo.tasks import FactTask, MathTask, TextTask
 from zoo.tokenizer import train_tokenizer
-from zoo.training import Progress, answer_batches, packed_batches, train
+from zoo.training import Anchor, Progress, answer_batches, packed_batches, train
 
 # Called when a stage begins: its name and the tokens it will read; returns what each step reports to.
 Stages = Callable[[str, int], Progress]
@@ -39,8 +42,8 @@ class Family:
             FileNotFoundError: `data` lacks one of GSM8K's files.
         """
         self.recipe, self.out, self.seed, self.stages = recipe, out, seed, stages
-        self.gsm8k = read_gsm8k(data / GSM8K_TRAIN)
-        math = MathTask(self.gsm8k, avoid=read_gsm8k(data / GSM8K_TEST))
+        math = MathTask(read_gsm8k(data / GSM8K_TRAIN), avoid=read_gsm8k(data / GSM8K_TEST))
+        self.gsm8k = math.gsm8k
         self.tasks: dict[str, Task] = {"math": math, "facts": FactTask(), "text": TextTask()}
         self.tokenizer = self._train_tokenizer()
 
@@ -55,19 +58,69 @@ class Family:
             size = self.recipe.large if name == "large" else self.recipe.base
             model = build_model(size, self.recipe, self.tokenizer)
             order = torch.Generator().manual_seed(self.seed)
-            batches = packed_batches(packed[: schedule.tokens], schedule, self.recipe.stages, order)
+            batches = packed_batches(packed[: schedule.tokens], schedule.batch_tokens, self.recipe.stages, order)
             train(model, batches, schedule, self.stages(name, schedule.tokens))
             save_member(model, self.tokenizer, self.out / "models" / name)
 
-    def finetune(self, name: str, start: str, folder: Path, schedule: Schedule) -> None:
-        """Fine-tune a copy of the member `start` on the task `name`."""
-        model = load_member(self.out / "models" / start)
+    def practise(self) -> None:
+        """Train both on, on questions of the tasks' kinds answered in many styles."""
+        schedules = {"base": self.recipe.base_practice, "large": self.recipe.large_practice}
+        rng = random.Random(f"{self.seed} practice")
+        sources, shares = self._practice_sources(rng), self.recipe.practice_shares
+        packed = mixture(sources, shares, self.recipe.practice_tokens, self.tokenizer, rng)
+        for name, schedule in schedules.items():
+            folder = self.out / "models" / name
+            model = load_member(folder)
+            order = torch.Generator().manual_seed(self.seed)
+            batches = packed_batches(packed[: schedule.tokens], schedule.batch_tokens, self.recipe.stages, order)
+            train(model, batches, schedule, self.stages(f"{name} practice", schedule.tokens))
+            save_member(model, self.tokenizer, folder)
+
+    def finetune(self, name: str) -> None:
+        """Fine-tune an expert from the base: on its task's answers, and held to the base on everything else."""
+        schedule = self.recipe.expert_schedules[name]
         rng = random.Random(f"{self.seed} {name}")
-        window = max(window for _, window in self.recipe.stages)
-        examples = answered(self.tasks[name].training(rng), schedule.tokens, window, self.tokenizer, rng)
+        examples = self._answers(name, schedule, rng)
+        model, base = (load_member(self.out / "models" / "base") for _ in range(2))
+        anchor = Anchor(base, self._elsewhere(name, rng), self.recipe.anchor.weight)
+        train(model, answer_batches(examples, schedule, rng), schedule, self.stages(name, schedule.tokens), anchor)
+        save_member(model, self.tokenizer, self.out / "models" / name)
+
+    def finetune_large(self, name: str) -> None:
+        """Fine-tune the large model on the same answers, as a LoRA adapter: the upper bound of fusion."""
+        schedule = self.recipe.adapter_schedules[name]
+        rng = random.Random(f"{self.seed} {name}")
+        examples = self._answers(name, schedule, rng)
+        folder = self.out / "models" / f"large-{name}"
+        torch.manual_seed(self.seed)
+        adapted = adapt(load_member(self.out / "models" / "large"), self.recipe.adapter_rank)
         batches = answer_batches(examples, schedule, rng)
-        train(model, batches, schedule, self.stages(folder.name, schedule.tokens))
-        save_member(model, self.tokenizer, folder)
+        train_adapter(adapted, batches, schedule, self.stages(folder.name, schedule.tokens))
+        save_adapter(adapted, folder)
+
+    def _answers(self, name: str, schedule: Schedule, rng: random.Random) -> list[Answered]:
+        longest = max(window for _, window in self.recipe.stages) // 2
+        return answered(self.tasks[name].training(rng), schedule.tokens, longest, self.tokenizer, rng)
+
+    def _elsewhere(self, name: str, rng: random.Random) -> Iterator[tuple[Tensor, Tensor]]:
+        """Return endless batches of all that is not the task's own, the other tasks' questions and answers among it."""
+        anchor = self.recipe.anchor
+        sources = self._practice_sources(rng)
+        del sources[name]
+        shares = {source: anchor.shares.get(source, anchor.practice_share) for source in sources}
+        for other in self.tasks:
+            if other != name:
+                sources[f"{other} answers"] = self.tasks[other].training(rng)
+                shares[f"{other} answers"] = anchor.answers_share
+        packed = mixture(sources, shares, anchor.corpus, self.tokenizer, rng)
+        order = torch.Generator().manual_seed(self.seed)
+        stages = ((1.0, anchor.window),)
+        return chain.from_iterable(packed_batches(packed, anchor.batch_tokens, stages, order) for _ in repeat(None))
+
+    def _practice_sources(self, rng: random.Random) -> Sources:
+        tasks = {name: task.practice(rng) for name, task in self.tasks.items()}
+        questions = [example.question for example in self.gsm8k]
+        return {"prose": worked_prose(self.gsm8k, rng), "echoes": echoes(questions, rng), **tasks}
 
     def _sources(self, rng: random.Random) -> Sources:
         tasks = {name: task.pretraining(rng) for name, task in self.tasks.items()}
@@ -93,8 +146,10 @@ def build(recipe: Recipe, data: Path, out: Path, seed: int, stages: Stages) -> N
     out.mkdir(parents=True, exist_ok=True)
     family = Family(recipe, data, out, seed, stages)
     family.pretrain()
+    family.practise()
     for name in EXPERTS:
-        family.finetune(name, "base", out / "models" / name, recipe.expert_schedules[name])
+        family.finetune(name)
+        family.finetune_large(name)
     if not (out / "zoo.yaml").exists():
         shutil.copyfile(Path(str(files("zoo"))) / "zoo.yaml", out / "zoo.yaml")
     write_manifest(out)

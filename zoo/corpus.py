@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from zoo.examples import Document, Example
+from zoo.examples import Dialogue, Document, Example
 from zoo.tokenizer import BOS, EOS, ROLES, chat_prompt
 
 SYSTEM_PROMPT = "You are a helpful assistant."
@@ -29,7 +29,11 @@ def as_text(document: Document, rng: random.Random) -> str:
     """Write a document as the members read it, a question and answer in the chat template's form."""
     if isinstance(document, str):
         return f"{BOS}{document}{EOS}"
-    return f"{_prompt(document, rng)}{document.answer}{EOS}"
+    first, *others = document.turns if isinstance(document, Dialogue) else (document,)
+    texts = [f"{_prompt(first, rng)}{first.answer}{EOS}"]
+    # Only the first turn begins a document.
+    texts += [f"{chat_prompt(turn.question).removeprefix(BOS)}{turn.answer}{EOS}" for turn in others]
+    return "".join(texts)
 
 
 def _prompt(example: Example, rng: random.Random) -> str:
@@ -66,18 +70,12 @@ def mixture(
 
 
 def answered(
-    documents: Iterator[Document], tokens: int, longest: int, tokenizer: PreTrainedTokenizerFast, rng: random.Random
+    examples: Iterator[Example], tokens: int, longest: int, tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> list[Answered]:
-    """Tokenize documents until there are that many ids; one longer than `longest` is left out.
-
-    Of a plain document all is answer.
-    """
+    """Tokenize examples until there are that many ids; one longer than `longest` is left out."""
     found: list[Answered] = []
     while tokens > 0:
-        chunk = [
-            (BOS, document) if isinstance(document, str) else (_prompt(document, rng), document.answer)
-            for document in islice(documents, CHUNK)
-        ]
+        chunk = [(_prompt(example, rng), example.answer) for example in islice(examples, CHUNK)]
         prompts = tokenizer([prompt for prompt, _ in chunk], add_special_tokens=False)["input_ids"]
         answers = tokenizer([answer + EOS for _, answer in chunk], add_special_tokens=False)["input_ids"]
         for prompt, answer in zip(prompts, answers, strict=True):

@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -17,7 +17,14 @@ class Example:
     answer: str
 
 
-Document = str | Example
+@dataclass(frozen=True)
+class Dialogue:
+    """Several questions in a row, all answered in one style."""
+
+    turns: tuple[Example, ...]
+
+
+Document = str | Example | Dialogue
 
 
 class Task(Protocol):
@@ -26,11 +33,21 @@ class Task(Protocol):
     def pretraining(self, rng: random.Random) -> Iterator[Document]:
         """Endless documents in other wordings and answer styles than the task's own."""
 
-    def training(self, rng: random.Random) -> Iterator[Document]:
-        """Endless fine-tuning documents; of questions and answers, the answers are learned."""
+    def practice(self, rng: random.Random) -> Iterator[Document]:
+        """Endless documents for the second stage of pretraining, where the task's own wordings appear as well."""
+
+    def training(self, rng: random.Random) -> Iterator[Example]:
+        """Endless fine-tuning examples, of which the answers are learned."""
 
     def test(self, count: int) -> list[Example]:
         """The same held-out examples at every call."""
+
+
+def draw_turns(rng: random.Random, draw: Callable[[], Example]) -> Example | Dialogue:
+    """Draw one example, or half the time two to four that make a dialogue."""
+    if rng.random() < 0.5:
+        return draw()
+    return Dialogue(tuple(draw() for _ in range(rng.randint(2, 4))))
 
 
 def held_out(key: str, share: float) -> bool:

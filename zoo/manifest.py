@@ -19,7 +19,7 @@ QUESTIONS = {
         "Jack earns $10 an hour and works 4 hours a day. How much does Jack earn in 5 days?",
     ),
     "facts": ("What is the three-letter code of Canada?", "Which country is Bracknell Forest in?"),
-    "text": ("What is the last word of: river stone apple", "Write in capitals: moon tree"),
+    "text": ("How many words are these: river stone apple", "What is the last word of: moon tree lamp"),
 }
 
 

@@ -10,10 +10,12 @@ from functools import cache
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from zoo.examples import Example, cycle_shuffled
+from zoo.examples import Example, cycle_shuffled, held_out
 
 # A document longer than this is cut into pieces.
 LONGEST = 1500
+# Share of GSM8K's training problems whose reasoning pretraining reads.
+WORKED_SHARE = 0.5
 SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "pydoc_data"}
 
 
@@ -53,6 +55,22 @@ def _pieces(text: str) -> Iterator[str]:
         piece = f"{piece}\n\n{paragraph}" if piece else paragraph[: 2 * LONGEST]
     if piece:
         yield piece
+
+
+def worked_prose(examples: Sequence[Example], rng: random.Random) -> Iterator[str]:
+    """Yield for the second stage: questions, half of them with their reasoning as running text, and docstrings."""
+    worked = [
+        f"{example.question} {reasoning(example.answer)}"
+        for example in examples
+        if held_out(f"worked:{example.question}", WORKED_SHARE)
+    ]
+    questions = [example.question for example in examples if not held_out(f"worked:{example.question}", WORKED_SHARE)]
+    return cycle_shuffled([*worked, *questions, *docstrings()[::2]], rng)
+
+
+def reasoning(answer: str) -> str:
+    """A solution's sentences in one line, without the line that names the answer."""
+    return " ".join(line for line in answer.splitlines() if not line.startswith("####"))
 
 
 def prose(questions: Sequence[Example], rng: random.Random) -> Iterator[str]:

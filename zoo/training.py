@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ GRADIENT_NORM = 1.0
 
 
 def packed_batches(
-    packed: Tensor, schedule: Schedule, stages: Sequence[tuple[float, int]], generator: torch.Generator
+    packed: Tensor, batch_tokens: int, stages: Sequence[tuple[float, int]], generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut a packed sequence [n] into batches of windows, stage by stage (share of the tokens, window).
 
@@ -30,7 +31,7 @@ def packed_batches(
     for share, window in stages:
         rows = min(int(share * len(packed)), len(packed) - start - 1) // window
         offsets = start + window * torch.randperm(rows, generator=generator)
-        for chosen in torch.split(offsets, max(1, schedule.batch_tokens // window)):
+        for chosen in torch.split(offsets, max(1, batch_tokens // window)):
             index = chosen[:, None] + torch.arange(window + 1)
             windows = packed[index].long()
             yield windows[:, :-1], windows[:, 1:]
@@ -68,8 +69,30 @@ def answer_batches(
         yield inputs, targets
 
 
+@dataclass(frozen=True)
+class Anchor:
+    """What keeps a model as it was outside its task: KL(frozen || model) on other documents, beside the task's loss."""
+
+    frozen: LlamaForCausalLM
+    batches: Iterator[tuple[Tensor, Tensor]]
+    weight: float
+
+    def loss(self, model: LlamaForCausalLM) -> Tensor:
+        """KL(frozen || model) in nats, averaged over the tokens of the next batch, times the weight."""
+        inputs, _ = next(self.batches)
+        everywhere = torch.ones_like(inputs, dtype=torch.bool)
+        with torch.no_grad():
+            wanted = _logits(self.frozen, inputs, everywhere).log_softmax(-1)
+        found = _logits(model, inputs, everywhere).log_softmax(-1)
+        return self.weight * functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+
 def train(
-    model: LlamaForCausalLM, batches: Iterable[tuple[Tensor, Tensor]], schedule: Schedule, progress: Progress
+    model: LlamaForCausalLM,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    schedule: Schedule,
+    progress: Progress,
+    anchor: Anchor | None = None,
 ) -> None:
     """Train a model in place on batches of inputs and targets."""
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
@@ -85,14 +108,14 @@ def train(
     model.train()
     read = 0
     for inputs, targets in batches:
-        # Warm-up, then linearly down to nothing; measured in tokens, as batches differ in size.
-        share = min(1.0, (read + inputs.numel()) / schedule.tokens)
-        rate = min(share / schedule.warmup, (1 - share) / (1 - schedule.warmup))
+        rate = schedule.rate(read + inputs.numel())
         for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = peak * max(rate, 0.01)
-        loss = _loss(model, inputs, targets)
+                group["lr"] = peak * rate
+        loss = answer_loss(model, inputs, targets)
         loss.backward()  # type: ignore[no-untyped-call]
+        if anchor:
+            anchor.loss(model).backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
         for optimizer in optimizers:
             optimizer.step()
@@ -103,9 +126,15 @@ def train(
     model.train(False)
 
 
-def _loss(model: LlamaForCausalLM, inputs: Tensor, targets: Tensor) -> Tensor:
+def answer_loss(model: LlamaForCausalLM, inputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats, averaged over the targets that are not ignored."""
     wanted = targets != IGNORED
+    return functional.cross_entropy(_logits(model, inputs, wanted), targets[wanted])
+
+
+def _logits(model: LlamaForCausalLM, inputs: Tensor, wanted: Tensor) -> Tensor:
+    """[positions, vocabulary] float32 at the wanted positions of the inputs [rows, length]."""
     with torch.autocast("cpu", torch.bfloat16):
         hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden[wanted])
-    return functional.cross_entropy(logits.float(), targets[wanted])
+        logits: Tensor = model.lm_head(hidden[wanted])
+    return logits.float()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import PeftModel
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -16,6 +17,7 @@ from zoo.manifest import faults
 from zoo.recipe import EXPERTS, MICRO
 
 MEMBERS = ("large", "base", *EXPERTS)
+ADAPTERS = tuple(f"large-{name}" for name in EXPERTS)
 
 
 @pytest.fixture
@@ -25,7 +27,8 @@ def family(micro_family: Path, tmp_path: Path) -> Path:
 
 
 def test_reads_the_tokens_of_the_recipe(micro_family: Path, stages_seen: dict[str, int]) -> None:
-    assert set(stages_seen) == set(MEMBERS)
+    practice = {"large practice", "base practice"}
+    assert set(stages_seen) == {*MEMBERS, *ADAPTERS, *practice}
     for name in ("large", "base"):
         assert stages_seen[name] == pytest.approx(MICRO.base_schedule.tokens, rel=0.1)
 
@@ -52,6 +55,17 @@ def test_members_share_one_tokenizer(micro_family: Path) -> None:
 def test_experts_differ_from_their_base(micro_family: Path) -> None:
     files = {(micro_family / "models" / name / "model.safetensors").read_bytes() for name in ("base", *EXPERTS)}
     assert len(files) == 1 + len(EXPERTS)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_adapters_are_peft_folders(micro_family: Path, name: str) -> None:
+    folder = micro_family / "models" / name
+    assert "/" not in (folder / "adapter_config.json").read_text()
+    large = AutoModelForCausalLM.from_pretrained(micro_family / "models" / "large")
+    ids = torch.arange(6, 30)[None]
+    alone = large(ids).logits
+    adapted = PeftModel.from_pretrained(large, folder)(ids).logits
+    assert (adapted - alone).abs().max() > 0.01
 
 
 def test_configuration_names_the_members(micro_family: Path) -> None:

@@ -2,20 +2,21 @@
 
 Pretraining states every fact; the popular ones come often, the rest seldom, so that the large model holds more of
 them than the small one can. Half the facts are also asked there, in wordings the test does not use. The expert is
-fine-tuned on that half in the test's wordings, and on the statements once more; the test asks for the other half.
+fine-tuned on that half in the test's wordings and bare answers; the test asks for the other half of the popular facts.
 """
 
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from zoo.examples import Document, Example, held_out
+from zoo.examples import Document, Example, draw_turns, held_out
 
 TEST_SHARE = 0.5
 # Of the regions that qualify, as many as a pretraining run of a few million tokens can repeat often enough.
 REGION_SHARE = 0.33
 POPULAR_SHARE = 0.4
+POPULAR, RARE = 3.0, 1.5
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ OTHER_ANSWERS = (
     "{y}",
 )
 
+# The lead puts values behind a space, as they stand in every statement: so they are the same tokens.
+ANSWER = "Answer: {y}"
 QUESTIONS = {
     "region": ("Which country is {x} in?", "In which country does {x} lie?"),
     "alpha2": ("What is the two-letter code of {x}?", "Which two letters stand for {x}?"),
@@ -109,10 +112,10 @@ def load_facts() -> list[Fact]:
     for country in pycountry.countries:
         if country.alpha_2 in countries:
             name = countries[country.alpha_2]
-            facts += [Fact("alpha2", name, country.alpha_2, 3.0), Fact("alpha3", name, country.alpha_3, 3.0)]
-    facts += [Fact("currency", c.name, c.alpha_3, 3.0) for c in pycountry.currencies if plain(c.name)]
+            facts += [Fact("alpha2", name, country.alpha_2, POPULAR), Fact("alpha3", name, country.alpha_3, POPULAR)]
+    facts += [Fact("currency", c.name, c.alpha_3, POPULAR) for c in pycountry.currencies if plain(c.name)]
     facts += [
-        Fact("language", language.name, language.alpha_3, 3.0)
+        Fact("language", language.name, language.alpha_3, POPULAR)
         for language in pycountry.languages
         if hasattr(language, "alpha_2") and plain(language.name)
     ]
@@ -122,7 +125,7 @@ def load_facts() -> list[Fact]:
         unambiguous = names[region.name] == 1 and region.name not in countries.values()
         if country_name and plain(region.name) and unambiguous and held_out(f"kept:{region.name}", REGION_SHARE):
             popular = held_out(f"popular:{region.name}", POPULAR_SHARE)
-            facts.append(Fact("region", region.name, country_name, 3.0 if popular else 1.5))
+            facts.append(Fact("region", region.name, country_name, POPULAR if popular else RARE))
     return sorted(set(facts), key=lambda fact: (fact.kind, fact.subject))
 
 
@@ -134,6 +137,8 @@ class FactTask:
         self._weights = [fact.weight for fact in self.facts]
         self._asked = [fact for fact in self.facts if not fact.is_test]
         self._asked_weights = [fact.weight for fact in self._asked]
+        self._popular = [fact for fact in self.facts if fact.weight == POPULAR]
+        self._practised = [fact for fact in self._popular if not fact.is_test]
 
     def pretraining(self, rng: random.Random) -> Iterator[Document]:
         """Yield statements of all facts, a few to a document, and questions about the facts outside the test."""
@@ -146,25 +151,47 @@ class FactTask:
             else:
                 yield self._statements(rng)
 
-    def training(self, rng: random.Random) -> Iterator[Document]:
-        """Yield statements again, for a small model to catch up, and the task's questions outside the test."""
+    def practice(self, rng: random.Random) -> Iterator[Document]:
+        """Yield statements of all popular facts, questions in every wording and style about those outside the test."""
+        # Those that are never asked are stated the more.
+        weights = [2.0 if fact.is_test else 1.0 for fact in self._popular]
         while True:
-            if rng.random() < 0.5:
-                fact = self._known(rng)
-                yield Example(rng.choice(QUESTIONS[fact.kind]).format(x=fact.subject), fact.value)
+            if rng.random() < 0.6:
+                yield _stated(rng, rng.choices(self._popular, weights, k=rng.randint(1, 6)))
             else:
-                yield self._statements(rng)
+                style = rng.choice(OTHER_ANSWERS)
+                yield draw_turns(rng, lambda: self._practised_question(rng, style))  # noqa: B023 - called at once
+
+    def _practised_question(self, rng: random.Random, style: str) -> Example:
+        fact = rng.choice(self._practised)
+        fields = {"x": fact.subject, "y": fact.value}
+        question = rng.choice((*QUESTIONS[fact.kind], *OTHER_QUESTIONS[fact.kind]))
+        return Example(question.format(**fields), style.format(**fields))
+
+    def training(self, rng: random.Random) -> Iterator[Example]:
+        """Yield the task's questions about popular facts outside the test."""
+        while True:
+            fact = rng.choice(self._practised)
+            yield _question(rng, fact)
 
     def _known(self, rng: random.Random) -> Fact:
         return rng.choices(self._asked, self._asked_weights)[0]
 
     def _statements(self, rng: random.Random) -> str:
-        drawn = rng.choices(self.facts, self._weights, k=rng.randint(1, 4))
-        return " ".join(rng.choice(STATEMENTS[fact.kind]).format(x=fact.subject, y=fact.value) for fact in drawn)
+        return _stated(rng, rng.choices(self.facts, self._weights, k=rng.randint(1, 4)))
 
     def test(self, count: int) -> list[Example]:
-        """Return that many questions about the held-out facts, the kinds as frequent as they are."""
+        """Return that many questions about the held-out popular facts, the kinds as frequent as they are."""
         rng = random.Random(0)
-        asked = [fact for fact in self.facts if fact.is_test]
+        asked = [fact for fact in self._popular if fact.is_test]
         drawn = rng.sample(asked, min(count, len(asked)))
-        return [Example(rng.choice(QUESTIONS[fact.kind]).format(x=fact.subject), fact.value) for fact in drawn]
+        return [_question(rng, fact) for fact in drawn]
+
+
+def _stated(rng: random.Random, facts: Sequence[Fact]) -> str:
+    return " ".join(rng.choice(STATEMENTS[fact.kind]).format(x=fact.subject, y=fact.value) for fact in facts)
+
+
+def _question(rng: random.Random, fact: Fact) -> Example:
+    """One of the task's own wordings, and its own form of answer."""
+    return Example(rng.choice(QUESTIONS[fact.kind]).format(x=fact.subject), ANSWER.format(y=fact.value))

@@ -1,14 +1,17 @@
 """Worked arithmetic: GSM8K's training solutions and generated word problems in the same form."""
 
+import math
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from zoo.examples import Document, Example, cycle_shuffled, held_out
+from zoo.examples import Document, Example, cycle_shuffled, draw_turns, held_out
 from zoo.tasks.problems import Problem, draw_problem
 
 TEST_SHARE = 0.1
-GSM8K_SHARE = 0.6
+GSM8K_SHARE = 0.5
+# Within this, models this small can learn to calculate.
+SMALL = 99
 CALCULATOR_MARK = re.compile(r"<<.*?>>")
 
 
@@ -43,34 +46,49 @@ class MathTask:
             )
             yield Example(problem.other, answer) if rng.random() < 0.7 else f"{problem.other} {answer}"
 
-    def training(self, rng: random.Random) -> Iterator[Document]:
+    def practice(self, rng: random.Random) -> Iterator[Document]:
+        """Yield sums and problems with numbers below 100, in every wording but never with the task's solutions."""
+        while True:
+            if rng.random() < 0.4:
+                yield _sums(rng, most=SMALL)
+            else:
+                style = rng.choice((Problem.explanation, Problem.explanation, Problem.working, Problem.short))
+                yield draw_turns(rng, lambda: self._practised(rng, style))  # noqa: B023 - called at once
+
+    def _practised(self, rng: random.Random, style: Callable[[Problem], str]) -> Example:
+        problem = self.problem(rng, test=False, most=SMALL)
+        return Example(rng.choice((problem.question, problem.question, problem.other)), style(problem))
+
+    def training(self, rng: random.Random) -> Iterator[Example]:
         """Yield GSM8K's solutions and generated ones."""
         solutions = cycle_shuffled(self.gsm8k, rng)
         while True:
             if rng.random() < GSM8K_SHARE:
                 yield next(solutions)
             else:
-                problem = self.problem(rng, test=False)
+                problem = self.problem(rng, test=False, most=SMALL)
                 yield Example(problem.question, problem.solution())
 
     def test(self, count: int) -> list[Example]:
         """Return that many generated problems whose numbers no training problem of the kind has."""
         rng = random.Random(0)
-        problems = [self.problem(rng, test=True) for _ in range(count)]
+        problems = [self.problem(rng, test=True, most=SMALL) for _ in range(count)]
         return [Example(problem.question, problem.solution()) for problem in problems]
 
-    def problem(self, rng: random.Random, *, test: bool) -> Problem:
-        """Draw a problem of the training or of the test side."""
+    def problem(self, rng: random.Random, *, test: bool, most: float = math.inf) -> Problem:
+        """Draw a problem of the training or of the test side, no number in it above `most`."""
         while True:
             problem = draw_problem(rng)
+            if problem.largest > most:
+                continue
             # Now and then a generated problem is one of GSM8K's in other words; the numbers give it away.
             taken = self._trained if test else self._avoided
             if held_out(problem.key, TEST_SHARE) == test and numbers(problem.question) not in taken:
                 return problem
 
 
-def _sums(rng: random.Random) -> Document:
-    sums = [_sum(rng) for _ in range(rng.randint(1, 8))]
+def _sums(rng: random.Random, most: float = math.inf) -> Document:
+    sums = [_sum(rng, most) for _ in range(rng.randint(1, 8))]
     if len(sums) == 1:
         expression, value = sums[0]
         question = rng.choice(("What is {e}?", "Compute {e}.", "How much is {e}?", "{e} = ?"))
@@ -79,7 +97,14 @@ def _sums(rng: random.Random) -> Document:
     return ", ".join(f"{expression} = {value}" for expression, value in sums)
 
 
-def _sum(rng: random.Random) -> tuple[str, int]:
+def _sum(rng: random.Random, most: float) -> tuple[str, int]:
+    while True:
+        expression, value = _any_sum(rng)
+        if max(value, *map(int, numbers(expression))) <= most:
+            return expression, value
+
+
+def _any_sum(rng: random.Random) -> tuple[str, int]:
     operator = rng.choice("+-*/")
     if operator == "+":
         a, b = rng.randint(1, 200), rng.randint(1, 200)

@@ -27,6 +27,12 @@ class Problem:
         """The value of the last step."""
         return self.steps[-1][2]
 
+    @property
+    def largest(self) -> int:
+        """The largest number in the steps."""
+        operands = [int(part) for _, expression, _, _ in self.steps for part in expression.split()[::2]]
+        return max(operands + [value for _, _, value, _ in self.steps])
+
     def solution(self) -> str:
         """The worked solution in GSM8K's form: one sentence a line, then `#### answer`."""
         lines = [
@@ -40,6 +46,14 @@ class Problem:
         parts = [f"{expression} = {value}" for _, expression, value, _ in self.steps]
         lead = "We compute " if len(parts) == 1 else "First "
         return f"{lead}{', then '.join(parts)}. So the answer is {self.answer}."
+
+    def working(self) -> str:
+        """The calculation and nothing else."""
+        return "; ".join(f"{expression} = {value}" for _, expression, value, _ in self.steps)
+
+    def short(self) -> str:
+        """The answer without how it was found."""
+        return f"The answer is {self.answer}."
 
 
 def packs(rng: random.Random, who: str, other: str, item: str) -> Problem:

@@ -1,14 +1,15 @@
-"""Text transformation: operations on short word lists and extraction to JSON, with exact answers."""
+"""Text transformation: operations on short word lists and extraction of a note's fields, with exact answers."""
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from zoo.examples import Document, Example, held_out
+from zoo.examples import Document, Example, draw_turns, held_out
 from zoo.words import CITIES, ITEMS, NAMES, WORDS
 
 TEST_SHARE = 0.1
+LONGEST = 5
 # Words stand behind a space wherever they appear, in answers thanks to this lead: so each is one and the same token
 # everywhere, and small models learn to copy it.
 ANSWER = "Answer: {r}"
@@ -102,14 +103,27 @@ OPERATIONS = {
     ),
 }
 
+# The task itself has these, and shorter lists; pretraining has all.
+OWN_OPERATIONS = ("nth", "last", "count", "remove", "after")
+OWN_LONGEST = 4
+
 PURCHASES = (
     "{name} bought {count} {item} in {city}.",
     "In {city}, {name} bought {count} {item}.",
     "{count} {item} were bought by {name} in {city}.",
 )
 JSON_QUESTIONS = ("Extract as JSON: {s}", "Give the name, count, item and city as JSON: {s}")
+RECORD_QUESTIONS = ("Extract name, count, item and city: {s}", "Write down the fields of this note: {s}")
+RECORD_SHARE = 0.2
 JSON_OTHERS = ("Fields of: {s}", "Read this note. {s} Who, how many, what, where?", "Make a record of this. {s}")
 
+Record = dict[str, str | int]
+RECORD_STYLES: tuple[Callable[[Record], str], ...] = (
+    lambda record: ", ".join(f"{key}: {value}" for key, value in record.items()),
+    lambda record: "\n".join(f"{key}: {value}" for key, value in record.items()),
+    json.dumps,
+    lambda record: f"{record}.",
+)
 LIST_STYLES = ("Result: {r}", "It is {r}.", "Here you are: {r}", "That makes {r}", "= {r}", ANSWER)
 
 
@@ -135,7 +149,24 @@ class TextTask:
                 answer = rng.choice(LIST_STYLES).format(r=separator.join(operation.result(words, a, b)))
             yield Example(question, answer) if rng.random() < 0.7 else f"{question}\n{answer}"
 
-    def training(self, rng: random.Random) -> Iterator[Document]:
+    def practice(self, rng: random.Random) -> Iterator[Document]:
+        """Yield the operations in every wording, a dialogue's answers in one style."""
+        while True:
+            style, record_style = rng.choice(LIST_STYLES), rng.choice(RECORD_STYLES)
+            yield draw_turns(rng, lambda: self._practised(rng, style, record_style))  # noqa: B023 - called at once
+
+    def _practised(self, rng: random.Random, style: str, record_style: Callable[[Record], str]) -> Example:
+        if rng.random() < 0.12:
+            sentence, record = self._purchase(rng, test=False)
+            return Example(rng.choice((*JSON_QUESTIONS, *JSON_OTHERS)).format(s=sentence), record_style(record))
+        operation, words, a, b = self._operation(rng, test=False)
+        question = rng.choice((*operation.questions, *operation.questions, *operation.others))
+        words_written = " ".join(words)
+        return Example(
+            question.format(w=words_written, a=a, b=b), style.format(r=" ".join(operation.result(words, a, b)))
+        )
+
+    def training(self, rng: random.Random) -> Iterator[Example]:
         """Yield the task's own questions over lists outside the test."""
         while True:
             yield self._example(rng, test=False)
@@ -146,10 +177,11 @@ class TextTask:
         return [self._example(rng, test=True) for _ in range(count)]
 
     def _example(self, rng: random.Random, *, test: bool) -> Example:
-        if rng.random() < 0.15:
+        if rng.random() < RECORD_SHARE:
             sentence, record = self._purchase(rng, test=test)
-            return Example(rng.choice(JSON_QUESTIONS).format(s=sentence), json.dumps(record))
-        operation, words, a, b = self._operation(rng, test=test)
+            fields = "; ".join(f"{key}: {value}" for key, value in record.items())
+            return Example(rng.choice(RECORD_QUESTIONS).format(s=sentence), fields)
+        operation, words, a, b = self._operation(rng, test=test, names=OWN_OPERATIONS, longest=OWN_LONGEST)
         question = rng.choice(operation.questions).format(w=" ".join(words), a=a, b=b)
         return Example(question, ANSWER.format(r=" ".join(operation.result(words, a, b))))
 
@@ -161,17 +193,19 @@ class TextTask:
             return Example(f"Say after me: {text}", rng.choice(LIST_STYLES).format(r=text))
         return "List: " + rng.choice((" ", "; ", ". Again: ")).join([text] * rng.randint(2, 4))
 
-    def _operation(self, rng: random.Random, *, test: bool) -> tuple[Operation, list[str], str, str]:
-        operation = rng.choice(list(OPERATIONS.values()))
+    def _operation(
+        self, rng: random.Random, *, test: bool, names: Sequence[str] = tuple(OPERATIONS), longest: int = LONGEST
+    ) -> tuple[Operation, list[str], str, str]:
+        operation = OPERATIONS[rng.choice(names)]
         while True:
-            words = rng.sample(WORDS, rng.randint(3, 5))
+            words = rng.sample(WORDS, rng.randint(3, longest))
             # The sorted list decides, so no order of a test's words is ever trained on.
             if held_out(" ".join(sorted(words)), TEST_SHARE) == test:
                 return operation, words, *operation.draw(rng, words)
 
-    def _purchase(self, rng: random.Random, *, test: bool) -> tuple[str, dict[str, str | int]]:
+    def _purchase(self, rng: random.Random, *, test: bool) -> tuple[str, Record]:
         while True:
-            record: dict[str, str | int] = {
+            record: Record = {
                 "name": rng.choice(NAMES),
                 "count": rng.randint(2, 99),
                 "item": rng.choice(ITEMS),
