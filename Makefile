@@ -54,7 +54,7 @@ UV_COMPILE_CPU = $(UV_COMPILE) --extra cpu
 lock: setup-dev
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV_COMPILE_CPU) --upgrade --constraint requirements/torch-cpu.txt -o requirements/cpu.lock \
 		|| $(UV_COMPILE_CPU) --upgrade --torch-backend cpu -o requirements/cpu.lock
-	$(UV_COMPILE) --upgrade --extra cuda -o requirements/cuda.lock
+	UV_FIND_LINKS= $(UV_COMPILE) --upgrade --extra cuda -o requirements/cuda.lock
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV_COMPILE_CPU) --extra dev --constraint requirements/cpu.lock -o $(VENV)/all.lock \
 		|| $(UV_COMPILE_CPU) --torch-backend cpu --extra dev --constraint requirements/cpu.lock -o $(VENV)/all.lock
 	grep -vxFf requirements/cpu.lock $(VENV)/all.lock > requirements/dev.lock

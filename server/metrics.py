@@ -10,8 +10,9 @@ import asyncio
 import logging
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -44,7 +45,7 @@ async def _follow(metrics: FusionMetrics, engine: FusionEngine) -> None:
         while not engine.errored:
             try:
                 # One rank of a tensor-parallel group has the logits, the first.
-                metrics.update((await engine.collective_rpc("read_fusion_counts"))[0])
+                metrics.update([workers[0] for workers in await engine.on_workers("read_fusion_counts")])
             except Exception as error:
                 if not engine.errored:
                     logger.warning("The fusion metrics could not be read; trying again: %s", error)
@@ -77,8 +78,9 @@ class FusionMetrics(Collector):
         self._counts = self._zero()
         self._reported: set[str] = set()
 
-    def update(self, counts: Counts) -> None:
-        """Take a reading, and log the members that it shows broken for the first time."""
+    def update(self, engines: list[Counts]) -> None:
+        """Take a reading of every engine, and log the members that it shows broken for the first time."""
+        counts: Any = {name: np.sum([engine[name] for engine in engines], axis=0).tolist() for name in engines[0]}  # type: ignore[literal-required]
         for number, member in enumerate(self._names.members):
             tokens = sum(row[number] for row in counts["broken"])
             if tokens and member not in self._reported:

@@ -75,7 +75,7 @@ async def _engine_dead(request: Request, error: EngineDeadError) -> JSONResponse
 async def _engine_failed(request: Request, error: EngineGenerateError) -> JSONResponse:
     cause = error.__cause__
     if isinstance(cause, UnicodeEncodeError | OverflowError):
-        # Half a character, or a number of more than 64 bits, that no check minded but that cannot be sent to the engine.
+        # Half a character, or a number of more than 64 bits, that no check minded and that cannot be sent on.
         return error_response(f"a value cannot be passed on to the engine: {cause}", None, HTTPStatus.BAD_REQUEST)
     return error_response("the engine failed at this request", None, HTTPStatus.INTERNAL_SERVER_ERROR)
 

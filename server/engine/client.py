@@ -73,6 +73,17 @@ class FusionEngine(AsyncLLM):
         self._traces[trace.key] = trace
         return trace
 
+    async def on_workers(self, method: str, *args: Any) -> list[list[Any]]:
+        """Call a method of every worker, between two steps; return each engine's results by worker.
+
+        With data parallelism, vLLM 0.32's `collective_rpc` calls all engines and returns the first one's results only.
+        """
+        if self.vllm_config.parallel_config.data_parallel_size == 1:
+            return [await self.collective_rpc(method, args=args)]
+        core: Any = self.engine_core
+        engines: list[list[Any]] = await core.call_utility_all_async("collective_rpc", method, None, args, None)
+        return engines
+
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -116,8 +127,8 @@ class FusionEngine(AsyncLLM):
                 await self._take(name, last=True)
 
     async def _take(self, name: str, last: bool = False) -> list[TraceRow]:
-        workers: list[list[Any]] = await self.collective_rpc("take_fusion_trace", args=(name, last))
-        return [TraceRow(*row) for rows in workers for row in rows]
+        engines = await self.on_workers("take_fusion_trace", name, last)
+        return [TraceRow(*row) for workers in engines for rows in workers for row in rows]
 
 
 async def _once_placed(

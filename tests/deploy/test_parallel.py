@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from server.config.load import zoo_config
+from tests.e2e.traffic import metric, wait_for
 from tests.server_process import ServerProcess
 
 # Three starts of the server.
@@ -68,3 +69,14 @@ def test_tensor_parallel(expected: Answers, tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     with ServerProcess(zoo_config(), tmp_path / "log", *SMALL, "--set", "engine.tensor_parallel_size=2") as two:
         assert ask_all(two.url) == expected
+
+
+def test_data_parallel(tmp_path: Path, expected: Answers) -> None:
+    """Two engines in one server: the same answers, with the traces and the counts of both."""
+    options = ("--set", "engine.data_parallel_size=2")
+    with ServerProcess(zoo_config(), tmp_path / "log", *SMALL, *options) as server:
+        assert ask_all(server.url) == expected
+        text = "No trace for generated token"
+        assert text not in server.log.read_text()
+        generated = sum(len(tokens) for tokens, _ in expected.values())
+        wait_for(lambda: metric(server.url, "fusion_tokens_total") == generated)
