@@ -103,13 +103,13 @@ def joint_tops(expert: Any, base: Any) -> tuple[float, float]:
 
 
 @jit
-def targets(expert: Any, base: Any, expert_top: float, base_top: float) -> tuple[float, float]:
-    """a = KL(Q_t || Q) and b = KL(Q || Q_t) over the tokens that neither masks."""
+def targets(expert: Any, base: Any, expert_top: float, base_top: float) -> tuple[float, float, float]:
+    """a = KL(Q_t || Q), b = KL(Q || Q_t) and the entropy of Q_t over the tokens that neither masks."""
     t_top, b_top, lowest = np.float32(expert_top), np.float32(base_top), np.float32(-np.inf)
-    mass_t, mass_b, mean_t, mean_b = 0.0, 0.0, 0.0, 0.0
+    mass_t, mass_b, mean_t, mean_b, level_t = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, expert.size, BLOCK):
         es, bs = expert[start : start + BLOCK], base[start : start + BLOCK]
-        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+        s0, s1, s2, s3, s4 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
         for i in range(es.size):
             both = (es[i] > lowest) & (bs[i] > lowest)
             e, b = (es[i] - t_top if both else _ZERO), (bs[i] - b_top if both else _ZERO)
@@ -118,14 +118,17 @@ def targets(expert: Any, base: Any, expert_top: float, base_top: float) -> tuple
             s1 += q
             s2 += q_t * (e - b)
             s3 += q * (e - b)
+            s4 += q_t * e
         mass_t += s0
         mass_b += s1
         mean_t += s2
         mean_b += s3
+        level_t += s4
     if mass_t == 0.0:
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     shift = np.log(mass_t / mass_b)
-    return max(mean_t / mass_t - shift, 0.0), max(shift - mean_b / mass_b, 0.0)
+    entropy = max(np.log(mass_t) - level_t / mass_t, 0.0)
+    return max(mean_t / mass_t - shift, 0.0), max(shift - mean_b / mass_b, 0.0), entropy
 
 
 @jit

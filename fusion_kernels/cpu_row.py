@@ -9,6 +9,7 @@ from fusion_kernels.vector import entry, jit
 from fusion_kernels.weighting import BASE, FIRST_EXPERT, GRID_POINTS, GRID_STEPS_PER_UNIT, Weighting
 
 NONE, STATIC, KL_GRID, ALONE = int(Weighting.NONE), int(Weighting.STATIC), int(Weighting.KL_GRID), int(Weighting.ALONE)
+KL_SAFE = int(Weighting.KL_SAFE)
 # Rows of the scratch matrix before the deltas: base, expert, weights.
 FIXED_ROWS = 3
 TABLE_COLUMNS = 5
@@ -58,7 +59,8 @@ def fuse_rows(
     number = use.shape[1]
     base, expert, weights, deltas = rows[0], rows[1], rows[2], rows[FIXED_ROWS:]
     table = np.empty((GRID_POINTS, TABLE_COLUMNS), np.float64)
-    facts = np.empty((number, 2), np.float64)
+    # Of each used expert: centre, largest delta above it, a, b, entropy.
+    facts = np.empty((number, 5), np.float64)
     for row in range(first, stop):
         weighting, line = kind[row], logits[row]
         used = 0
@@ -100,31 +102,42 @@ def fuse_rows(
                 tops = (expert_top, base_top)
                 if masked or base_masked:
                     tops = cpu_moments.joint_tops(expert, base)
-                towards, back = cpu_moments.targets(expert, base, tops[0], tops[1])
+                towards, back, entropy = cpu_moments.targets(expert, base, tops[0], tops[1])
+                facts[t, 2], facts[t, 3], facts[t, 4] = towards, back, entropy
                 a += towards / used
                 b += back / used
         if bad:
             continue
         kl_target[row, 0], kl_target[row, 1] = a, b
-        if weighting == STATIC:
+        limit = max(alpha_max[row], np.float32(0.0))
+        if weighting == KL_SAFE and top > -np.inf:
+            cpu_moments.weigh(large, top, weights)
+            for t in range(number):
+                if use[row, t] and facts[t, 2] > 0.0:
+                    problem = (large, weights, deltas[t], top, facts[t, 0])
+                    found = cpu_solve.search(
+                        problem, facts[t, 1], facts[t, 2], facts[t, 3], float(limit), table, blocks
+                    )
+                    out_alpha[row, t] = found[0] * facts[t, 2] / (facts[t, 2] + facts[t, 4])
+        if weighting in (STATIC, KL_SAFE):
             total = expert
             total[:] = np.float32(0.0)
             for t in range(number):
                 if use[row, t]:
-                    out_alpha[row, t] = alpha[row, t]
-                    cpu_moments.add(total, deltas[t], alpha[row, t])
+                    if weighting == STATIC:
+                        out_alpha[row, t] = alpha[row, t]
+                    cpu_moments.add(total, deltas[t], out_alpha[row, t])
             if top > -np.inf:
                 f, g = cpu_solve.at_one((large, weights, total, top, 0.0), table)
                 kl_fused[row, 0], kl_fused[row, 1] = f, g
             for t in range(number):
                 if use[row, t]:
-                    cpu_moments.add(large, deltas[t], alpha[row, t])
+                    cpu_moments.add(large, deltas[t], out_alpha[row, t])
             continue
         if top == -np.inf:
             continue
         cpu_moments.weigh(large, top, weights)
         chosen, best = -1, (0.0, np.inf, 0.0, 0.0)
-        limit = max(alpha_max[row], np.float32(0.0))
         count = 0
         while count < GRID_POINTS and np.float32(count / GRID_STEPS_PER_UNIT) <= limit:
             count += 1

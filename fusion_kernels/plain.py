@@ -15,7 +15,10 @@ def fuse(
     whole = large.float()
     static, searched, alone = (
         kind == Weighting.STATIC,
-        (kind == Weighting.KL) | (kind == Weighting.KL_GRID) | (kind == Weighting.KL_JOINT),
+        (kind == Weighting.KL)
+        | (kind == Weighting.KL_GRID)
+        | (kind == Weighting.KL_JOINT)
+        | (kind == Weighting.KL_SAFE),
         kind == Weighting.ALONE,
     )
     use = use & (kind != Weighting.NONE)[:, None]
@@ -34,14 +37,16 @@ def fuse(
     # Rows that are not fused compute on zeros: no NaN can leak, and every row takes the same path.
     p = torch.where(fused_rows[:, None], whole[:, :common], 0.0)
     q = torch.where(fused_rows[:, None], base[:, :common].float(), 0.0)
-    deltas, targets = [], []
+    deltas, targets, entropies = [], [], []
     for t, expert in enumerate(experts):
         live = (fused_rows & use[:, t])[:, None]
         q_t = torch.where(live, expert[:, :common].float(), q)
         both = (q > -torch.inf) & (q_t > -torch.inf)
         delta = torch.where(both, q_t - q, 0.0)
         deltas.append(delta)
-        targets.append(_targets(q, q_t, delta, both))
+        expert_targets, entropy = _targets(q, q_t, delta, both)
+        targets.append(expert_targets)
+        entropies.append(entropy)
     counts = use.sum(1).clamp(min=1)[:, None]
     target = torch.stack(targets).sum(0) / counts * fused_rows[:, None]
 
@@ -49,6 +54,10 @@ def fuse(
     chosen = torch.where((static & fused_rows)[:, None] & use, alpha, 0.0)
     if searched.device.type != "cpu" or bool(searched.any()):
         solved = _search(log_p, deltas, target, kind == Weighting.KL_GRID, use, alpha_max.clamp(min=0))
+        safe = kind == Weighting.KL_SAFE
+        if safe.device.type != "cpu" or bool(safe.any()):
+            cautious = _search_safely(log_p, deltas, targets, entropies, use, alpha_max.clamp(min=0))
+            solved = torch.where(safe[:, None], cautious, solved)
         together = kind == Weighting.KL_JOINT
         if together.device.type != "cpu" or bool(together.any()):
             solved = torch.where(
@@ -87,12 +96,14 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return torch.where(logits > -torch.inf, logits.log_softmax(1), -torch.inf)
 
 
-def _targets(q: Tensor, q_t: Tensor, delta: Tensor, both: Tensor) -> Tensor:
-    """[B, 2]: KL(Q_t || Q) and KL(Q || Q_t), both over the tokens that neither masks."""
+def _targets(q: Tensor, q_t: Tensor, delta: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, 2]: KL(Q_t || Q) and KL(Q || Q_t), and [B]: the entropy of Q_t; all over the tokens that neither masks."""
     log_q = _log_softmax(torch.where(both, q, -torch.inf))
     log_q_t = _log_softmax(torch.where(both, q_t, -torch.inf))
     ratio = torch.where(both, log_q_t - log_q, 0.0)
-    return torch.stack([(log_q_t.exp() * ratio).sum(1), -(log_q.exp() * ratio).sum(1)], dim=1).clamp(min=0)
+    q_t_mass = log_q_t.exp()
+    targets = torch.stack([(q_t_mass * ratio).sum(1), -(log_q.exp() * ratio).sum(1)], dim=1).clamp(min=0)
+    return targets, -torch.where(both, q_t_mass * log_q_t, 0.0).sum(1)
 
 
 def _divergences(log_p: Tensor, delta: Tensor, x: Tensor) -> Tensor:
@@ -139,6 +150,21 @@ def _search(
         chosen[:, t] = torch.where(better, x.float(), chosen[:, t])
         least = torch.where(better, loss, least)
     return chosen
+
+
+def _search_safely(
+    log_p: Tensor, deltas: list[Tensor], targets: list[Tensor], entropies: list[Tensor], use: Tensor, alpha_max: Tensor
+) -> Tensor:
+    """[B, T]: every used expert's weight for its own targets, scaled as `reference.trust` says."""
+    own = torch.stack(
+        [
+            _search(log_p, [delta], target, torch.zeros_like(use[:, 0]), use[:, t, None], alpha_max)[:, 0]
+            for t, (delta, target) in enumerate(zip(deltas, targets, strict=True))
+        ],
+        dim=1,
+    )
+    kept = [target[:, 0] / (target[:, 0] + entropy) for target, entropy in zip(targets, entropies, strict=True)]
+    return own * torch.stack(kept, dim=1).nan_to_num(nan=0.0)
 
 
 def _search_jointly(

@@ -47,6 +47,21 @@ def divergences(large: Tensor, delta: Tensor, weights: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
+def trust(target: Tensor, entropy: Tensor) -> Tensor:
+    """[T]: how much of its weight each of T experts keeps under `KL_SAFE`, a / (a + H(Q_t)) with a = KL(Q_t || Q).
+
+    a + H(Q_t) = -sum Q_t log Q is the base's cross-entropy on the expert, so this is the share of it that fine-tuning
+    accounts for: near 1 where the expert learned something and is sure of it, near 0 where it says what the base says,
+    or does not know.
+
+    Args:
+        target: [T, 2] float64, a and b of each expert.
+        entropy: [T] float64, H(Q_t) in nats.
+    """
+    a = target[:, 0]
+    return torch.where(a > 0, a / (a + entropy), 0.0)
+
+
 def objective(found: Tensor, target: Tensor) -> Tensor:
     """L = (f - mean a)^2 + (g - mean b)^2: the paper's sum over experts, divided by T and without its constant."""
     return (found - target).square().sum(-1)
@@ -105,12 +120,17 @@ class Row:
         self.large = large[:common].double()
         self.deltas: list[Tensor] = []
         targets: list[Tensor] = []
+        entropies: list[Tensor] = []
         for expert in experts:
             q, q_t = base[:common].double(), expert[:common].double()
             both = (q > -torch.inf) & (q_t > -torch.inf)
             self.deltas.append(torch.where(both, q_t - q, 0.0))
             q, q_t = q[both], q_t[both]
             targets.append(torch.stack([kl(q_t, q), kl(q, q_t)]) if len(q) else self.large.new_zeros(2))
+            log_q_t = q_t.log_softmax(-1)
+            entropies.append(-(log_q_t.exp() * log_q_t.clamp(min=-1e9)).sum())
+        self.targets = torch.stack(targets).clamp(min=0) if targets else self.large.new_zeros(0, 2)
+        self.entropies = torch.stack(entropies) if targets else self.large.new_zeros(0)
         self.target = torch.stack(targets).mean(0) if targets else self.large.new_zeros(2)
 
     def at(self, alpha: list[float]) -> Tensor:
@@ -121,8 +141,15 @@ class Row:
     def solve(self, kind: Weighting, alpha_max: float) -> list[float]:
         """The weights of the paper's search: one expert at a time, the others at 0; the first of the best wins.
 
-        `KL_JOINT` goes on from there over all weights at once.
+        `KL_JOINT` goes on from there over all weights at once. `KL_SAFE` solves each expert for its own targets, and
+        scales what it finds by `trust`.
         """
+        if kind == Weighting.KL_SAFE:
+            own = [
+                minimise(self.large, delta, target, alpha_max)[0]
+                for delta, target in zip(self.deltas, self.targets, strict=True)
+            ]
+            return [alpha * float(kept) for alpha, kept in zip(own, trust(self.targets, self.entropies), strict=True)]
         search = search_grid if kind == Weighting.KL_GRID else minimise
         best, best_loss = [0.0] * len(self.deltas), math.inf
         for t, delta in enumerate(self.deltas):

@@ -24,6 +24,7 @@ ALIGNMENT = 16
 NONE = tl.constexpr(int(Weighting.NONE))
 STATIC = tl.constexpr(int(Weighting.STATIC))
 KL_GRID = tl.constexpr(int(Weighting.KL_GRID))
+KL_SAFE = tl.constexpr(int(Weighting.KL_SAFE))
 ALONE = tl.constexpr(int(Weighting.ALONE))
 BROKEN_BASE = tl.constexpr(BASE)
 BROKEN_EXPERT = tl.constexpr(FIRST_EXPERT)
@@ -58,7 +59,7 @@ def _copy_alone(out, expert, length, vocabulary, BLOCK: tl.constexpr):
 
 @triton.jit
 def _static(out, problem, top, BLOCK: tl.constexpr):
-    """f and g of the fused logits at `out`, for a row whose weights are given."""
+    """f and g of the fused logits at `out`, for a row whose weights several experts may have."""
     large, _, _, common, _, _ = problem
     fused_top = tl.full((), -INF, tl.float32)
     for start in tl.range(0, common, BLOCK):
@@ -113,6 +114,7 @@ def fuse_kernel(
 
     zero, low = tl.full((), 0.0, tl.float32), tl.full((), -INF, tl.float32)
     chosen = tl.zeros([COLUMNS], tl.float32)
+    own_a, own_b, entropies = chosen, chosen, chosen
     a, b, f, g = zero, zero, zero, zero
     bad, copied = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
     top, moved = low, tl.full((), 0, tl.int32)
@@ -139,11 +141,14 @@ def fuse_kernel(
                         ids = start + tl.arange(0, BLOCK)
                         from_base, from_expert = load(base_row, ids, common), load(expert_row, ids, common)
                         state = scan(load(large_row, ids, common), from_base, from_expert, state)
-                    towards, back = finish(state)
+                    towards, back, entropy = finish(state)
+                    own_a = tl.where(columns == t, towards, own_a)
+                    own_b = tl.where(columns == t, back, own_b)
+                    entropies = tl.where(columns == t, entropy, entropies)
                     a += towards / count
                     b += back / count
                     if bad == 0:
-                        bad = tl.where(state[8] == 1, t + BROKEN_EXPERT, tl.where(state[8] > 1, BROKEN_BASE, 0))
+                        bad = tl.where(state[9] == 1, t + BROKEN_EXPERT, tl.where(state[9] > 1, BROKEN_BASE, 0))
                     top = state[0]
             a, b = tl.where(bad == 0, a, 0.0), tl.where(bad == 0, b, 0.0)
             if bad == 0:
@@ -160,9 +165,14 @@ def fuse_kernel(
                             best = (zero, zero, zero, zero)
                             if weighting == KL_GRID:
                                 best = on_grid(problem, reach, a, b, limit, BLOCK)
+                            elif weighting == KL_SAFE:
+                                learned, entropy = at(own_a, t), at(entropies, t)
+                                best = search(problem, reach, learned, at(own_b, t), limit, BLOCK)
+                                kept = tl.where(learned > 0, learned / tl.maximum(learned + entropy, 1e-30), 0.0)
+                                chosen = tl.where(columns == t, best[0] * kept, chosen)
                             else:
                                 best = search(problem, reach, a, b, limit, BLOCK)
-                            if best[1] < least:
+                            if (weighting != KL_SAFE) & (best[1] < least):
                                 least = best[1]
                                 chosen = tl.where(columns == t, best[0], 0.0)
                                 f, g = best[2], best[3]
@@ -176,7 +186,7 @@ def fuse_kernel(
                     expert_row = _expert(experts, strides, program, t, ALIGNED)
                     fused += weight * delta_of(load(base_row, ids, common), load(expert_row, ids, common))
             tl.store(out + ids, fused, mask=ids < vocabulary)
-    if (weighting == STATIC) & (moved > 0) & (top > -INF):
+    if ((weighting == STATIC) | (weighting == KL_SAFE)) & (moved > 0) & (top > -INF):
         tl.debug_barrier()
         f, g = _static(out, (large_row, base_row, base_row, common, zero, zero), top, BLOCK)
     tl.store(out_alpha + program * number + columns, chosen, mask=inside)

@@ -47,7 +47,7 @@ def scan(large, base, expert, state):
 
     The last of the state is 1 where the expert is broken, 2 where the base is, 3 where both are.
     """
-    top, base_top, expert_top, base_sum, expert_sum, base_mean, expert_mean, offset, bad = state
+    top, base_top, expert_top, base_sum, expert_sum, base_mean, expert_mean, offset, level, bad = state
     bad |= 2 * broken(base) | broken(expert)
     delta = delta_of(base, expert)
     both = (base > -INF) & (expert > -INF)
@@ -61,27 +61,32 @@ def scan(large, base, expert, state):
     base_scale, expert_scale = tl.exp(base_top - base_shift), tl.exp(expert_top - expert_shift)
     q, q_t = tl.exp(base - base_shift), tl.exp(expert - expert_shift)
     base_sum = base_sum * base_scale + tl.sum(q, 0)
+    # sum_v exp(e_v - top) (e_v - top), for the entropy; a new top shifts every term by the difference.
+    rise = tl.where(expert_sum > 0, expert_top - expert_shift, 0.0)
+    height = tl.where(expert > -INF, expert - expert_shift, 0.0)
+    level = (level + expert_sum * rise) * expert_scale + tl.sum(q_t * height, 0)
     expert_sum = expert_sum * expert_scale + tl.sum(q_t, 0)
     base_mean = base_mean * base_scale + tl.sum(q * (delta - offset), 0)
     expert_mean = expert_mean * expert_scale + tl.sum(q_t * (delta - offset), 0)
-    return top, new_base, new_expert, base_sum, expert_sum, base_mean, expert_mean, offset, bad
+    return top, new_base, new_expert, base_sum, expert_sum, base_mean, expert_mean, offset, level, bad
 
 
 @triton.jit
 def finish(state):
-    """a = KL(Q_t || Q) and b = KL(Q || Q_t) from the sums of `_scan`."""
-    _, base_top, expert_top, base_sum, expert_sum, base_mean, expert_mean, offset, _ = state
+    """a = KL(Q_t || Q), b = KL(Q || Q_t) and the entropy of Q_t from the sums of `scan`."""
+    _, base_top, expert_top, base_sum, expert_sum, base_mean, expert_mean, offset, level, _ = state
     some = base_sum > 0
     base_sum, expert_sum = tl.where(some, base_sum, 1.0), tl.where(some, expert_sum, 1.0)
     shift = tl.where(some, expert_top - offset - base_top + tl.log(expert_sum / base_sum), 0.0)
-    return tl.maximum(expert_mean / expert_sum - shift, 0.0), tl.maximum(shift - base_mean / base_sum, 0.0)
+    entropy = tl.maximum(tl.log(expert_sum) - level / expert_sum, 0.0)
+    return tl.maximum(expert_mean / expert_sum - shift, 0.0), tl.maximum(shift - base_mean / base_sum, 0.0), entropy
 
 
 @triton.jit
 def first_state():
     """What `scan` starts from."""
     low, zero = tl.full((), -INF, tl.float32), tl.full((), 0.0, tl.float32)
-    return low, low, low, zero, zero, zero, zero, zero, tl.full((), 0, tl.int32)
+    return low, low, low, zero, zero, zero, zero, zero, zero, tl.full((), 0, tl.int32)
 
 
 @triton.jit

@@ -28,6 +28,8 @@ class Weighting(IntEnum):
     """One expert's own logits."""
     KL_JOINT = 5
     """Beyond the paper, an experiment: all weights at once. The Triton kernel lacks it and solves it as `KL`."""
+    KL_SAFE = 6
+    """Beyond the paper: every expert by its own targets, and the less the less it learned or the less sure it is."""
 
 
 class Fused(NamedTuple):

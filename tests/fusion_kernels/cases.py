@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusion_kernels import Fused, Weighting, fuse_logits, reference
 
-KINDS = (Weighting.NONE, Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.ALONE)
+KINDS = (Weighting.NONE, Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.ALONE, Weighting.KL_SAFE)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -152,6 +152,9 @@ def judge(case: Case, impl: str | None, device: str = "cpu") -> None:
         if kind == Weighting.STATIC:
             assert torch.equal(out.alpha[i, used], case.alpha[i, used])
             continue
+        if kind == Weighting.KL_SAFE:
+            _judge_safe(problem, alpha, float(case.alpha_max[i]), size)
+            continue
         assert sum(a != 0 for a in alpha) <= 1
         assert all(0 <= a <= max(float(case.alpha_max[i]), 0) for a in alpha)
         loss = float(reference.objective(found, target))
@@ -165,6 +168,25 @@ def judge(case: Case, impl: str | None, device: str = "cpu") -> None:
             assert alpha == best or loss <= least + 1e-6 * max(least, scale, 1.0) + slack, (alpha, best, loss, least)
         else:
             assert loss <= least * (1 + 1e-4) + 1e-6 + slack, (alpha, best, loss, least, slack)
+
+
+def _judge_safe(problem: reference.Row, alpha: list[float], alpha_max: float, size: float) -> None:
+    """Each expert's weight, without what `trust` takes from it, is a best one for the expert's own targets."""
+    kept = reference.trust(problem.targets, problem.entropies).tolist()
+    for t, (weight, delta, target) in enumerate(zip(alpha, problem.deltas, problem.targets, strict=True)):
+        if kept[t] < 1e-3:
+            assert abs(weight) <= 2e-3 * max(alpha_max, 0)
+            continue
+        own = weight / kept[t]
+        assert -1e-6 <= own <= max(alpha_max, 0) * (1 + 1e-3)
+        points = torch.tensor([own, reference.minimise(problem.large, delta, target, alpha_max)[0]])
+        loss, least = reference.objective(reference.divergences(problem.large, delta, points.double()), target).tolist()
+        # An error of trust, a thousandth at most, moves the weight by as much.
+        steep = (1.0 + float(delta.abs().max())) * (1.0 + own)
+        slack = 8 * size * steep * (loss**0.5 + 8 * size * steep)
+        near = reference.divergences(problem.large, delta, torch.tensor([own * 0.999, own * 1.001]).double())
+        slack += float((reference.objective(near, target) - loss).abs().max())
+        assert loss <= least * (1 + 1e-4) + 1e-6 + slack, (own, points, loss, least)
 
 
 def _steepness(problem: reference.Row, alpha: list[float]) -> float:
