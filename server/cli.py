@@ -238,4 +238,6 @@ def _print_capacity(console: Console, report: Report, capacity: Capacity) -> Non
     table.add_row("KV cache", f"{format_bytes(capacity.kv_bytes)} ({capacity.budget})")
     table.add_row("KV cache tokens", f"{capacity.kv_tokens:,}")
     table.add_row(f"requests of {report.max_model_len:,} tokens at once", f"{capacity.requests:,}")
+    speed = f"{capacity.speed_idle:.2f} for one request, {capacity.speed_full:.2f} with the cache full"
+    table.add_row("speed beside the large model alone, at best", speed)
     console.print(table)

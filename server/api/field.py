@@ -47,15 +47,16 @@ class FusionField(BaseModel):
     weighting: Weighting | None = Field(
         None,
         description="`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved "
-        "exactly at every token. `kl-grid`: the same objective searched on a grid, as published. `alone`: one expert's "
-        "own distribution. Default: the preset's.",
+        "exactly at every token. `kl-grid`: the same objective searched on a grid, as published. `kl-safe`: every expert "
+        "by its own targets, the less the less it learned or the less sure it is. `alone`: one expert's own "
+        "distribution. Default: the preset's.",
     )
     alpha: Annotated[float | dict[str, Alpha], BeforeValidator(_number_or_numbers)] | None = Field(
         None,
         description="The weight of `static`, of any sign: a number for all experts, or `{expert: number}` for each.",
     )
     alpha_max: Annotated[float, BeforeValidator(_number), AfterValidator(_positive)] | None = Field(
-        None, description="The largest weight that `kl` and `kl-grid` may choose. Default: the preset's."
+        None, description="The largest weight that `kl`, `kl-grid` and `kl-safe` may choose. Default: the preset's."
     )
     trace: Annotated[Literal[False, True, "full"], BeforeValidator(_trace)] = Field(
         False,

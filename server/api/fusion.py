@@ -18,6 +18,7 @@ WEIGHTINGS: dict[WeightingName, Weighting] = {
     "static": Weighting.STATIC,
     "kl": Weighting.KL,
     "kl-grid": Weighting.KL_GRID,
+    "kl-safe": Weighting.KL_SAFE,
     "alone": Weighting.ALONE,
 }
 

@@ -14,7 +14,7 @@ from server.errors import ServerError, nearest
 if TYPE_CHECKING:
     from server.chat.conversation import Chat
 
-WEIGHTINGS = ("none", "static", "kl", "kl-grid", "alone")
+WEIGHTINGS = ("none", "static", "kl", "kl-grid", "kl-safe", "alone")
 
 
 def chat(

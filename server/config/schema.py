@@ -14,7 +14,7 @@ from server.config.source import ModelSource
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 from server.errors import nearest
 
-Weighting = Literal["none", "static", "kl", "kl-grid", "alone"]
+Weighting = Literal["none", "static", "kl", "kl-grid", "kl-safe", "alone"]
 ExpertKind = Literal["model", "adapter", "merge"]
 
 ALPHA_LIMIT = 100.0
@@ -118,8 +118,9 @@ class PresetConfig(Section):
     weighting: Weighting = Field(
         "kl",
         description="`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved "
-        "exactly at every token. `kl-grid`: the same objective searched on a grid, as published. `alone`: one expert's "
-        "own distribution.",
+        "exactly at every token. `kl-grid`: the same objective searched on a grid, as published. `kl-safe`: every expert "
+        "by its own targets, the less the less it learned or the less sure it is. `alone`: one expert's own "
+        "distribution.",
     )
     alpha: Alphas | None = Field(
         None,
@@ -127,7 +128,7 @@ class PresetConfig(Section):
         f"any sign, {ALPHA_LIMIT:g} at most.",
     )
     alpha_max: AlphaMax = Field(
-        2.0, description=f"The largest weight that `kl` and `kl-grid` may choose, {ALPHA_LIMIT:g} at most."
+        2.0, description=f"The largest weight that `kl`, `kl-grid` and `kl-safe` may choose, {ALPHA_LIMIT:g} at most."
     )
 
     @model_validator(mode="after")

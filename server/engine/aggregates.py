@@ -27,7 +27,7 @@ KL_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats
 # Steps are folded when somebody asks, or this many at a time, so that they cannot pile up.
 MAX_PENDING_STEPS = 256
 
-_WEIGHED = (Weighting.STATIC, Weighting.KL, Weighting.KL_GRID)
+_WEIGHED = (Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.KL_SAFE)
 """Weightings that move the large model's distribution; the others have no divergence to tell."""
 
 

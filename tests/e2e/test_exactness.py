@@ -21,6 +21,7 @@ SETTINGS = [
     Settings("kl-grid", ("red", "blue")),
     Settings("kl", ("blue",)),
     Settings("none"),
+    Settings("kl-safe", ("red", "blue")),
     Settings("alone", ("blue",)),
     Settings("kl", ("red", "blue"), alpha_max=0.8),
 ]

@@ -74,7 +74,7 @@ def draw_cases(
 
 def draw_settings(rng: random.Random, experts: Sequence[str]) -> Settings:
     """A weighting of any kind, over one or several experts, with random weights or bounds."""
-    weighting = rng.choice(["none", "static", "kl", "kl", "kl-grid", "alone"])
+    weighting = rng.choice(["none", "static", "kl", "kl", "kl-grid", "kl-safe", "alone"])
     used = tuple(name for name in experts if rng.random() < 0.6) or (rng.choice(experts),)
     if weighting == "none":
         return Settings("none")
