@@ -32,4 +32,4 @@ for answer in chain.batch([{"words": "green lamp paper"}, {"words": "moon tree r
 
 # The schema becomes a grammar: whatever the models think, the answer parses.
 extract = model.with_structured_output(Purchase, method="json_schema")
-print(extract.invoke("Extract as JSON: Nora bought 7 pencils in Paris."))
+print(extract.invoke("Extract name, count, item and city: In Sydney, Liam bought 28 tickets."))

@@ -9,7 +9,7 @@ client = OpenAI(
     base_url=os.environ.get("LOGIT_FUSION_URL", "http://127.0.0.1:8000") + "/v1",
     api_key=os.environ.get("LOGIT_FUSION_API_KEY", "none"),
 )
-QUESTION = "Extract as JSON: Nora bought 7 pencils in Paris."
+QUESTION = "Extract name, count, item and city: In Sydney, Liam bought 28 tickets."
 
 print("Presets:", ", ".join(model.id for model in client.models.list()))
 

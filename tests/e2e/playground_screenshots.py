@@ -16,7 +16,7 @@ from tests.e2e.chromium import open_browser
 from tests.server_process import ServerProcess
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-EXTRACTION = "Extract as JSON: Nora bought 7 pencils in Paris."
+EXTRACTION = "Extract name, count, item and city: In Sydney, Liam bought 28 tickets."
 PROBLEM = "Nora has 20 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
 SETTLED_MS = 400
 ANSWER_MS = 120_000

@@ -21,7 +21,7 @@ from tests.server_process import ServerProcess
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's chromium package ({CHROMIUM})")
 
-EXTRACTION = "Extract as JSON: Nora bought 7 pencils in Paris."
+EXTRACTION = "Extract name, count, item and city: In Sydney, Liam bought 28 tickets."
 CODE = "Which two letters stand for Mexico?"
 LONG = "Nora has 20 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
 # The first answer of a fresh machine compiles the kernels.
