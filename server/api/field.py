@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from server.config import Weighting
-from server.config.schema import ALPHA_LIMIT
+from server.config.schema import ALPHA_LIMIT, WEIGHTING
 
 
 def _number(value: Any) -> float:
@@ -46,10 +46,7 @@ class FusionField(BaseModel):
     experts: list[str] | None = Field(None, description="The experts to use, by name. Default: the preset's.")
     weighting: Weighting | None = Field(
         None,
-        description="`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved "
-        "exactly at every token. `kl-grid`: the same objective searched on a grid, as published. `kl-safe`: every expert "
-        "by its own targets, the less the less it learned or the less sure it is. `alone`: one expert's own "
-        "distribution. Default: the preset's.",
+        description=f"{WEIGHTING} Default: the preset's.",
     )
     alpha: Annotated[float | dict[str, Alpha], BeforeValidator(_number_or_numbers)] | None = Field(
         None,

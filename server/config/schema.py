@@ -17,6 +17,13 @@ from server.errors import nearest
 Weighting = Literal["none", "static", "kl", "kl-grid", "kl-safe", "alone"]
 ExpertKind = Literal["model", "adapter", "merge"]
 
+WEIGHTING = (
+    "`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved exactly at every "
+    "token. `kl-grid`: the same objective searched on a grid, as published. `kl-safe`: every expert by its own targets, "
+    "the less the less it learned or the less sure it is. `alone`: one expert's own distribution."
+)
+"""What a weighting is, for the configuration's reference and the API's."""
+
 ALPHA_LIMIT = 100.0
 RESERVED_EXPERTS = ("large", "base")
 EXPERT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
@@ -117,10 +124,7 @@ class PresetConfig(Section):
     experts: tuple[str, ...] = Field((), description="The experts that steer, by name. `none` takes none, `alone` one.")
     weighting: Weighting = Field(
         "kl",
-        description="`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved "
-        "exactly at every token. `kl-grid`: the same objective searched on a grid, as published. `kl-safe`: every expert "
-        "by its own targets, the less the less it learned or the less sure it is. `alone`: one expert's own "
-        "distribution.",
+        description=WEIGHTING,
     )
     alpha: Alphas | None = Field(
         None,
