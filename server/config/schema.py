@@ -18,9 +18,9 @@ Weighting = Literal["none", "static", "kl", "kl-grid", "kl-safe", "alone"]
 ExpertKind = Literal["model", "adapter", "merge"]
 
 WEIGHTING = (
-    "`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved exactly at every "
-    "token. `kl-grid`: the same objective searched on a grid, as published. `kl-safe`: every expert by its own targets, "
-    "the less the less it learned or the less sure it is. `alone`: one expert's own distribution."
+    "`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved exactly at "
+    "every token. `kl-grid`: the same objective searched on a grid, as published. `kl-safe`: every expert by its own "
+    "targets, the less the less it learned or the less sure it is. `alone`: one expert's own distribution."
 )
 """What a weighting is, for the configuration's reference and the API's."""
 
