@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import psutil
@@ -19,6 +19,7 @@ import yaml
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from server.config import Weighting
 from server.metrics import READ_SECONDS
 from tests.deploy.series import OF_PROMETHEUS, expressions, names, variables
 from tests.server_process import ServerProcess
@@ -140,7 +141,7 @@ def test_clients_add_no_labels(server: ServerProcess, client: OpenAI) -> None:
         "preset": {"giant", "giant-red", "giant-blue", "giant-all"},
         "expert": {"red", "blue"},
         "member": {"base", "red", "blue"},
-        "weighting": {"none", "static", "kl", "kl-grid", "alone"},
+        "weighting": set(get_args(Weighting)),
         "divergence": {"fused_large", "large_fused"},
     }
     for name, labels in settled(server):
