@@ -130,7 +130,7 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "weighting: kl}",
             "weighting: kl_grid}",
-            "presets.giant-red.weighting: 'kl_grid' is not one of none, static, kl, kl-grid, alone; "
+            "presets.giant-red.weighting: 'kl_grid' is not one of none, static, kl, kl-grid, kl-safe, alone; "
             "did you mean 'kl-grid'?",
         ),
         (
