@@ -38,7 +38,7 @@ class Tally:
         for expert in settings.experts:
             self.counts["alpha"][preset][expert][bucket(ALPHA_BUCKETS, alpha[expert])] += 1
             self.counts["alpha_sum"][preset][expert] += alpha[expert]
-        if settings.weighting in (Weighting.STATIC, Weighting.KL, Weighting.KL_GRID):
+        if settings.weighting in (Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.KL_SAFE):
             for direction, value in enumerate(kl):
                 self.counts["kl"][preset][direction][bucket(KL_BUCKETS, value)] += 1
                 self.counts["kl_sum"][preset][direction] += value
