@@ -78,7 +78,7 @@ def test_check_prints_what_members_cost_and_what_fits(built_family: Path) -> Non
     assert (done.returncode, done.stderr) == (0, "")
     lines = (line.split("│")[1:-1] for line in done.stdout.splitlines())
     cells = {name.strip(): [cell.strip() for cell in rest] for name, *rest in filter(None, lines)}
-    assert cells["large"] == ["model", "LlamaForCausalLM", "574,336", "2.2 MiB", "3", "1.5 KiB", "512", "512"]
+    assert cells["large"] == ["model", "LlamaForCausalLM", "574,336", "2.2 MiB", "3", "1.5 KiB", "4,096", "512"]
     assert cells["lora"][0] == "adapter"
     assert cells["KV cache tokens"] == ["2,688"]
     assert cells["requests of 256 tokens at once"] == ["10"]
