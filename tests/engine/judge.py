@@ -19,8 +19,8 @@ from tests.engine.driver import Answer, Case
 from tests.hf_loop import HFLoop
 
 TIE = 1e-4
-# The kernel finds `kl` and `kl-safe` weights in float32, where their objective may be flat: they differ by up to a few 1e-4 from the
-# float64 reference's, and an unlikely token's logprob by that times its delta.
+# The kernel finds `kl` and `kl-safe` weights in float32, where their objective may be flat: they differ by up to a few
+# 1e-4 from the float64 reference's, and an unlikely token's logprob by that times its delta.
 LOGPROB_ATOL = {"kl": 2e-3, "kl-safe": 2e-3}
 OTHER_LOGPROB_ATOL = 1e-4
 
