@@ -45,9 +45,9 @@ class Gate:
             AdmissionError: the server drains, or the queue is full.
         """
         if self.draining:
-            raise self._counted(AdmissionError(Reason.DRAINING, DRAINING, DRAINING_RETRY_SECONDS))
+            raise self.count(AdmissionError(Reason.DRAINING, DRAINING, DRAINING_RETRY_SECONDS))
         if not self.policy.has_room(client, weight):
-            raise self._counted(self.policy.refusal(Reason.QUEUE_FULL, self._clock()))
+            raise self.count(self.policy.refusal(Reason.QUEUE_FULL, self._clock()))
 
     async def enter(self, ticket: Ticket, context: Context | None = None) -> None:
         """Return when the ticket has its place; `leave` must follow. A cancelled wait leaves by itself.
@@ -62,7 +62,7 @@ class Gate:
         try:
             pushed_out = self.policy.enter(ticket, arrived)
         except AdmissionError as refused:
-            raise self._counted(refused) from None
+            raise self.count(refused) from None
         if pushed_out is not None:
             self._refuse(pushed_out, self.policy.refusal(Reason.QUEUE_FULL, arrived))
         place = self._places[ticket] = asyncio.get_running_loop().create_future()
@@ -91,8 +91,9 @@ class Gate:
             self.policy.leave(ticket, self._clock())
 
     def count(self, refused: AdmissionError) -> AdmissionError:
-        """Count a refusal that was decided elsewhere, such as by a rate limit."""
-        return self._counted(refused)
+        """Count a refusal, also one that was decided elsewhere, such as by a rate limit."""
+        self._metrics.rejected.labels(reason=refused.reason.value).inc()
+        return refused
 
     def _move(self) -> None:
         now = self._clock()
@@ -112,11 +113,7 @@ class Gate:
     def _refuse(self, ticket: Ticket, refused: AdmissionError) -> None:
         place = self._places.pop(ticket, None)
         if place is not None and not place.done():
-            place.set_exception(self._counted(refused))
-
-    def _counted(self, refused: AdmissionError) -> AdmissionError:
-        self._metrics.rejected.labels(reason=refused.reason.value).inc()
-        return refused
+            place.set_exception(self.count(refused))
 
 
 class _Metrics:

@@ -51,7 +51,3 @@ class Rates:
         if bucket is not None and per_minute is not None:
             bucket.fill(per_minute, now)
             bucket.level = min(per_minute, bucket.level + amount)
-
-    def keep_only(self, clients: set[str]) -> None:
-        """Forget clients that are no more."""
-        self._buckets = {key: bucket for key, bucket in self._buckets.items() if key[0] in clients}
