@@ -1,11 +1,12 @@
 """What this server costs beside vLLM's own: the same large model, the same load, in alternation.
 
-    python -m bench.overhead [--rounds 3] [--prompts 400] [--concurrency 16]
+    python -m bench.overhead [--rounds 7] [--prompts 200] [--concurrency 16]
 
 `vllm serve` (its module, which is the same server) and this server with the large embedded model alone, preset `giant`,
-one at a time, each under `vllm bench serve`'s own client. The model is so small that the servers' Python is most of
-what is timed: the overhead on a model of a real size is less. Prints and stores output tokens per second and the
-median time to the first token, of each round and in the median, and their ratio and difference.
+both started once; in each round `vllm bench serve`'s own client loads one while the other waits, then the other. The
+model is so small that the servers' Python is most of what is timed: the overhead on a model of a real size is less.
+Prints and stores output tokens per second and the median time to the first token of each round, and the medians over
+the rounds of their ratio and difference, with the range of the middle half.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +71,9 @@ def commands(folder: Path, port: int) -> dict[str, list[str]]:
     return {"vllm": theirs, "ours": ours}
 
 
-def run(name: str, folder: Path, loads: list[tuple[int, int]]) -> list[dict[str, float]]:
-    """Start one server, put each load of (prompts, concurrency) on it, and stop it."""
+@contextmanager
+def running(name: str, folder: Path) -> Iterator[str]:
+    """Start one server; yield its address, and stop it."""
     port = free_port()
     with (folder / f"{name}.log").open("w") as log:
         server = subprocess.Popen(
@@ -87,8 +91,7 @@ def run(name: str, folder: Path, loads: list[tuple[int, int]]) -> list[dict[str,
             if server.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} did not start:\n{(folder / f'{name}.log').read_text()[-2000:]}")
             time.sleep(0.5)
-        measure(url, folder, 64, 16)  # warms up
-        return [measure(url, folder, prompts, concurrency) for prompts, concurrency in loads]
+        yield url
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -124,43 +127,54 @@ def measure(url: str, folder: Path, prompts: int, concurrency: int) -> dict[str,
     return {"tokens_s": found["output_throughput"], "first_token_ms": found["median_ttft_ms"]}
 
 
+def compare(rounds: list[dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Medians over the rounds, and of the pairs' ratios and differences with their quartiles."""
+    ratios = [pair["ours"]["tokens_s"] / pair["vllm"]["tokens_s"] for pair in rounds]
+    later = [pair["ours"]["first_token_ms"] - pair["vllm"]["first_token_ms"] for pair in rounds]
+    found = {}
+    for name, values in (("ratio", ratios), ("first_token_later_ms", later)):
+        low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+        found |= {name: middle, f"{name}_q1": low, f"{name}_q3": high}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--concurrency", type=int, default=16)
     options = parser.parse_args()
     loads = [(options.prompts, options.concurrency), (options.prompts // 8, 1)]
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
+    pairs: dict[int, list[dict[str, dict[str, float]]]] = {concurrency: [] for _, concurrency in loads}
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        urls = {server: stack.enter_context(running(server, folder)) for server in ("vllm", "ours")}
+        for url in urls.values():
+            measure(url, folder, 64, 16)  # warms up
         for round_number in range(options.rounds):
             # Who goes first alternates too.
-            for server in ("vllm", "ours") if round_number % 2 == 0 else ("ours", "vllm"):
-                for (_, concurrency), found in zip(loads, run(server, Path(name), loads), strict=True):
-                    rows.append({"round": str(round_number), "server": server, "concurrency": concurrency} | found)
-                    print(rows[-1], flush=True)
-    summary = []
-    for _, concurrency in loads:
-        medians = {
-            server: {
-                key: statistics.median(
-                    float(row[key]) for row in rows if row["server"] == server and row["concurrency"] == concurrency
-                )
-                for key in ("tokens_s", "first_token_ms")
-            }
-            for server in ("vllm", "ours")
-        }
-        for server, values in medians.items():
-            summary.append({"round": "median", "server": server, "concurrency": concurrency} | values)
-        ratio = medians["ours"]["tokens_s"] / medians["vllm"]["tokens_s"]
-        more = medians["ours"]["first_token_ms"] - medians["vllm"]["first_token_ms"]
-        print(f"{concurrency} at once: {ratio:.3f} of vLLM's tokens per second, first token {more:+.2f} ms")
+            order = list(urls) if round_number % 2 == 0 else list(urls)[::-1]
+            for prompts, concurrency in loads:
+                pair = {server: measure(urls[server], folder, prompts, concurrency) for server in order}
+                pairs[concurrency].append(pair)
+                print(round_number, concurrency, pair, flush=True)
+    rows: list[dict[str, Any]] = []
+    for concurrency, rounds in pairs.items():
+        for number, pair in enumerate(rounds):
+            rows += [{"concurrency": concurrency, "round": number, "server": name} | pair[name] for name in urls]
+        found = compare(rounds)
+        rows.append({"concurrency": concurrency, "round": "median"} | found)
+        print(
+            f"{concurrency} at once: {found['ratio']:.3f} [{found['ratio_q1']:.3f}, {found['ratio_q3']:.3f}] of vLLM's "
+            f"tokens per second, first token {found['first_token_later_ms']:+.2f} "
+            f"[{found['first_token_later_ms_q1']:+.2f}, {found['first_token_later_ms_q3']:+.2f}] ms"
+        )
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, summary[0].keys(), lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(
-            {key: round(value, 2) if isinstance(value, float) else value for key, value in row.items()}
-            for row in (*rows, *summary)
+            {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
         )
 
 

@@ -2,7 +2,8 @@
 
 `Aggregates.record` runs in the decode path, so it only keeps what the step has computed anyway, on its device.
 `Aggregates.read`, which the API calls between steps now and then, folds that into counters and brings them to the host;
-nothing else waits for the device. Counters only grow, so a reading that gets lost costs nothing.
+nothing else waits for the device. Counters only grow, so a reading that gets lost costs nothing. How many tokens there
+were needs no recording: the batch knows its requests' outputs.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ class _Step:
     experts: tuple[int, ...]
     labels: torch.Tensor  # [N, 2], see `BatchState.labels`
     positions: torch.Tensor  # [N]
-    use: torch.Tensor | None  # [N, len(experts)]; None where nothing was fused
-    fused: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None  # alpha, KL results, broken
+    use: torch.Tensor  # [N, len(experts)]
+    alpha: torch.Tensor  # [N, len(experts)]
+    kl: torch.Tensor  # [N, 2]
+    broken: torch.Tensor  # [N]
 
 
 class Aggregates:
@@ -56,11 +59,11 @@ class Aggregates:
 
     def __init__(self, batch: BatchState, presets: int) -> None:
         self._batch = batch
+        self._presets = presets
         experts, device = batch.num_experts, batch.device
         self._pending: list[_Step] = []
         # Whoever loads a model makes its dtype and device the default ones.
         whole, real = {"dtype": torch.int64, "device": device}, {"dtype": torch.float64, "device": device}
-        self._tokens = torch.zeros(presets, len(Weighting), **whole)  # type: ignore[call-overload]
         self._broken = torch.zeros(presets, FIRST_EXPERT + experts, **whole)  # type: ignore[call-overload]
         self._alpha = torch.zeros(presets, experts, len(ALPHA_BUCKETS) + 1, **whole)  # type: ignore[call-overload]
         self._alpha_sum = torch.zeros(presets, experts, **real)  # type: ignore[call-overload]
@@ -70,29 +73,25 @@ class Aggregates:
         self._kl_bounds = torch.tensor(KL_BUCKETS, dtype=torch.float32, device=device)
 
     def record(
-        self,
-        owners: torch.Tensor,
-        places: torch.Tensor,
-        use: torch.Tensor | None = None,
-        fused: Fused | None = None,
-        experts: tuple[int, ...] = (),
+        self, owners: torch.Tensor, places: torch.Tensor, use: torch.Tensor, fused: Fused, experts: tuple[int, ...]
     ) -> None:
-        """Note one `compute_logits` call: rows' owners and places [N], and, where any row was fused, which of `experts`
-        each used [N, E] and what came of it.
+        """Note one `compute_logits` call that fused: rows' owners and places [N], which of `experts` each row used
+        [N, E], and what came of it.
         """
         batch = self._batch
         if owners.shape[0] > len(batch.slots):
             return  # more rows than requests: a prompt's logprobs
-        results = None if fused is None else (fused.alpha, fused.kl_fused, fused.broken)
-        self._pending.append(_Step(experts, batch.labels(owners), batch.positions[places], use, results))
+        labels, positions = batch.labels(owners), batch.positions[places]
+        self._pending.append(_Step(experts, labels, positions, use, fused.alpha, fused.kl_fused, fused.broken))
         if len(self._pending) >= MAX_PENDING_STEPS:
             self._fold()
 
     def read(self) -> Counts:
         """All counters since the start."""
         self._fold()
+        generated = self._batch.generated()
         return {
-            "tokens": self._tokens.tolist(),
+            "tokens": [[generated[preset, kind] for kind in Weighting] for preset in range(self._presets)],
             "broken": self._broken.tolist(),
             "alpha": self._alpha.tolist(),
             "alpha_sum": self._alpha_sum.tolist(),
@@ -102,30 +101,20 @@ class Aggregates:
 
     def _fold(self) -> None:
         steps, self._pending = self._pending, []
-        for (experts, fused), group in groupby(steps, key=lambda step: (step.experts, step.fused is not None)):
-            together = list(group)
-            labels = torch.cat([step.labels for step in together])
-            positions = torch.cat([step.positions for step in together])
-            preset, kind = labels[:, 0] // len(Weighting), labels[:, 0] % len(Weighting)
-            # Rows at earlier positions give no new token: prompt logprobs, a chunk of a prompt, or what a preempted
-            # request computes again.
-            generated = positions >= labels[:, 1]
-            _add(self._tokens, (preset, kind), generated)
-            if fused:
-                self._fold_fused(together, experts, preset, kind, generated)
+        for experts, group in groupby(steps, key=lambda step: step.experts):
+            self._fold_alike(list(group), experts)
 
-    def _fold_fused(
-        self,
-        steps: list[_Step],
-        experts: tuple[int, ...],
-        preset: torch.Tensor,
-        kind: torch.Tensor,
-        generated: torch.Tensor,
-    ) -> None:
-        """Fold steps over the same experts; rows' preset, weighting and whether they gave a token [N]."""
+    def _fold_alike(self, steps: list[_Step], experts: tuple[int, ...]) -> None:
+        """Fold steps over the same experts."""
+        labels, positions, use, alpha, kl, broken = (
+            torch.cat([getattr(step, name) for step in steps])
+            for name in ("labels", "positions", "use", "alpha", "kl", "broken")
+        )
+        preset, kind = labels[:, 0] // len(Weighting), labels[:, 0] % len(Weighting)
+        # Rows at earlier positions give no new token: prompt logprobs, a chunk of a prompt, or what a preempted
+        # request computes again.
+        generated = positions >= labels[:, 1]
         device = preset.device
-        alpha, kl, broken = (torch.cat(parts) for parts in zip(*(step.fused or () for step in steps), strict=True))
-        use = torch.cat([step.use for step in steps if step.use is not None])
         places = torch.tensor(experts, device=device)
         members = torch.cat([torch.arange(FIRST_EXPERT, device=device), places + FIRST_EXPERT])
         _add(self._broken, (preset, members[broken.long()]), generated & (broken > 0))

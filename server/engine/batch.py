@@ -17,6 +17,7 @@ Every value that changes between steps stays on the device, so nothing here wait
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING
@@ -42,10 +43,17 @@ class Slot:
 
     settings: FusionSettings
     num_prompt_tokens: int
+    output_token_ids: list[int] = field(default_factory=list)
+    """The engine's own list of the request's output, which grows while it stays."""
     num_output_tokens: int = 0
     """Tokens generated before this stay, that is, before the request was preempted."""
     serial: int = field(default_factory=count().__next__)
     """Tells slots apart, also those of one request that was preempted and came back."""
+
+    @property
+    def generated(self) -> int:
+        """Tokens generated during this stay."""
+        return len(self.output_token_ids) - self.num_output_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,14 @@ class Rows:
 class BatchState:
     """The settings of the running requests by batch index, and the token layout of the current step."""
 
-    def __init__(self, max_num_seqs: int, max_num_tokens: int, num_experts: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_num_tokens: int,
+        num_experts: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         if max_num_tokens > _TAG_BASE**TAG_COLUMNS:
             raise ValueError(
                 f"max_num_batched_tokens is {max_num_tokens}; the composite model tells at most "
@@ -79,7 +94,10 @@ class BatchState:
         )
         self._host_labels = torch.zeros(max_num_seqs, 2, dtype=torch.int64, device="cpu")
         self._on_device, self._labels = self._to_device()
-        self._places = torch.arange(max_num_tokens, device=device)
+        places = torch.arange(max_num_tokens, device=device)
+        self._tags = torch.stack((places // _TAG_BASE, places % _TAG_BASE), dim=1).to(dtype)
+        self._digits = torch.tensor([_TAG_BASE, 1], dtype=torch.float32, device=device)
+        self._left: Counter[tuple[int, Weighting]] = Counter()
         self._query_start_loc: torch.Tensor | None = None
         self.experts_in_use: list[int] = []
         """Experts that any running request fuses, in the configuration's order."""
@@ -92,13 +110,19 @@ class BatchState:
     def update(self, change: BatchUpdate) -> None:
         """Follow the persistent batch: removals, then additions, then moves, as vLLM orders them."""
         for index in change.removed:
+            self._leave(index)
             self._set(index, None)
         for index, params, prompt_token_ids, output_token_ids in change.added:
-            self._set(index, Slot(FusionSettings.of(params), len(prompt_token_ids or ()), len(output_token_ids)))
+            settings, known = FusionSettings.of(params), len(output_token_ids)
+            self._leave(index)
+            self._set(index, Slot(settings, len(prompt_token_ids or ()), output_token_ids, known))
         for source, target, direction in change.moved:
             moved, replaced = self.slots[source], self.slots[target]
+            if direction != MoveDirectionality.SWAP:
+                self._leave(target)
+                replaced = None
             self._set(target, moved)
-            self._set(source, replaced if direction == MoveDirectionality.SWAP else None)
+            self._set(source, replaced)
         running = [slot.settings for slot in self.slots if slot is not None]
         self.experts_in_use = sorted({expert for settings in running for expert in settings.experts})
         self.tracing = any(settings.traced for settings in running)
@@ -108,14 +132,13 @@ class BatchState:
     def begin_step(
         self, query_start_loc: torch.Tensor | None, input_ids: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
-        """Keep the layout of this step and return the tags [num_tokens, 2] to append to the hidden states.
+        """Keep the layout of this step; return the tags [num_tokens, 2], of the model's dtype, for the hidden states.
 
         `query_start_loc` [num_requests + 1] is the first token of each request; `None` when vLLM profiles, with
         tokens that belong to no request.
         """
         self._query_start_loc, self.input_ids, self.positions = query_start_loc, input_ids, positions
-        places = self._places[: positions.shape[-1]]
-        return torch.stack((places // _TAG_BASE, places % _TAG_BASE), dim=1)
+        return self._tags[: positions.shape[-1]]
 
     @property
     def profiling(self) -> bool:
@@ -124,8 +147,8 @@ class BatchState:
 
     def places(self, tags: torch.Tensor) -> torch.Tensor:
         """Tags [N, 2] of any float dtype to the rows' token index in this step, [N] int64."""
-        digits = tags.round().long()
-        return digits[:, 0] * _TAG_BASE + digits[:, 1]
+        # Exact in float32, also where a matrix unit rounds its factors to bfloat16 or TF32.
+        return tags.float().mv(self._digits).long()
 
     def owners(self, places: torch.Tensor) -> torch.Tensor:
         """Token indices [N] to the batch index that owns each, [N] int64; padding goes to the last request."""
@@ -154,6 +177,19 @@ class BatchState:
             alpha=torch.zeros(shape, dtype=torch.float32, device=self.device),
             alpha_max=torch.full((num_rows,), 2.0, dtype=torch.float32, device=self.device),
         )
+
+    def generated(self) -> Counter[tuple[int, Weighting]]:
+        """Tokens generated since the start, by preset and weighting."""
+        total = self._left.copy()
+        for slot in self.slots:
+            if slot is not None:
+                total[slot.settings.preset, slot.settings.weighting] += slot.generated
+        return total
+
+    def _leave(self, index: int) -> None:
+        slot = self.slots[index]
+        if slot is not None:
+            self._left[slot.settings.preset, slot.settings.weighting] += slot.generated
 
     def _set(self, index: int, slot: Slot | None) -> None:
         self.slots[index] = slot
@@ -197,11 +233,14 @@ def batch_state(vllm_config: VllmConfig) -> BatchState | None:
         return None
     state = _states.get(vllm_config.instance_id)
     if state is None:
+        dtype = vllm_config.model_config.dtype
+        assert isinstance(dtype, torch.dtype)
         state = BatchState(
             vllm_config.scheduler_config.max_num_seqs,
             vllm_config.scheduler_config.max_num_batched_tokens,
             len(fusion["experts"]),
             torch.device(vllm_config.device_config.device or "cpu"),
+            dtype,
         )
         _states[vllm_config.instance_id] = state
     return state

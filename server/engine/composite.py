@@ -97,8 +97,15 @@ class LogitFusionForCausalLM(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Hidden states of all members and the rows' tags, side by side: [num_tokens, sum of widths + 2]."""
+        """Hidden states of all members and the rows' tags, side by side: [num_tokens, sum of widths + 2].
+
+        The large model's alone, [num_tokens, its width], where there is nothing else and nobody asks for a trace.
+        """
         tags = self._batch.begin_step(_query_start_loc(), input_ids, positions)
+        if self.base is None and not self._batch.tracing:
+            self._widths = None
+            states: torch.Tensor = self.large(input_ids, positions)
+            return states
         hidden = [
             member(input_ids if last is None else input_ids.clamp(max=last), positions)
             for member, last in zip(self._members, self._last_ids, strict=True)
@@ -111,19 +118,17 @@ class LogitFusionForCausalLM(nn.Module):
 
         Float32 where any running request fuses; the large model's own logits, in their dtype, where none does.
         """
-        assert self._widths is not None
         batch = self._batch
+        if self._widths is None:
+            alone: torch.Tensor | None = self.large.compute_logits(hidden_states)
+            return alone
         large_states, *small_states, tags = torch.split(hidden_states, [*self._widths, TAG_COLUMNS], dim=-1)
         in_use = list(range(batch.num_experts)) if batch.profiling else batch.experts_in_use
         large: torch.Tensor | None = self.large.compute_logits(large_states)
-        if large is not None and not batch.profiling:
-            places = batch.places(tags)
-            owners = batch.owners(places)
         if not in_use:
-            if large is not None:
-                self.aggregates.record(owners, places)
-                if batch.tracing:
-                    self.trace_log.record(owners, places, large, None, [])
+            if large is not None and batch.tracing and not batch.profiling:
+                places = batch.places(tags)
+                self.trace_log.record(batch.owners(places), places, large, None, [])
             return large
         base: torch.Tensor | None = self.base.compute_logits(small_states[0])
         members = self._members[2:]
@@ -133,6 +138,9 @@ class LogitFusionForCausalLM(nn.Module):
         # `fuse_logits` compares over the ids that its arguments share. They must not depend on which experts other
         # requests of the batch use, so the base shows only the ids that all members share.
         base = base[:, : self._common_size]
+        if not batch.profiling:
+            places = batch.places(tags)
+            owners = batch.owners(places)
         rows = batch.profiling_rows(large.shape[0]) if batch.profiling else batch.rows(owners)
         columns = slice(None) if len(in_use) == batch.num_experts else in_use
         use = rows.use[:, columns]

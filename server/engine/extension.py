@@ -23,7 +23,7 @@ class FusionWorkerExtension:
         return kept
 
     def read_fusion_counts(self) -> Counts:
-        """Counters over all generated tokens; all zero on workers that hold no logits."""
+        """Counters over all generated tokens; workers that hold no logits know the number of tokens only."""
         counts: Counts = self._composite().aggregates.read()
         return counts
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from vllm import SamplingParams
-from vllm.v1.sample.logits_processor import BatchUpdate
+from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
 from fusion_kernels import Fused, Weighting
 from fusion_kernels.weighting import BASE, FIRST_EXPERT
@@ -60,7 +60,8 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
     rng = random.Random(0)
     batch = BatchState(SLOTS, 64, EXPERTS, CPU)
     aggregates, tally = Aggregates(batch, PRESETS), Tally()
-    requests: list[tuple[FusionSettings, int]] = []  # settings and the first position that gives a new token
+    # Settings, the first position that gives a new token, and the output so far.
+    requests: list[tuple[FusionSettings, int, list[int]]] = []
     for step in range(MAX_PENDING_STEPS + 100):
         if step % 7 == 0:
             requests = []
@@ -70,7 +71,7 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
                 params = SamplingParams(temperature=0)
                 settings.attach(params)
                 added.append((index, params, prompt, output))
-                requests.append((settings, len(prompt) + len(output) - 1))
+                requests.append((settings, len(prompt) + len(output) - 1, output))
             batch.update(BatchUpdate(SLOTS, removed=[], added=added, moved=[]))
         positions = torch.tensor([rng.randrange(8) for _ in requests])
         starts = torch.arange(SLOTS + 1, dtype=torch.int32)
@@ -81,16 +82,15 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
         alpha = torch.tensor([[rng.choice([*ALPHA_BUCKETS, -0.4, 0.6, 99.0]) for _ in in_use] for _ in requests])
         kl = torch.tensor([[rng.choice([*KL_BUCKETS, 0.0, 0.2, 50.0]) for _ in range(2)] for _ in requests])
         broken = torch.zeros(SLOTS, dtype=torch.int8)
-        for row, (settings, _) in enumerate(requests):
+        for row, (settings, _, _) in enumerate(requests):
             if settings.experts and rng.random() < 0.2:
                 broken[row] = rng.choice([BASE, *(FIRST_EXPERT + in_use.index(t) for t in settings.experts)])
         if columns:
             fused = Fused(torch.zeros(SLOTS, 4), alpha, torch.zeros(SLOTS, 2), kl, broken)
             aggregates.record(owners, places, batch.rows(owners).use[:, list(in_use)], fused, in_use)
-        else:
-            aggregates.record(owners, places)
-        for row, (settings, first) in enumerate(requests):
+        for row, (settings, first, output) in enumerate(requests):
             if int(positions[row]) >= first:
+                output.append(1)
                 number = int(broken[row])
                 member = FIRST_EXPERT + in_use[number - FIRST_EXPERT] if number >= FIRST_EXPERT else number
                 weights = {t: float(alpha[row, in_use.index(t)]) for t in settings.experts}
@@ -109,11 +109,42 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
 
 def test_more_rows_than_requests_are_no_tokens() -> None:
     batch = BatchState(SLOTS, 64, EXPERTS, CPU)
+    aggregates, number = Aggregates(batch, PRESETS), SLOTS + 1
+    rows = torch.arange(number)
+    batch.begin_step(torch.tensor([0, number]), rows, rows)
+    weights, divergences = torch.ones(number, EXPERTS), torch.ones(number, 2)
+    fused = Fused(torch.zeros(number, 4), weights, divergences, divergences, torch.zeros(number, dtype=torch.int8))
+    owners = torch.zeros(number, dtype=torch.int64)
+    aggregates.record(owners, rows, torch.ones(number, EXPERTS, dtype=torch.bool), fused, (0, 1))
+    counts = aggregates.read()
+    assert not any(map(any, counts["kl_sum"]))
+    assert not any(map(any, counts["alpha_sum"]))
+
+
+def test_tokens_are_counted_wherever_their_request_moves() -> None:
+    batch = BatchState(SLOTS, 64, EXPERTS, CPU)
     aggregates = Aggregates(batch, PRESETS)
-    rows = torch.arange(SLOTS + 1)
-    batch.begin_step(torch.tensor([0, SLOTS + 1]), rows, rows)
-    aggregates.record(torch.zeros(SLOTS + 1, dtype=torch.int64), rows)
-    assert not any(map(any, aggregates.read()["tokens"]))
+    outputs: list[list[int]] = [[], [], [7, 7], []]  # the third comes back after it was preempted
+    added = []
+    for index, output in enumerate(outputs):
+        params = SamplingParams(temperature=0)
+        FusionSettings(preset=index % PRESETS).attach(params)
+        added.append((index, params, [1], output))
+    batch.update(BatchUpdate(4, removed=[], added=added, moved=[]))
+    for output in outputs:
+        output += [1, 1, 1]
+    # The first leaves and the last takes its place; the other two change places.
+    moved = [(3, 0, MoveDirectionality.UNIDIRECTIONAL), (1, 2, MoveDirectionality.SWAP)]
+    batch.update(BatchUpdate(3, removed=[0], added=[], moved=moved))
+    for output in outputs[1:]:
+        output.append(1)
+    # A new request takes the place of one that ended.
+    params = SamplingParams(temperature=0)
+    FusionSettings(preset=2).attach(params)
+    batch.update(BatchUpdate(3, removed=[], added=[(0, params, [1], fresh := [])], moved=[]))
+    fresh.append(1)
+    tokens = [row[Weighting.NONE] for row in aggregates.read()["tokens"]]
+    assert tokens == [3 + 4, 4, 4 + 1]
 
 
 async def test_an_engine_that_preempts_counts_each_token_once(family: Path) -> None:
