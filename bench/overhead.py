@@ -131,7 +131,7 @@ def compare(rounds: list[dict[str, dict[str, float]]]) -> dict[str, float]:
     """Medians over the rounds, and of the pairs' ratios and differences with their quartiles."""
     ratios = [pair["ours"]["tokens_s"] / pair["vllm"]["tokens_s"] for pair in rounds]
     later = [pair["ours"]["first_token_ms"] - pair["vllm"]["first_token_ms"] for pair in rounds]
-    found = {}
+    found: dict[str, float] = {}
     for name, values in (("ratio", ratios), ("first_token_later_ms", later)):
         low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
         found |= {name: middle, f"{name}_q1": low, f"{name}_q3": high}
