@@ -118,7 +118,7 @@ def fuse_rows(
                     found = cpu_solve.search(
                         problem, facts[t, 1], facts[t, 2], facts[t, 3], float(limit), table, blocks
                     )
-                    out_alpha[row, t] = found[0] * facts[t, 2] / (facts[t, 2] + facts[t, 4])
+                    out_alpha[row, t] = found[0] * np.sqrt(facts[t, 2] / (facts[t, 2] + facts[t, 4]))
         if weighting in (STATIC, KL_SAFE):
             total = expert
             total[:] = np.float32(0.0)

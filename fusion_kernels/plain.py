@@ -164,7 +164,7 @@ def _search_safely(
         dim=1,
     )
     kept = [target[:, 0] / (target[:, 0] + entropy) for target, entropy in zip(targets, entropies, strict=True)]
-    return own * torch.stack(kept, dim=1).nan_to_num(nan=0.0)
+    return own * torch.stack(kept, dim=1).sqrt().nan_to_num(nan=0.0)
 
 
 def _search_jointly(

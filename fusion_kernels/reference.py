@@ -48,18 +48,19 @@ def divergences(large: Tensor, delta: Tensor, weights: Tensor) -> Tensor:
 
 
 def trust(target: Tensor, entropy: Tensor) -> Tensor:
-    """[T]: how much of its weight each of T experts keeps under `KL_SAFE`, a / (a + H(Q_t)) with a = KL(Q_t || Q).
+    """[T]: how much of its weight each of T experts keeps under `KL_SAFE`, sqrt(a / (a + H(Q_t))), a = KL(Q_t || Q).
 
-    a + H(Q_t) = -sum Q_t log Q is the base's cross-entropy on the expert, so this is the share of it that fine-tuning
-    accounts for: near 1 where the expert learned something and is sure of it, near 0 where it says what the base says,
-    or does not know.
+    a + H(Q_t) = -sum Q_t log Q is the base's cross-entropy on the expert, so under the root is the share of it that
+    fine-tuning accounts for, as R^2 is the share of a variance that a model explains; the root is to it what the
+    correlation is to R^2. Near 1 where the expert learned something and is sure of it, near 0 where it says what the
+    base says, or does not know.
 
     Args:
         target: [T, 2] float64, a and b of each expert.
         entropy: [T] float64, H(Q_t) in nats.
     """
     a = target[:, 0]
-    return torch.where(a > 0, a / (a + entropy), 0.0)
+    return torch.where(a > 0, (a / (a + entropy)).sqrt(), 0.0)
 
 
 def objective(found: Tensor, target: Tensor) -> Tensor:

@@ -168,7 +168,9 @@ def fuse_kernel(
                             elif weighting == KL_SAFE:
                                 learned, entropy = at(own_a, t), at(entropies, t)
                                 best = search(problem, reach, learned, at(own_b, t), limit, BLOCK)
-                                kept = tl.where(learned > 0, learned / tl.maximum(learned + entropy, 1e-30), 0.0)
+                                kept = tl.sqrt(
+                                    tl.where(learned > 0, learned / tl.maximum(learned + entropy, 1e-30), 0.0)
+                                )
                                 chosen = tl.where(columns == t, best[0] * kept, chosen)
                             else:
                                 best = search(problem, reach, a, b, limit, BLOCK)

@@ -172,19 +172,25 @@ def judge(case: Case, impl: str | None, device: str = "cpu") -> None:
 
 def _judge_safe(problem: reference.Row, alpha: list[float], alpha_max: float, size: float) -> None:
     """Each expert's weight, without what `trust` takes from it, is a best one for the expert's own targets."""
+    # `a` is a difference of float32 sums; where it nearly vanishes, so does all that is known of its root.
+    noise = 1e-5 + 8 * size
+    most = reference.trust(problem.targets + noise, problem.entropies).tolist()
     kept = reference.trust(problem.targets, problem.entropies).tolist()
     for t, (weight, delta, target) in enumerate(zip(alpha, problem.deltas, problem.targets, strict=True)):
-        if kept[t] < 1e-3:
-            assert abs(weight) <= 2e-3 * max(alpha_max, 0)
+        error = 1e-3 + 0.5 * noise / max(float(target[0]), 1e-30)
+        if error > 0.1:
+            assert abs(weight) <= max(alpha_max, 0) * most[t] * (1 + 1e-3)
             continue
         own = weight / kept[t]
-        assert -1e-6 <= own <= max(alpha_max, 0) * (1 + 1e-3)
+        assert -1e-6 <= own <= max(alpha_max, 0) * (1 + error)
         points = torch.tensor([own, reference.minimise(problem.large, delta, target, alpha_max)[0]])
         loss, least = reference.objective(reference.divergences(problem.large, delta, points.double()), target).tolist()
-        # An error of trust, a thousandth at most, moves the weight by as much.
+        # An error of trust moves the weight by as much.
         steep = (1.0 + float(delta.abs().max())) * (1.0 + own)
         slack = 8 * size * steep * (loss**0.5 + 8 * size * steep)
-        near = reference.divergences(problem.large, delta, torch.tensor([own * 0.999, own * 1.001]).double())
+        near = reference.divergences(
+            problem.large, delta, torch.tensor([own * (1 - error), own * (1 + error)]).double()
+        )
         slack += float((reference.objective(near, target) - loss).abs().max())
         assert loss <= least * (1 + 1e-4) + 1e-6 + slack, (own, points, loss, least)
 

@@ -32,12 +32,12 @@ def test_a_sure_expert_keeps_the_weight_of_kl(impl: str) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
-def test_an_unsure_expert_moves_nothing(impl: str) -> None:
+def test_an_unsure_expert_moves_next_to_nothing(impl: str) -> None:
     """Nearly its base and nearly flat: the objective is met only by a large weight, which is not given."""
     case = safe(2)
     case.base *= 0.001
     case.experts = [case.base + 0.02 * torch.randn(case.base.shape, generator=torch.Generator().manual_seed(0))]
-    assert float(case.fuse(impl).alpha.abs().max()) < 1e-3
+    assert float(case.fuse(impl).alpha.abs().max()) < 2e-2
 
 
 @pytest.mark.parametrize("impl", IMPLEMENTATIONS)
@@ -59,9 +59,9 @@ def test_experts_equal_to_the_base_change_nothing(impl: str) -> None:
     torch.testing.assert_close(out.logits, case.large.float(), rtol=0, atol=0)
 
 
-def test_trust_is_the_explained_share_of_the_bases_cross_entropy() -> None:
+def test_trust_is_the_root_of_the_explained_share_of_the_bases_cross_entropy() -> None:
     generator = torch.Generator().manual_seed(5)
     base, expert = torch.randn(2, 50, generator=generator, dtype=torch.float64).log_softmax(1)
     row = reference.Row(torch.zeros(50), base, [expert])
     entropy, cross = -(expert.exp() * expert).sum(), -(expert.exp() * base).sum()
-    assert float(reference.trust(row.targets, row.entropies)) == pytest.approx(float(1 - entropy / cross))
+    assert float(reference.trust(row.targets, row.entropies)) == pytest.approx(float(1 - entropy / cross) ** 0.5)
