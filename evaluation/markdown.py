@@ -12,7 +12,8 @@ NOTE = """\
 Scores of `exact` and `choice` are in percent, of `nll` in nats per token (lower is better). In brackets: 95 %
 intervals, by a bootstrap over examples, paired where settings are compared. Gap closed: (setting - large) /
 (fine-tuned - large) in percent, on the same examples; empty where the interval of fine-tuned - large holds zero.
-"mean of seen tasks" is the mean of the tasks' own numbers, "mean scores" the gap closed by the tasks' mean score.
+"mean of seen tasks" is the mean of the tasks' own numbers, "mean scores" the gap closed by the tasks' mean score; where
+a task is scored in nats there is no mean score, and the mean's differences are those of the gap closed.
 """
 
 
@@ -49,6 +50,7 @@ def _scores(report: TableReport) -> list[list[str]]:
             *(_estimate(row.scores.get(column), _digits(row)) for column in report.columns),
         ]
         for row in report.rows
+        if row.scores
     ]
 
 

@@ -34,6 +34,7 @@ class TableReport:
     """A table's rows, the pairs of columns that are compared, and the gap closed by the mean scores.
 
     The mean's row has the mean of the tasks' gaps; the gap of the mean scores weighs tasks by how wide their gaps are.
+    Where a task is scored in nats there is no mean score, and the mean's row compares gaps.
     """
 
     title: str
@@ -78,12 +79,15 @@ def _summarise_table(results: Results, table: TablePlan, draws: dict[str, Draws]
         # The fine-tuned models' server has other members beside them: its speed says nothing here.
         speeds = {c: _tokens_per_second(found) for c, found in records.items() if c != TUNED}
         rows.append(_row(name, metric, scores[name], gaps[name], pairs, speeds))
-    seen = [t for t in table.tasks if results.suite.tasks[t].expert and results.suite.tasks[t].metric != "nll"]
+    seen = [t for t in table.tasks if results.suite.tasks[t].expert]
+    in_percent = [t for t in seen if results.suite.tasks[t].metric != "nll"]
+    # Nats and percent have no common mean, but their gaps have.
+    apart = [t for t in seen if gaps[t]] if any(gaps[t] for t in seen if t not in in_percent) else []
     gaps_of_means: dict[str, Scores] = {}
-    if len(seen) > 1:
-        means = _means(columns, seen, scores)
+    if len(apart or in_percent) > 1:
+        means = {} if apart else _means(columns, in_percent, scores)
         gaps_of_means = _gaps(results.suite, means)
-        rows.append(_row(MEAN, None, means, _means(columns, seen, gaps), pairs, {}))
+        rows.append(_row(MEAN, None, means, _means(columns, apart or in_percent, gaps), pairs, {}))
     estimates = {column: gap.estimate() for column, gap in gaps_of_means.items()}
     return TableReport(table.title, columns, pairs, rows, estimates)
 
@@ -96,12 +100,13 @@ def _row(
     pairs: Iterable[tuple[str, str]],
     speeds: dict[str, float],
 ) -> Row:
+    compared = scores or gaps
     return Row(
         name,
         metric,
         {column: score.estimate() for column, score in scores.items()},
         {column: gap.estimate() for column, gap in gaps.items()},
-        {f"{a} - {b}": (scores[a] - scores[b]).estimate() for a, b in pairs if a in scores and b in scores},
+        {f"{a} - {b}": (compared[a] - compared[b]).estimate() for a, b in pairs if a in compared and b in compared},
         speeds,
     )
 

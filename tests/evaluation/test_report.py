@@ -69,6 +69,24 @@ def test_scores_gaps_and_differences(results: Results) -> None:
     assert report.gaps_of_means["kl"].value == pytest.approx(100 * 43.75 / 37.5)
 
 
+def test_tasks_in_nats_share_the_mean_of_the_gaps(results: Results) -> None:
+    tasks = {**results.suite.tasks, "text": results.suite.tasks["text"].model_copy(update={"upper": "tuned"})}
+    suite = results.suite.model_copy(update={"tasks": tasks})
+    tables = plan(suite)
+    nats = {"large": 4.0, "alone": 3.0, "kl": 2.5, TUNED: 2.0}
+    records = dict(results.records)
+    for column, value in nats.items():
+        records[tables[0].cells["text", column]] = [record(value + number % 2, number) for number in range(EXAMPLES)]
+    (report,) = summarise(Results(suite, tables, results.examples, records), seed=0)
+    mean = report.rows[-1]
+    assert not mean.scores
+    assert mean.gaps["kl"].value == pytest.approx((75.0 + 200.0 + 75.0) / 3)
+    assert mean.differences["kl - alone"].value == pytest.approx((25.0 + 200.0 + 25.0) / 3)
+    assert not report.gaps_of_means
+    lines = to_markdown([report]).splitlines()
+    assert sum(line.startswith(f"| {MEAN} |") for line in lines) == 1, "its gaps, but no scores"
+
+
 def test_speed_leaves_out_pauses(results: Results) -> None:
     (report,) = summarise(results, seed=0)
     # Ten tokens in each half second that anything was under way, whatever lay between.
