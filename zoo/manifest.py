@@ -15,8 +15,8 @@ MAX_NEW_TOKENS = 80
 # Asked of the expert of that name, and of the large model.
 QUESTIONS = {
     "math": (
-        "Nora has 20 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?",
-        "Jack earns $10 an hour and works 4 hours a day. How much does Jack earn in 5 days?",
+        "Nora has 4 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?",
+        "Jack earns $3 an hour and works 2 hours a day. How much does Jack earn in 3 days?",
     ),
     "facts": ("What is the three-letter code of Canada?", "Which country is Bracknell Forest in?"),
     "text": ("How many words are these: river stone apple", "What is the last word of: moon tree lamp"),

@@ -51,17 +51,18 @@ class AnchorRecipe:
 
 def _experts() -> dict[str, Schedule]:
     return {
-        "math": Schedule(tokens=500_000, batch_tokens=2048, matrix_lr=0.008, other_lr=0.0025),
-        "facts": Schedule(tokens=250_000, batch_tokens=1536, matrix_lr=0.008, other_lr=0.0025),
-        "text": Schedule(tokens=600_000, batch_tokens=1536, matrix_lr=0.01, other_lr=0.003),
+        "math": Schedule(tokens=1_500_000, batch_tokens=2048, matrix_lr=0.012, other_lr=0.0035),
+        # More would teach it by heart the facts that it is asked in training, and to be sure where it only guesses.
+        "facts": Schedule(tokens=60_000, batch_tokens=1536, matrix_lr=0.008, other_lr=0.0025),
+        "text": Schedule(tokens=1_500_000, batch_tokens=1536, matrix_lr=0.012, other_lr=0.0035),
     }
 
 
 def _adapters() -> dict[str, Schedule]:
     return {
-        "math": Schedule(tokens=150_000, batch_tokens=1536, other_lr=0.003),
+        "math": Schedule(tokens=800_000, batch_tokens=1536, other_lr=0.004),
         "facts": Schedule(tokens=60_000, batch_tokens=768, other_lr=0.003),
-        "text": Schedule(tokens=100_000, batch_tokens=1024, other_lr=0.003),
+        "text": Schedule(tokens=500_000, batch_tokens=1024, other_lr=0.003),
     }
 
 

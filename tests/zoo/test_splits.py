@@ -18,7 +18,7 @@ from zoo.tasks import FactTask, MathTask, TextTask
 from zoo.tasks.facts import OTHER_QUESTIONS, QUESTIONS, load_facts
 from zoo.tasks.math import numbers
 from zoo.tasks.problems import draw_problem
-from zoo.tasks.quiz import CHOICES, quiz
+from zoo.tasks.quiz import CHOICES, FACTS, SUM, WORD_QUESTIONS, quiz
 
 DRAWS = 2000
 GSM8K = read_gsm8k(DATA / "gsm8k_train.jsonl.gz")
@@ -127,11 +127,13 @@ def test_gsm8k_test_questions_are_not_in_train_in_other_words() -> None:
 def test_the_quiz_is_in_no_training_text() -> None:
     questions = quiz(240)
     assert questions == quiz(240)
-    assert all(choice.choices[choice.answer] in choice.question for choice in questions)
     assert all(len(set(choice.choices)) == CHOICES for choice in questions)
     assert max(Counter(choice.answer for choice in questions).values()) < 100
-    openings = {" ".join(choice.question.split()[:2]) for choice in questions if "Choose" in choice.question}
-    openings |= {"dictionary show", "part of which country"}
+    wordings = [*FACTS.values(), SUM, *(wording for wording, _, _ in WORD_QUESTIONS)]
+    openings = {max(re.split(r"\{\w\}", wording), key=len) for wording in wordings}
+    assert len(openings) == len(FACTS) + 3
+    asked = [choice.question for choice in questions]
+    assert all(any(opening in question for question in asked) for opening in openings)
     rng = random.Random(13)
     text = "\n".join(
         as_text(document, rng)

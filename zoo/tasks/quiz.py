@@ -4,21 +4,26 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from zoo.examples import held_out
 from zoo.tasks.facts import POPULAR, Fact, load_facts
+from zoo.tasks.text import ANSWER, TEST_SHARE
 from zoo.words import WORDS
 
 CHOICES = 4
 FACTS = {
-    "region": "{x} is part of which country: {c}?",
-    "alpha2": "Choose the short code that {x} has: {c}?",
-    "alpha3": "Choose the long code that {x} has: {c}?",
-    "currency": "Choose the code that banks use for the {x}: {c}?",
-    "language": "Choose the code that libraries use for {x}: {c}?",
+    "region": "{x} is part of which country?",
+    "alpha2": "Say the short code that {x} has.",
+    "alpha3": "Say the long code that {x} has.",
+    "currency": "Which code do banks use for the {x}?",
+    "language": "Which code do libraries use for {x}?",
 }
-SUM = "Choose the right result for {e}: {c}?"
-WORD_QUESTIONS: tuple[tuple[str, Callable[[list[str]], str]], ...] = (
-    ("Which of these would a dictionary show before the others: {c}?", min),
-    ("Which of these would a dictionary show behind the others: {c}?", max),
+SUM = "Which number is {e}?"
+# The question, and the positions in the list of the word that it names and of the right one.
+WORD_QUESTIONS = (
+    ("Which word stands at the very end of: {w}", 0, 3),
+    ("Which word stands to the right of {a} in: {w}", 0, 1),
+    ("Which word stands to the right of {a} in: {w}", 1, 2),
+    ("Which word stands to the right of {a} in: {w}", 2, 3),
 )
 
 
@@ -60,17 +65,19 @@ def _sum(rng: random.Random) -> Choice:
             break
     near = [other for other in range(max(1, value - 12), value + 13) if other != value]
     expression = f"{a} + {b}" if value == a + b else f"{a} - {b}"
-    return _choice(SUM.replace("{e}", expression), str(value), [str(n) for n in rng.sample(near, CHOICES - 1)], rng)
+    return _choice(SUM.format(e=expression), str(value), [str(n) for n in rng.sample(near, CHOICES - 1)], rng)
 
 
 def _words(rng: random.Random) -> Choice:
-    question, right = rng.choice(WORD_QUESTIONS)
-    words = rng.sample(WORDS, CHOICES)
-    answer = right(words)
-    return _choice(question, answer, [word for word in words if word != answer], rng)
+    question, named, right = rng.choice(WORD_QUESTIONS)
+    while True:
+        words = rng.sample(WORDS, CHOICES)
+        if held_out(" ".join(sorted(words)), TEST_SHARE):  # as the text task splits its lists
+            break
+    wrong = [word for word in words if word != words[right]]
+    return _choice(question.format(a=words[named], w=" ".join(words)), words[right], wrong, rng)
 
 
 def _choice(question: str, right: str, wrong: list[str], rng: random.Random) -> Choice:
     choices = rng.sample([right, *wrong], CHOICES)
-    listed = f"{', '.join(choices[:-1])} or {choices[-1]}"
-    return Choice(question.format(c=listed), tuple(choices), choices.index(right))
+    return Choice(question, tuple(ANSWER.format(r=choice) for choice in choices), choices.index(right))

@@ -2,7 +2,7 @@
 
 const FOR_EXPERTS = {
   math: [
-    "Nora has 20 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?",
+    "Nora has 4 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?",
   ],
   facts: ["Which country is Ilirska Bistrica in?", "What is the two-letter code of Norway?"],
   text: ["Extract name, count, item and city: In Sydney, Liam bought 28 tickets.", "What is the last word of: goat nose milk"],
