@@ -36,7 +36,8 @@ def draw(results: Results, reports: Sequence[TableReport], folder: Path) -> list
 
 def _draw_bars(report: TableReport, path: Path) -> Path:
     """Bars of all columns for each task: percent on the left, nats per token on the right."""
-    panels = [rows for nll in (False, True) if (rows := [r for r in report.rows if (r.metric == "nll") == nll])]
+    scored = [row for row in report.rows if row.scores]
+    panels = [rows for nll in (False, True) if (rows := [r for r in scored if (r.metric == "nll") == nll])]
     widths = [len(rows) for rows in panels]
     figure = Figure(figsize=(2 + 2.4 * sum(widths), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)
