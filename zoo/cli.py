@@ -25,7 +25,7 @@ def train(
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     quick: Annotated[bool, typer.Option(help="A few steps only, to see that it runs; the answers are noise.")] = False,
 ) -> None:
-    """Train tokenizer, large, base, experts and adapters from data and a seed (under an hour on two cores)."""
+    """Train tokenizer, large, base, experts and adapters from data and a seed (about an hour on two cores)."""
     # Imported late: `logit-fusion --help` should not wait for torch and transformers.
     from zoo.build import build
     from zoo.recipe import MICRO, Recipe
