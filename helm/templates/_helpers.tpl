@@ -85,7 +85,7 @@ auth: {keys_file: keys.yaml}
 {{- with $config.Error }}
 {{- fail (printf "config: not valid YAML: %s" .) }}
 {{- end }}
-{{- range $key := list "large" "base" "presets" }}
+{{- range $key := list "large" "presets" }}
 {{- if not (hasKey $config $key) }}
 {{- fail (printf "config: lacks the section %s (docs/configuration.md)" $key) }}
 {{- end }}

@@ -81,7 +81,7 @@ def helm(action: str, many_values: Sequence[Object], chart: Path = CHART) -> lis
         text=True,
         check=True,
         env=os.environ | {"HELM_DRIVER": "memory"},
-        timeout=120,
+        timeout=600,
     )
     answers: list[Any] = json.loads(result.stdout)
     return answers

@@ -48,7 +48,7 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
         "config needs engine.distributed_executor_backend: ray",
     ),
     ({"replicas": 3, "models": {"claim": {"create": True}}}, "ReadWriteOnce lets one node mount the claim"),
-    ({"config": "large: {model: /models/l}\n"}, "config: lacks the section base"),
+    ({"config": "large: {model: /models/l}\n"}, "config: lacks the section presets"),
     ({"config": "large: {model\n"}, "config: not valid YAML"),
     ({"config": {"large": {}}}, "at '/config': got object, want string"),
     (
@@ -88,6 +88,11 @@ def test_own_configuration_replaces_the_demo() -> None:
     """The demo's experts and presets must not be merged into it."""
     config = yaml.safe_load(render({"config": FAMILY}).one("ConfigMap")["data"]["config.yaml"])
     assert config == yaml.safe_load(FAMILY)
+
+
+def test_a_large_model_alone_needs_no_base() -> None:
+    alone = "large: {model: /models/l}\npresets: {giant: {weighting: none}}\n"
+    assert render({"config": alone}).one("ConfigMap")["data"]["config.yaml"] == alone
 
 
 def test_at_least_six_cases_beside_the_default() -> None:
