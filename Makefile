@@ -85,13 +85,13 @@ image-clean:
 # Of what is deployed, without the development's tools.
 sbom: setup-dev
 	mkdir -p build
-	$(BIN)/cyclonedx-py requirements --output-reproducible --output-file build/sbom.cdx.json $(LOCK)
+	$(BIN)/python deploy/release.py --sbom $(LOCK) build/sbom.cdx.json
 licences: setup-dev
 	$(BIN)/python deploy/licences.py $(LOCK)
-# PyPI's advisories know no local versions. Strict: what cannot be looked up is a failure.
+# PyPI's advisories know no local versions.
 audit: setup-dev
 	mkdir -p build
 	sed 's/+cpu$$//' $(LOCK) > build/runtime.txt
-	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement build/runtime.txt
+	$(BIN)/python deploy/audit.py build/runtime.txt
 release: setup-dev
 	$(BIN)/python deploy/release.py "$(VERSION)" build/release

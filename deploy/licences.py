@@ -12,12 +12,14 @@ def licence(name: str) -> str:
     said = metadata(name)
     if expression := said.get("License-Expression"):
         return expression
-    classified = [
-        entry.rpartition(" :: ")[2] for entry in said.get_all("Classifier", []) if entry.startswith("License")
-    ]
+    classifiers = [entry for entry in said.get_all("Classifier", []) if entry.startswith("License :: ")]
+    # "License :: OSI Approved" alone names none.
+    classified = [entry.rpartition(" :: ")[2] for entry in classifiers if entry != "License :: OSI Approved"]
     # Some write the whole text there: its first line is the name.
     words = said.get("License", "").strip().splitlines()
-    return "; ".join(classified) or (words[0].strip() if words else "not stated in its metadata")
+    if classified or words:
+        return "; ".join(classified) or words[0].strip()
+    return f"not named; its text: {said.get('License-File', 'missing')}"
 
 
 def main(lock: Path) -> None:

@@ -1,4 +1,7 @@
-"""Collects what a release carries: `release.py VERSION FOLDER` writes its notes, the chart and bills of materials."""
+"""Collects what a release carries: `release.py VERSION FOLDER` writes its notes, the chart and bills of materials.
+
+`release.py --sbom LOCK FILE` writes the bill of materials of one lock alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +22,7 @@ def notes(changelog: str, version: str) -> str:
     Raises:
         SystemExit: there is none, or it still says that it is unreleased.
     """
-    section = re.search(rf"^## {re.escape(version)}(.*)\n((?:.*\n)*?)(?=^## |\Z)", changelog, re.MULTILINE)
+    section = re.search(rf"^## {re.escape(version)}(?= |$)(.*)\n((?:.*\n)*?)(?=^## |\Z)", changelog, re.MULTILINE)
     if section is None:
         raise SystemExit(f"CHANGELOG.md has no section {version}")
     if "unreleased" in section[1]:
@@ -34,18 +38,33 @@ def pack_chart(version: str, folder: Path) -> Path:
     return archive
 
 
+def bill_of_materials(lock: Path, file: Path) -> None:
+    """List what a lock installs, in CycloneDX's format."""
+    # It warns that the locks, which are flat, do not say who needs whom.
+    command = [sys.executable, "-W", "ignore::UserWarning", "-m", "cyclonedx_py", "requirements"]
+    command += ["--pyproject", str(ROOT / "pyproject.toml"), "--output-reproducible", "--output-file", str(file)]
+    subprocess.run([*command, str(lock)], check=True)
+
+
 def main(version: str, folder: Path) -> None:
-    """Write everything into `folder`."""
+    """Write everything into `folder`.
+
+    Raises:
+        SystemExit: the changelog or the package speaks of another version.
+    """
     text = notes((ROOT / "CHANGELOG.md").read_text(), version)
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    if packaged != version:
+        raise SystemExit(f"pyproject.toml and helm/Chart.yaml have version {packaged}, not {version}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "notes.md").write_text(text)
     pack_chart(version, folder)
     for flavour in FLAVOURS:
-        bill = folder / f"logit-fusion-{version}-{flavour}.cdx.json"
-        lock = ROOT / f"requirements/{flavour}.lock"
-        command = [sys.executable, "-m", "cyclonedx_py", "requirements", "--output-reproducible"]
-        subprocess.run([*command, "--output-file", str(bill), str(lock)], check=True)
+        bill_of_materials(ROOT / f"requirements/{flavour}.lock", folder / f"logit-fusion-{version}-{flavour}.cdx.json")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    if sys.argv[1] == "--sbom":
+        bill_of_materials(Path(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main(sys.argv[1], Path(sys.argv[2]))

@@ -179,10 +179,17 @@ def test_the_demo_is_the_same_everywhere() -> None:
     )
 
 
+def test_a_release_has_the_packages_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(release, "notes", lambda changelog, version: "- New.\n")
+    with pytest.raises(SystemExit, match=r"have version .*, not 9\.9\.9"):
+        release.main("9.9.9", tmp_path / "release")
+    assert not (tmp_path / "release").exists()
+
+
 def test_a_release_carries_notes_and_chart(tmp_path: Path) -> None:
     changelog = "# Changelog\n\n## 0.2.0 (2030-01-01)\n\n- New.\n\n## 0.1.0 (unreleased)\n\n- First.\n"
     assert release.notes(changelog, "0.2.0") == "- New.\n"
-    for version in ("0.1.0", "0.3.0"):
+    for version in ("0.1.0", "0.3.0", "0.2", ""):
         with pytest.raises(SystemExit, match=r"unreleased|no section"):
             release.notes(changelog, version)
     archive = release.pack_chart("0.1.0", tmp_path)
