@@ -68,9 +68,11 @@ FROM build AS build-cuda
 # Further packages by name, such as `ray` for more than one machine.
 ARG EXTRA_PACKAGES=""
 COPY requirements/cuda.lock /tmp/lock
+# `==` would also take a CPU build of torch, 2.13.0+cpu, from a folder of wheels that pip is told of; `===` does not.
 # The extra packages bring what they need themselves, but may not move what is locked.
 RUN --mount=type=secret,id=pip \
-    pip install --quiet -r /tmp/lock \
+    sed -i 's/^torch==/torch===/' /tmp/lock \
+    && pip install --quiet -r /tmp/lock \
     && if [ -n "${EXTRA_PACKAGES}" ]; then \
         PIP_NO_DEPS=0 pip install --quiet --constraint /tmp/lock ${EXTRA_PACKAGES}; \
     fi
