@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import hashlib
 import tempfile
 from pathlib import Path
@@ -19,9 +18,9 @@ from typing import Any
 import yaml
 
 from bench.clients import PROMPTS, Sample, ask, closed_loop, goodput, median_ms, row, session
+from bench.results_file import store
 from tests.server_process import ServerProcess
 
-RESULTS = Path(__file__).parent / "results" / "fairness.csv"
 TOKENS = 64
 PRESET = "giant-all"
 
@@ -82,10 +81,7 @@ def main() -> None:
     for entry in rows:
         entry["ratio_to_alone"] = round(entry["quiet_first_token_ms_median"] / alone, 2)
     print(f"first token of the quiet key beside the flood: {rows[1]['ratio_to_alone']} times that alone")
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    store("fairness", rows)
 
 
 if __name__ == "__main__":

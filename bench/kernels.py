@@ -6,7 +6,6 @@ Every figure of a line comes from one run with the candidates taking turns, the 
 is (bytes of the inputs once + bytes of the output once) / (copy bandwidth measured in the same run).
 """
 
-import csv
 import ctypes
 import time
 from collections.abc import Callable
@@ -17,9 +16,9 @@ import matplotlib as mpl
 import torch
 from torch import Tensor
 
+from bench.results_file import store
 from fusion_kernels import Fused, Weighting, fuse_logits, warm_up
 
-RESULTS = Path(__file__).parent / "results"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE = torch.bfloat16 if DEVICE == "cuda" else torch.float32
 ROWS, VOCABULARY = (256, 32_000) if DEVICE == "cuda" else (16, 32_000)
@@ -227,12 +226,7 @@ def main() -> None:
     lines.append(compiled_loop(main_case))
     lines += scaling()
     show(lines)
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"kernels-{DEVICE}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
-        writer.writeheader()
-        writer.writerows(lines)
-    plot(lines, RESULTS / f"kernels-{DEVICE}.png")
+    plot(lines, store(f"kernels-{DEVICE}", lines).with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import sys
 import tempfile
 from collections import Counter
@@ -19,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.clients import PROMPTS, Sample, ask, closed_loop, goodput, median_ms, row, session
+from bench.results_file import store
 from tests.server_process import ServerProcess
 
-RESULTS = Path(__file__).parent / "results" / "load.csv"
 PRESETS = ("giant", "giant-math", "giant-facts", "giant-all")
 TOKENS = 64
 
@@ -81,10 +80,7 @@ def main() -> None:
     for entry in rows:
         entry["of_capacity"] = round(entry["goodput_tokens_s"] / quiet, 3)
     print(f"goodput under overload: {rows[1]['of_capacity']:.1%} of the better run at capacity")
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    store("load", rows)
     failed = any(entry["other_statuses"] or entry["incomplete"] or entry["wrong_text"] for entry in rows)
     sys.exit(1 if failed else 0)
 

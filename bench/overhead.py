@@ -12,7 +12,6 @@ the rounds of their ratio and difference, with the range of the middle half.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import signal
@@ -30,8 +29,8 @@ from typing import Any
 import httpx
 
 import zoo
+from bench.results_file import store
 
-RESULTS = Path(__file__).parent / "results" / "overhead.csv"
 MODEL = Path(zoo.__file__ or "").parent / "models" / "large"
 INPUT_TOKENS = OUTPUT_TOKENS = 64
 KV_BYTES = 2**28
@@ -169,13 +168,12 @@ def main() -> None:
             f"tokens per second, first token {found['first_token_later_ms']:+.2f} "
             f"[{found['first_token_later_ms_q1']:+.2f}, {found['first_token_later_ms_q3']:+.2f}] ms"
         )
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
-        )
+    rounded = [
+        {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+    ]
+        {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+    ]
+    store("overhead", rounded)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ for requests; writes them to `bench/results/soak.csv`. The first tenth warms cac
 from __future__ import annotations
 
 import asyncio
-import csv
 import gc
 import random
 import sys
@@ -23,6 +22,7 @@ import psutil
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 
+from bench.results_file import store
 from fusion_kernels import Weighting
 from server.config import load_config
 from server.engine.client import FusionEngine
@@ -31,7 +31,6 @@ from server.engine.members import resolve_members
 from server.engine.settings import FusionSettings
 from tests.models import make_family
 
-RESULTS = Path(__file__).parent / "results" / "soak.csv"
 TOGETHER = 16
 DROPPED, TRACED = 0.2, 0.2
 KINDS = [Weighting.NONE, Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.ALONE]
@@ -122,11 +121,7 @@ def main() -> None:
     first, last = samples[0], samples[-1]
     print(f"memory, last over first tenth: API process {last.api_mib / first.api_mib:.3f}, ", end="")
     print(f"engine {last.engine_mib / first.engine_mib:.3f}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(asdict(first)), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(sample) for sample in samples)
+    store("soak", [asdict(sample) for sample in samples])
 
 
 if __name__ == "__main__":

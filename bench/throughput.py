@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
 import statistics
 import tempfile
 import time
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.members import make_members
+from bench.results_file import store
 from server.config import load_config
 
-RESULTS = Path(__file__).parent / "results" / "throughput.csv"
 REQUESTS = (1, 4, 16)
 PROMPT_TOKENS = 32
 NEW_TOKENS = 32
@@ -112,12 +111,7 @@ def main() -> None:
     rows = asyncio.run(measure(args.folder, args.experts, args.rounds, args.weightings))
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
-    print(f"stored in {RESULTS}")
+    print(f"stored in {store('throughput', rows)}")
 
 
 if __name__ == "__main__":
