@@ -171,8 +171,6 @@ def main() -> None:
     rounded = [
         {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
     ]
-        {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows
-    ]
     store("overhead", rounded)
 
 
