@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from evaluation.plan import Cell, TablePlan
 from evaluation.report import Row, TableReport
@@ -39,24 +40,26 @@ def _draw_bars(report: TableReport, path: Path) -> Path:
     scored = [row for row in report.rows if row.scores]
     panels = [rows for nll in (False, True) if (rows := [r for r in scored if (r.metric == "nll") == nll])]
     widths = [len(rows) for rows in panels]
-    figure = Figure(figsize=(2 + 2.4 * sum(widths), 4), layout="constrained")
+    figure = Figure(figsize=(3 + 2.4 * sum(widths), 4), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False, width_ratios=widths)
+    shades = colormaps["viridis"](np.linspace(0, 0.92, len(report.columns)))
+    colours = dict(zip(report.columns, shades, strict=True))
     for rows, axis in zip(panels, axes[0], strict=True):
-        _bars(axis, rows, report.columns)
-    axes[0][0].legend(fontsize="small", ncols=2)
+        _bars(axis, rows, colours)
+    handles = [Patch(color=colour, label=column) for column, colour in colours.items()]
+    figure.legend(handles=handles, fontsize="small", loc="outside right upper")
     figure.suptitle(report.title)
     return _save(figure, path)
 
 
-def _bars(axis: Any, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    width = 0.85 / len(columns)
-    colours = colormaps["viridis"](np.linspace(0, 0.92, len(columns)))
-    for place, column in enumerate(columns):
+def _bars(axis: Any, rows: Sequence[Row], colours: dict[str, Any]) -> None:
+    width = 0.85 / len(colours)
+    for place, (column, colour) in enumerate(colours.items()):
         found = [(x, row.scores[column]) for x, row in enumerate(rows) if column in row.scores]
         values = np.array([estimate.value for _, estimate in found])
         bounds = np.array([(estimate.low, estimate.high) for _, estimate in found]).T.reshape(2, -1)
-        places = [x + (place - (len(columns) - 1) / 2) * width for x, _ in found]
-        axis.bar(places, values, width, label=column, color=colours[place])
+        places = [x + (place - (len(colours) - 1) / 2) * width for x, _ in found]
+        axis.bar(places, values, width, color=colour)
         axis.errorbar(places, values, np.abs(bounds - values), fmt="none", ecolor="black", elinewidth=0.8)
     axis.set_xticks(range(len(rows)), [row.name for row in rows])
     axis.set_ylabel("nats per token (lower is better)" if rows[0].metric == "nll" else "score, %")
