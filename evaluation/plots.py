@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from evaluation.plan import Cell, TablePlan
 from evaluation.report import Row, TableReport
@@ -85,6 +86,7 @@ def _draw_alphas(title: str, traced: dict[str, list[dict[str, Any]]], path: Path
         _mean_alphas(left, traces)
         _example_alphas(right, traces[0])
         left.set_ylabel(f"{column}\nalpha")
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axis in (left, right):
             axis.spines[["top", "right"]].set_visible(False)
     axes[0][0].set_title("all traced answers: mean, 10 % to 90 %", fontsize="medium")

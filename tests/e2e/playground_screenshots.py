@@ -17,7 +17,7 @@ from tests.server_process import ServerProcess
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 EXTRACTION = "Extract name, count, item and city: In Sydney, Liam bought 28 tickets."
-PROBLEM = "Nora has 20 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
+PROBLEM = "Nora has 4 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
 SETTLED_MS = 400
 ANSWER_MS = 120_000
 
