@@ -176,7 +176,8 @@ def newton(
             target = high if target > high and high - x < 1e-9 + 1e-7 * x else 0.5 * (low + high)
         step = target - x
         error = step * step * max(np.sqrt(spread), abs(skew) / (spread + 1e-30))
-        if bend * error * error <= RELATIVE * loss + 1e-9:
+        # Without a bend nothing is known of the error: at 0, where L is always level, or where f and g are saturated.
+        if bend > 0.0 and bend * error * error <= RELATIVE * loss + 1e-9:
             gain += step * (mean + step * (spread / 2 + step * skew / 6))
             mean += step * (spread + step * skew / 2)
             f, g = max(target * mean - gain, 0.0), max(gain - target * mu, 0.0)

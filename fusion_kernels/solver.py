@@ -196,7 +196,8 @@ def _newton(cumulants: Cumulants, goal: Goal, best: Best, x: Tensor, low: Tensor
         then = torch.where(inside, wanted, torch.where(at_end, high, middle))
         step = then - x
         error = step.square() * torch.maximum(spread.sqrt(), skew.abs() / (spread + 1e-30))
-        settled = bend * error.square() <= RELATIVE * loss + 1e-9
+        # Without a bend nothing is known of the error: at 0, where L is always level, or where f and g are saturated.
+        settled = (bend > 0) & (bend * error.square() <= RELATIVE * loss + 1e-9)
         # The last step needs no evaluation: A is known there by its Taylor series.
         value = value + step * (mean + step * (spread / 2 + step * skew / 6))
         f, g = _divergences(then, value, mean + step * (spread + step * skew / 2), goal)

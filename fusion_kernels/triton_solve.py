@@ -179,7 +179,8 @@ def search(problem, reach, a, b, limit, BLOCK: tl.constexpr):
         then = tl.where(inside, wanted, tl.where(at_end, high, 0.5 * (low + high)))
         move = then - x
         error = move * move * tl.maximum(tl.sqrt(here_spread), tl.abs(skew) / (here_spread + 1e-30))
-        settled = curve * error * error <= RELATIVE * loss + 1e-9
+        # Without a curve nothing is known of the error: at 0, where L is always level, or where f and g are saturated.
+        settled = (curve > 0) & (curve * error * error <= RELATIVE * loss + 1e-9)
         # The last step needs no evaluation: A is known there by its Taylor series.
         gain += move * (here_mean + move * (here_spread / 2 + move * skew / 6))
         here_f, here_g = _divergences(then, gain, here_mean + move * (here_spread + move * skew / 2), start_mean)

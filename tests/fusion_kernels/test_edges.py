@@ -157,3 +157,11 @@ def test_alpha_max_zero_is_large_alone(impl: str) -> None:
     case = make(1, rows=2, kinds=tuple(SEARCHED))
     case.alpha_max.zero_()
     assert torch.equal(case.fuse(impl).logits, case.large)
+
+
+def test_a_search_that_begins_at_zero_leaves_it(impl: str) -> None:
+    """The objective is level at weight 0, though its minimum lies beyond: targets so small that the guess is 0."""
+    logits = [[9.696929, 7.386314, 4.486578], [5.003168, 13.173132, 0.5295098], [5.149349, 21.986645, -2.2266228]]
+    large, base, expert = (torch.tensor([row]) for row in logits)
+    out = fuse(large, base, expert, Weighting.KL, impl)
+    assert float(out.alpha) == pytest.approx(0.0191, rel=0.1)
