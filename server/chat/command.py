@@ -58,7 +58,7 @@ def chat(
     talk = Chat(server, settings, Console(highlight=False), presets, members)
     if not sys.stdin.isatty():
         if weighting is not None:
-            settings.weighting = weighting
+            talk.weigh(weighting)
         talk.ask(sys.stdin.read().strip())
         return
     _converse(talk, weighting)

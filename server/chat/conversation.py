@@ -91,6 +91,11 @@ class Chat:
         self.show_settings()
 
     def set_weighting(self, value: str) -> None:
+        """Change the weighting, as `weigh` does, and show what holds now."""
+        self.weigh(value)
+        self.show_settings()
+
+    def weigh(self, value: str) -> None:
         """Change the weighting; without a value, back to the preset's."""
         if value and value not in WEIGHTINGS:
             raise ValueError(f"there is no weighting '{value}'; {nearest(value, WEIGHTINGS)}")
@@ -102,7 +107,6 @@ class Chat:
             self.settings.alpha = 1.0
         if value not in ("", "none") and not self._used_experts():
             self.settings.experts = self.experts[:1] if value == "alone" else self.experts
-        self.show_settings()
 
     def set_alpha(self, value: str) -> None:
         """Fix the weight of all experts, which makes the weighting `static`; without a value, the preset's."""

@@ -84,6 +84,19 @@ def test_the_weighting_can_be_chosen(server: ServerProcess, client: OpenAI) -> N
     assert done.stdout == (wanted.choices[0].message.content or "") + "\n"
 
 
+def test_static_weights_are_1_unless_the_preset_has_others(server: ServerProcess, client: OpenAI) -> None:
+    wanted = client.chat.completions.create(
+        model="giant-blue",
+        messages=[{"role": "user", "content": "Hello"}],
+        max_tokens=8,
+        temperature=0,
+        extra_body={"fusion": {"weighting": "static", "alpha": 1.0}},
+    )
+    done = piped(server.url, "Hello", "--preset", "giant-blue", "--weighting", "static")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (wanted.choices[0].message.content or "") + "\n"
+
+
 def test_a_terminal_shows_tinted_tokens_and_a_legend(server: ServerProcess) -> None:
     shown = typed(server.url, "/preset giant-blue", "Hello", "/quit")
     assert len(BACKGROUND.findall(shown)) >= 4
