@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +19,10 @@ from typing import Self
 import httpx
 import psutil
 
-START_SECONDS = 180
+START_SECONDS = 400
+# vLLM 0.32 gives its worker 5 s to end by itself, which it never does, before it tells it to: in every server and
+# engine that a test starts.
+os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 
 
 class ServerProcess:
@@ -58,6 +64,12 @@ class ServerProcess:
         self.process.send_signal(sig)
         return self.process.wait(seconds)
 
+    def end(self, sig: signal.Signals = signal.SIGTERM) -> None:
+        """End it as a user or an orchestrator does, and check that it ends as it should: with 0, leaving no process."""
+        assert len(self.processes()) > 1, "the engine runs in processes of its own"
+        assert self.stop(sig) == 0
+        assert self.wait_until_gone() == []
+
     def processes(self) -> list[str]:
         """Command lines of what still runs in the server's session: the engine's processes too, ended ones not."""
         found = []
@@ -95,3 +107,13 @@ class ServerProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+
+
+@functools.cache
+def demo_server() -> ServerProcess:
+    """The demo models, served as by `logit-fusion serve` without a configuration: one server for all tests, which
+    leave it as it is. It ends with them.
+    """
+    server = ServerProcess(None, Path(tempfile.mkdtemp(prefix="demo-")) / "server.log")
+    atexit.register(server.__exit__, None, None, None)
+    return server.__enter__()

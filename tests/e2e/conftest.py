@@ -1,13 +1,15 @@
-"""One real server over a tiny random family, shared by the tests of this folder."""
+"""Real servers over a tiny random family, shared by the tests of this folder."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from tests.e2e.collector import Collector
 from tests.hf_loop import HFLoop
 from tests.models import make_family
 from tests.server_process import ServerProcess
@@ -19,10 +21,37 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_family(tmp_path_factory.mktemp("family"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(family: Path) -> Iterator[ServerProcess]:
+    """With the settings that there are by default; after all that was done to it, it ends as it should."""
     with ServerProcess(family, family.parent / "server.log") as process:
         yield process
+        process.end()
+
+
+class Configured(NamedTuple):
+    """A server, and the collector that its spans go to."""
+
+    server: ServerProcess
+    collector: Collector
+
+
+@pytest.fixture(scope="package")
+def configured(family: Path) -> Iterator[Configured]:
+    """With engine arguments: traces are exported, more sequences run at once, and grammars leave out white space, of
+    which random models would write no end.
+    """
+    with Collector() as collector:
+        settings = {
+            "engine.otlp_traces_endpoint": collector.endpoint,
+            "engine.structured_outputs_config": "{backend: xgrammar, disable_any_whitespace: true}",
+            "engine.max_num_seqs": 32,
+        }
+        arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+        with ServerProcess(family, family.parent / "configured.log", *arguments) as process:
+            yield Configured(process, collector)
+            process.end()
+            assert "Traceback" not in process.log.read_text()
 
 
 @pytest.fixture(scope="session")

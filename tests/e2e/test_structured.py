@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from tests.e2e.conftest import Configured
 from tests.hf_loop import HFLoop
 from tests.server_process import ServerProcess
 
@@ -71,13 +70,10 @@ MESSAGES: list[Any] = [{"role": "user", "content": "Give me one."}]
 CHOICES = 10
 
 
-@pytest.fixture(scope="module")
-def compact(family: Path) -> Iterator[ServerProcess]:
-    """A server whose grammars leave out white space, of which random models would write no end."""
-    options = "engine.structured_outputs_config={backend: xgrammar, disable_any_whitespace: true}"
-    log = family.parent / "compact.log"
-    with ServerProcess(family, log, "--set", options, "--set", "engine.max_num_seqs=32") as process:
-        yield process
+@pytest.fixture
+def compact(configured: Configured) -> ServerProcess:
+    """A server whose grammars leave out white space."""
+    return configured.server
 
 
 @pytest.fixture
@@ -184,6 +180,7 @@ def test_responses_make_the_tool_call_that_is_required(compact: ServerProcess, n
         input="Give me one.",
         tools=[tool],
         tool_choice="required",
+        parallel_tool_calls=False,
         max_output_tokens=120,
         extra_body={"logit_bias": no_white_space},
     )

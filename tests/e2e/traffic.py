@@ -1,4 +1,4 @@
-"""Requests that take a while, and what the server says of its load; used by the tests of traffic and faults."""
+"""Requests that take a while, and what the server says of its load; used by tests of more than one kind."""
 
 from __future__ import annotations
 
@@ -36,6 +36,23 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> float:
         assert time.monotonic() - started < seconds, "it did not happen in time"
         time.sleep(0.02)
     return time.monotonic() - started
+
+
+def settle(server: ServerProcess) -> None:
+    """Return when the fusion's metrics hold all that was generated before this call.
+
+    They are read every two seconds. One more token is asked for, in a series that no test looks at: the reading that
+    holds it holds all that came before.
+    """
+    series = 'fusion_tokens_total{preset="giant-all",weighting="none"} '
+
+    def counted() -> list[str]:
+        return [line for line in httpx.get(server.url + "/metrics").text.splitlines() if line.startswith(series)]
+
+    before = counted()
+    answer = httpx.post(server.url + "/v1/completions", json=body(1, fusion={"weighting": "none"}), timeout=60)
+    assert answer.status_code == 200
+    wait_for(lambda: counted() != before, 30)
 
 
 @contextmanager

@@ -1,0 +1,209 @@
+"""Every command that the documentation shows runs: as it stands, or shortened as the tables here say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from lm_eval._cli.harness import HarnessCLI  # type: ignore[import-untyped]
+from lm_eval.config.evaluate_config import EvaluatorConfig  # type: ignore[import-untyped]
+from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
+
+from tests.examples.pages import FENCE, PAGES, ROOT, Command, blocks, commands
+from tests.server_process import ServerProcess
+
+# Deployment has tests of its own (tests/deploy).
+SHOWN = {page: tuple(commands(page.read_text())) for page in PAGES if page.name != "deploy.md"}
+
+# In place of the addresses that the pages show.
+ADDRESSES = ("http://127.0.0.1:8000", "http://gpu-box:8000")
+
+QUESTION = "What is the three-letter code of Canada?"
+BODY = {"model": "giant-facts", "messages": [{"role": "user", "content": QUESTION}]}
+CURL = f"curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '{json.dumps(BODY)}'"
+EVAL = 'logit-fusion eval --suite my/suite.yaml --url http://gpu-box:8000 --key "$KEY"'
+AS_SHOWN = {
+    CURL,
+    EVAL,
+    ".venv/bin/logit-fusion check --config fusion.yaml",
+    "python -m server.config.reference",
+}
+
+# A new engine for one command takes too long: `check` reads and checks the same, the server that runs is asked.
+CHECK = ".venv/bin/logit-fusion check --config fusion.yaml"
+CHAT = "logit-fusion chat --url {url}"
+BENCH = "logit-fusion bench --clients 16 --clients 32 --clients 64"
+# Two lines typed in a terminal.
+TYPED = r"printf 'Hello\n/quit\n' | script --quiet --return --command '%s' /dev/null"
+INSTEAD = {
+    "make serve": "make --dry-run --directory {root} serve",
+    "make test": "make --dry-run --directory {root} test",
+    "make test-long": "make --dry-run --directory {root} test-long",
+    ".venv/bin/logit-fusion serve --config fusion.yaml": CHECK,
+    "logit-fusion serve --config FILE": CHECK,
+    "logit-fusion serve --config my-zoo/zoo.yaml": "logit-fusion check --config my-zoo/zoo.yaml",
+    "logit-fusion check": CHECK,
+    "logit-fusion check --config fusion.yaml": CHECK,
+    "logit-fusion check --config FILE": CHECK,
+    "logit-fusion chat": TYPED % CHAT,
+    ".venv/bin/logit-fusion chat": TYPED % CHAT,
+    "logit-fusion chat --url http://gpu-box:8000 --preset giant-math --weighting static": TYPED
+    % f"{CHAT} --preset giant-math --weighting static",
+    f'echo "{QUESTION}" | logit-fusion chat --preset giant-facts': f'echo "{QUESTION}" | {CHAT} --preset giant-facts',
+    # The embedded suite asks experts that the demo server lacks.
+    "logit-fusion eval": EVAL,
+    "logit-fusion eval --suite my/suite.yaml --config my/fusion.yaml --out my/results": f"{EVAL} --out my/results",
+    BENCH: "logit-fusion bench --url {url} --clients 2 --seconds 1 --tokens 8",
+    "logit-fusion zoo train --out my-zoo --seed 0": "logit-fusion zoo train --quick --out my-zoo --seed 0",
+    "logit-fusion zoo verify [FOLDER]": "logit-fusion zoo verify my-zoo",
+    "python -m zoo.held_out": "mkdir held-out && python -m zoo.held_out held-out",
+}
+
+# Minutes of work: their options are read, all in one process that loads the libraries once.
+HELP_ONLY = {
+    "python -m bench.fairness": "bench.fairness",
+    "python -m bench.load": "bench.load",
+    "python -m bench.overhead": "bench.overhead",
+    "python -m bench.throughput": "bench.throughput",
+    "python -m zoo.lengths facts 30000 60000 120000": "zoo.lengths",
+    "python -m zoo.weightings --examples 200": "zoo.weightings",
+}
+# The same, but these take no options: they are loaded.
+LOAD_ONLY = {"python -m bench.kernels": "bench.kernels", "python -m bench.soak": "bench.soak"}
+HELP = """\
+import importlib, runpy, sys
+helped, loaded = (names.split(",") for names in sys.argv[1:])
+for name in helped:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_module(name, run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, name
+for name in loaded:
+    importlib.import_module(name)
+"""
+
+# The first is the server of these tests; the second is run by test_examples.py.
+ELSEWHERE = {"logit-fusion serve", ".venv/bin/python examples/sdk.py"}
+HARNESS = "lm_eval run "
+
+Run = Callable[[str], str]
+
+
+def shell(line: str, folder: Path, **environment: str) -> str:
+    """What a command says on standard output; it must succeed."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    variables = os.environ | {"PATH": path, "NO_COLOR": "1"} | environment
+    done = subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, check=False, timeout=500, cwd=folder, env=variables
+    )
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Runs a command in a folder that has what the pages speak of; what several pages show is run once."""
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / ".venv").symlink_to(sys.prefix)
+    shutil.copytree(ROOT / "examples" / "evaluation", folder / "my")
+    models = f"{ROOT}/zoo/models/"
+    (folder / "fusion.yaml").write_text((ROOT / "zoo" / "zoo.yaml").read_text().replace("models/", models))
+    outputs: dict[str, str] = {}
+
+    def run(line: str) -> str:
+        line = INSTEAD.get(line, line).replace("{url}", server.url).replace("{root}", str(ROOT))
+        for address in ADDRESSES:
+            line = line.replace(address, server.url)
+        if line not in outputs:
+            outputs[line] = shell(line, folder, KEY="none")
+        return outputs[line]
+
+    return run
+
+
+def is_known(command: Command) -> bool:
+    line = command.line
+    tables = (AS_SHOWN, INSTEAD, HELP_ONLY, LOAD_ONLY, ELSEWHERE)
+    return line.startswith(HARNESS) or any(line in table for table in tables)
+
+
+@pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.name)
+def test_every_command_is_known(page: Path) -> None:
+    """A new command needs a line in one of the tables."""
+    assert [command.line for command in SHOWN[page] if not is_known(command)] == []
+    assert {name for name, _ in FENCE.findall(page.read_text())} <= {"bash", "python", "yaml", "json", "jsonl"}
+
+
+def test_every_line_of_the_tables_is_shown() -> None:
+    lines = {command.line for shown in SHOWN.values() for command in shown}
+    assert (AS_SHOWN | INSTEAD.keys() | HELP_ONLY.keys() | LOAD_ONLY.keys() | ELSEWHERE) - lines == set()
+
+
+@pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.name)
+def test_commands_of_a_page(page: Path, run: Run) -> None:
+    for command in SHOWN[page]:
+        if command.line in AS_SHOWN or command.line in INSTEAD:
+            run(command.line)
+
+
+def test_long_commands_take_their_options() -> None:
+    names = [",".join(table.values()) for table in (HELP_ONLY, LOAD_ONLY)]
+    done = subprocess.run([sys.executable, "-c", HELP, *names], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("usage: ") == len(HELP_ONLY)
+
+
+def harness_commands() -> Iterator[list[str]]:
+    """The arguments of every call of lm-evaluation-harness, as the shell makes them."""
+    for command in (command for shown in SHOWN.values() for command in shown if command.line.startswith(HARNESS)):
+        script = "\n".join([*command.settings, f"printf '%s\\n' {command.line}"])
+        yield shell(script, ROOT).splitlines()
+
+
+def test_the_harness_takes_its_commands(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their data sets come from a hub. tests/e2e/test_harness.py runs the harness on others."""
+    tasks = TaskManager()
+    for arguments in harness_commands():
+        monkeypatch.setattr(sys, "argv", arguments)
+        config = EvaluatorConfig.from_cli(HarnessCLI().parse_args())
+        names = [name for entry in config.tasks for name in entry.split(",")]
+        assert sorted(tasks.match_tasks(names)) == sorted(names)
+        assert {"model", "base_url", "tokenizer", "num_concurrent", "max_retries", "max_length"} == {*config.model_args}
+
+
+def test_the_readmes_curl(run: Run) -> None:
+    assert '"model":"giant-facts"' in run(CURL)
+
+
+def test_the_readmes_chat(run: Run) -> None:
+    assert "giant-math" in run(".venv/bin/logit-fusion chat")
+
+
+def test_bench_asks_every_preset(run: Run) -> None:
+    table = run(BENCH)
+    assert table.count("giant ") == 2
+    assert "giant-all" in table
+
+
+def test_the_reference_is_the_page(run: Run) -> None:
+    assert run("python -m server.config.reference") == (ROOT / "docs" / "configuration.md").read_text()
+
+
+@pytest.mark.parametrize("page", [page for page in SHOWN if blocks(page.read_text(), "python")], ids=lambda p: p.name)
+def test_programs_run(page: Path, server: ServerProcess, tmp_path: Path) -> None:
+    for program in blocks(page.read_text(), "python"):
+        (tmp_path / "program.py").write_text(program.replace(ADDRESSES[0], server.url))
+        lines = shell("python program.py", tmp_path).splitlines()
+        assert lines[-1].startswith("{'math': [")
+
+
+def test_the_help_of_every_command() -> None:
+    for name in ("serve", "check", "chat", "eval", "bench", "zoo"):
+        assert "Usage: logit-fusion" in shell(f"logit-fusion {name} --help", ROOT), name
