@@ -72,6 +72,7 @@ HELP_ONLY = {
     "python -m bench.overhead": "bench.overhead",
     "python -m bench.throughput": "bench.throughput",
     "python -m zoo.lengths facts 30000 60000 120000": "zoo.lengths",
+    "python -m zoo.lengths text 600000 1500000 2500000": "zoo.lengths",
     "python -m zoo.weightings --examples 200": "zoo.weightings",
 }
 # The same, but these take no options: they are loaded.
