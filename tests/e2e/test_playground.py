@@ -224,6 +224,8 @@ def test_two_settings_answer_side_by_side(open_page: Open, server: ServerProcess
     page.get_by_label("Side by side").check()
     lane(page, 1).get_by_label("Preset").select_option("giant")
     ask(page, EXTRACTION, "giant-text")
+    while len(events) < 4:  # the page may show an answer before its request is said to be finished
+        page.wait_for_timeout(10)
     assert events == ["sent", "sent", "ended", "ended"]
     for index, preset in enumerate(("giant-text", "giant")):
         wanted = traced(server, preset, EXTRACTION)["message"]["content"]
