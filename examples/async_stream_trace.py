@@ -9,7 +9,7 @@ client = AsyncOpenAI(
     base_url=os.environ.get("LOGIT_FUSION_URL", "http://127.0.0.1:8000") + "/v1",
     api_key=os.environ.get("LOGIT_FUSION_API_KEY", "none"),
 )
-QUESTION = "Which country is Bracknell Forest in?"
+QUESTION = "Which country is Ilirska Bistrica in?"
 
 
 async def ask(weighting: str) -> list[str]:
