@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import httpx
@@ -99,6 +100,13 @@ class TestDrain:
             assert server.process.wait(60) == 0
             assert server.wait_until_gone() == []
         assert "Traceback" not in server.log.read_text()
+
+    def test_the_timeout_ends_what_takes_longer(self, family: Path, tmp_path: Path) -> None:
+        options = ("--set", "engine.max_model_len=4096", "--set", "engine.max_num_seqs=64", "--drain-timeout", "0.5")
+        with ServerProcess(family, tmp_path / "log", *options) as server, streams(server, 2, tokens=4000):
+            started = time.monotonic()
+            server.end()
+            assert time.monotonic() - started < 30
 
     def test_a_second_signal_does_not_wait(self, family: Path, tmp_path: Path) -> None:
         options = ("--set", "engine.max_model_len=4096", "--set", "engine.max_num_seqs=64", "--drain-timeout", "600")
