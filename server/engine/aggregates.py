@@ -2,8 +2,8 @@
 
 `Aggregates.record` runs in the decode path, so it only keeps what the step has computed anyway, on its device.
 `Aggregates.read`, which the API calls between steps now and then, folds that into counters and brings them to the host;
-nothing else waits for the device. Counters only grow, so a reading that gets lost costs nothing. How many tokens there
-were needs no recording: the batch knows its requests' outputs.
+nothing else waits for the device. Counters only grow, so a reading that gets lost costs nothing. Which rows give a new
+token, and whose they are, is known on the host before the step runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING, TypedDict
 
+import numpy as np
 import torch
 
 from fusion_kernels import Weighting
@@ -19,7 +20,8 @@ from fusion_kernels.weighting import FIRST_EXPERT
 
 if TYPE_CHECKING:
     from fusion_kernels import Fused
-    from server.engine.batch import BatchState
+    from server.engine.slots import SlotTable
+    from server.engine.state import Step
 
 ALPHA_BUCKETS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 4.0)
 KL_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats
@@ -46,8 +48,8 @@ class Counts(TypedDict):
 @dataclass(frozen=True, slots=True)
 class _Step:
     experts: tuple[int, ...]
-    labels: torch.Tensor  # [N, 2], see `BatchState.labels`
-    positions: torch.Tensor  # [N]
+    labels: np.ndarray  # [N], see `SlotTable.labels`
+    generates: np.ndarray  # [N] bool
     use: torch.Tensor  # [N, len(experts)]
     alpha: torch.Tensor  # [N, len(experts)]
     kl: torch.Tensor  # [N, 2]
@@ -57,11 +59,12 @@ class _Step:
 class Aggregates:
     """The counters of one worker, filled by the composite model."""
 
-    def __init__(self, batch: BatchState, presets: int) -> None:
-        self._batch = batch
+    def __init__(self, table: SlotTable, presets: int) -> None:
+        self._table = table
         self._presets = presets
-        experts, device = batch.num_experts, batch.device
+        experts, device = table.num_experts, table.device
         self._pending: list[_Step] = []
+        self._tokens = np.zeros(presets * len(Weighting), dtype=np.int64)
         # Whoever loads a model makes its dtype and device the default ones.
         whole, real = {"dtype": torch.int64, "device": device}, {"dtype": torch.float64, "device": device}
         self._broken = torch.zeros(presets, FIRST_EXPERT + experts, **whole)  # type: ignore[call-overload]
@@ -72,26 +75,23 @@ class Aggregates:
         self._alpha_bounds = torch.tensor(ALPHA_BUCKETS, dtype=torch.float32, device=device)
         self._kl_bounds = torch.tensor(KL_BUCKETS, dtype=torch.float32, device=device)
 
-    def record(
-        self, owners: torch.Tensor, places: torch.Tensor, use: torch.Tensor, fused: Fused, experts: tuple[int, ...]
-    ) -> None:
-        """Note one `compute_logits` call that fused: rows' owners and places [N], which of `experts` each row used
-        [N, E], and what came of it.
-        """
-        batch = self._batch
-        if owners.shape[0] > len(batch.slots):
-            return  # more rows than requests: a prompt's logprobs
-        labels, positions = batch.labels(owners), batch.positions[places]
-        self._pending.append(_Step(experts, labels, positions, use, fused.alpha, fused.kl_fused, fused.broken))
+    def record(self, step: Step, use: torch.Tensor | None, fused: Fused | None, experts: list[int]) -> None:
+        """Note the rows of a step: which of `experts` each used [N, E], and what came of it; `None` where none fused."""
+        labels = self._table.labels[step.slots]
+        np.add.at(self._tokens, labels[step.generates], 1)
+        if fused is None or use is None:
+            return
+        self._pending.append(
+            _Step(tuple(experts), labels, step.generates, use, fused.alpha, fused.kl_fused, fused.broken)
+        )
         if len(self._pending) >= MAX_PENDING_STEPS:
             self._fold()
 
     def read(self) -> Counts:
         """All counters since the start."""
         self._fold()
-        generated = self._batch.generated()
         return {
-            "tokens": [[generated[preset, kind] for kind in Weighting] for preset in range(self._presets)],
+            "tokens": self._tokens.reshape(self._presets, len(Weighting)).tolist(),
             "broken": self._broken.tolist(),
             "alpha": self._alpha.tolist(),
             "alpha_sum": self._alpha_sum.tolist(),
@@ -106,15 +106,13 @@ class Aggregates:
 
     def _fold_alike(self, steps: list[_Step], experts: tuple[int, ...]) -> None:
         """Fold steps over the same experts."""
-        labels, positions, use, alpha, kl, broken = (
-            torch.cat([getattr(step, name) for step in steps])
-            for name in ("labels", "positions", "use", "alpha", "kl", "broken")
+        use, alpha, kl, broken = (
+            torch.cat([getattr(step, name) for step in steps]) for name in ("use", "alpha", "kl", "broken")
         )
-        preset, kind = labels[:, 0] // len(Weighting), labels[:, 0] % len(Weighting)
-        # Rows at earlier positions give no new token: prompt logprobs, a chunk of a prompt, or what a preempted
-        # request computes again.
-        generated = positions >= labels[:, 1]
-        device = preset.device
+        device = alpha.device
+        labels = torch.from_numpy(np.concatenate([step.labels for step in steps])).to(device)
+        generated = torch.from_numpy(np.concatenate([step.generates for step in steps])).to(device)
+        preset, kind = labels // len(Weighting), labels % len(Weighting)
         places = torch.tensor(experts, device=device)
         members = torch.cat([torch.arange(FIRST_EXPERT, device=device), places + FIRST_EXPERT])
         _add(self._broken, (preset, members[broken.long()]), generated & (broken > 0))

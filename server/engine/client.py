@@ -90,6 +90,8 @@ class FusionEngine(AsyncLLM):
         """As `AsyncLLM.generate`; each output of a traced request comes after its tokens' trace."""
         if sampling_params.structured_outputs is not None:
             keep_strings_parseable(sampling_params.structured_outputs)
+        settings = FusionSettings.of(sampling_params)
+        prompt = _salted(prompt, settings)
         outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
         here = place.get()
         if here is not None and not here.taken:
@@ -98,7 +100,6 @@ class FusionEngine(AsyncLLM):
             # A stream is not read before it has its place.
             if sampling_params.output_kind is RequestOutputKind.FINAL_ONLY:
                 outputs = _once_placed(here, outputs)
-        settings = FusionSettings.of(sampling_params)
         key, _, prompt_index = (settings.trace or "").partition("/")
         trace = self._traces.get(key)
         if trace is None:
@@ -129,6 +130,17 @@ class FusionEngine(AsyncLLM):
     async def _take(self, name: str, last: bool = False) -> list[TraceRow]:
         engines = await self.on_workers("take_fusion_trace", name, last)
         return [TraceRow(*row) for workers in engines for rows in workers for row in rows]
+
+
+def _salted(prompt: Any, settings: FusionSettings) -> Any:
+    """The prompt, whose cached prefixes only requests share that run the same members.
+
+    A request leaves holes in the KV cache of the members that it does not run: another must not read its blocks.
+    """
+    if not settings.members_used:
+        return prompt
+    members = ",".join(map(str, settings.members_used))
+    return {**prompt, "cache_salt": f"{prompt.get('cache_salt') or ''}/members={members}"}
 
 
 async def _once_placed(

@@ -1,9 +1,9 @@
 """The composite model: large, base and experts in one engine, answering with fused logits.
 
-Every member reads the same tokens in the same step. Each keeps attention layers of its own under its own prefix, so
-vLLM gives all of them room in one paged KV cache and schedules them as one model. Their hidden states travel side by
-side in one tensor, from `forward` to `compute_logits`, where each member's head turns its part into logits and
-`fuse_logits` weighs them by what each request asked for.
+To vLLM it is the large model: `forward` is the large model's own, compiled and captured like any model. The small
+members keep attention layers of their own under their own prefixes, so vLLM gives all of them room in one paged KV
+cache; they run beside it, each on the requests that use it (`server.engine.state`). In `compute_logits` each member's
+head turns its rows into logits, and `fuse_logits` weighs them by what each request asked for.
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
-from vllm.forward_context import get_forward_context
 from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
 from fusion_kernels import fuse_logits, warm_up
-from server.engine.aggregates import Aggregates
-from server.engine.batch import TAG_COLUMNS, batch_state
-from server.engine.trace import TraceLog
+from server.engine.member import SmallMember
 from server.engine.weights import add_task_vectors, task_vectors
 
 if TYPE_CHECKING:
+    from server.engine.state import FusionModelState, MemberRows
     from vllm.sequence import IntermediateTensors
 
 # Set before every tensor name of a member's checkpoint, so that one stream of weights can carry all members.
@@ -43,14 +42,12 @@ class LogitFusionForCausalLM(nn.Module):
     `{"merge": [[weight, source], ...]}`.
     """
 
+    state: FusionModelState
+    """Set by the state itself, which the model runner makes when the weights are loaded."""
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         fusion = vllm_config.model_config.hf_config.fusion
-        state = batch_state(vllm_config)
-        assert state is not None
-        self._batch = state
-        self.trace_log = TraceLog(state)
-        self.aggregates = Aggregates(state, fusion["presets"])
         self.large: Any = init_vllm_registered_model(
             vllm_config, prefix=maybe_prefix(prefix, "large"), architectures=fusion["architectures"]
         )
@@ -60,10 +57,7 @@ class LogitFusionForCausalLM(nn.Module):
         shapes = [source if "model" in source else base_source for source in small_sources]
         configs = [_member_config(vllm_config, shape) for shape in shapes]
         names = ["base", *(f"expert_{source['name']}" for source in expert_sources)][: len(configs)]
-        small = [
-            init_vllm_registered_model(config, prefix=maybe_prefix(prefix, name))
-            for config, name in zip(configs, names, strict=True)
-        ]
+        small = [_small_model(config, maybe_prefix(prefix, name)) for config, name in zip(configs, names, strict=True)]
         self.base: Any = small[0] if small else None
         self.experts = nn.ModuleList(small[1:])
         self._expert_sources = expert_sources
@@ -72,17 +66,22 @@ class LogitFusionForCausalLM(nn.Module):
             DefaultModelLoader.Source(shape["model"], revision=None, prefix=_SOURCE_PREFIX.format(place))
             for place, shape in enumerate(shapes)
         ]
-        # A prompt of raw ids, or an id sampled from the large model's padding, may lie past a shorter vocabulary.
         size = vllm_config.model_config.get_vocab_size()
         sizes = [config.model_config.get_vocab_size() for config in configs]
-        self._last_ids = [None, *(None if own >= size else own - 1 for own in sizes)]
+        self.small_members = [
+            SmallMember(maybe_prefix(prefix, name) + ".", model, config, None if own >= size else own - 1)
+            for name, model, config, own in zip(names, small, configs, sizes, strict=True)
+        ]
         self._common_size = min([size, *sizes])
-        self._widths: list[int] | None = None
         warm_up()
 
-    @property
-    def _members(self) -> list[Any]:
-        return [self.large] if self.base is None else [self.large, self.base, *self.experts]
+    @staticmethod
+    def get_model_state_cls() -> type[FusionModelState]:
+        """The class of the state that vLLM's Model Runner V2 makes for this model."""
+        # Imported late: the runner's module must have prepared its platform first.
+        from server.engine.state import FusionModelState
+
+        return FusionModelState
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The large model's token embeddings; vLLM asks every text model for them."""
@@ -97,66 +96,44 @@ class LogitFusionForCausalLM(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """Hidden states of all members and the rows' tags, side by side: [num_tokens, sum of widths + 2].
+        """The large model's hidden states [num_tokens, width]; the small members have run by then."""
+        states: torch.Tensor = self.large(input_ids, positions)
+        # A stretch of prompt positions is known by its offset in this tensor.
+        return states if states.storage_offset() == 0 else states.clone()
 
-        The large model's alone, [num_tokens, its width], where there is nothing else and nobody asks for a trace.
+    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Fused logits [N, V] of N rows of `forward`'s output.
+
+        Float32 where any row fuses; the large model's own logits, in their dtype, where none does.
         """
-        tags = self._batch.begin_step(_query_start_loc(), input_ids, positions)
-        if self.base is None and not self._batch.tracing:
-            self._widths = None
-            states: torch.Tensor = self.large(input_ids, positions)
-            return states
-        hidden = [
-            member(input_ids if last is None else input_ids.clamp(max=last), positions)
-            for member, last in zip(self._members, self._last_ids, strict=True)
-        ]
-        self._widths = [states.shape[-1] for states in hidden]
-        return torch.cat([*hidden, tags.to(hidden[0].dtype)], dim=-1)
-
-    def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
-        """Fused logits [N, V] of any N rows of `forward`'s output; `None` on ranks that hold none.
-
-        Float32 where any running request fuses; the large model's own logits, in their dtype, where none does.
-        """
-        batch = self._batch
-        if self._widths is None:
-            alone: torch.Tensor | None = self.large.compute_logits(hidden_states)
-            return alone
-        large_states, *small_states, tags = torch.split(hidden_states, [*self._widths, TAG_COLUMNS], dim=-1)
-        in_use = list(range(batch.num_experts)) if batch.profiling else batch.experts_in_use
-        large: torch.Tensor | None = self.large.compute_logits(large_states)
+        large: torch.Tensor = self.large.compute_logits(hidden_states)
+        call = self.state.rows_of(hidden_states)
+        base_rows, *expert_rows = call.members or [None]
+        in_use = [number for number, rows in enumerate(expert_rows) if rows is not None]
         if not in_use:
-            if large is not None and batch.tracing and not batch.profiling:
-                places = batch.places(tags)
-                self.trace_log.record(batch.owners(places), places, large, None, [])
+            if call.step is not None:
+                self.state.record(call.step, large, None, None, [])
             return large
-        base: torch.Tensor | None = self.base.compute_logits(small_states[0])
-        members = self._members[2:]
-        experts = [members[expert].compute_logits(small_states[1 + expert]) for expert in in_use]
-        if large is None or base is None:  # tensor parallel gathers the logits on the first rank alone
-            return None
+        number = large.shape[0]
+        experts = [_all_rows(self.experts[expert], expert_rows[expert], number) for expert in in_use]
         # `fuse_logits` compares over the ids that its arguments share. They must not depend on which experts other
         # requests of the batch use, so the base shows only the ids that all members share.
-        base = base[:, : self._common_size]
-        if not batch.profiling:
-            places = batch.places(tags)
-            owners = batch.owners(places)
-        rows = batch.profiling_rows(large.shape[0]) if batch.profiling else batch.rows(owners)
-        columns = slice(None) if len(in_use) == batch.num_experts else in_use
-        use = rows.use[:, columns]
+        if base_rows is None:  # every row is one expert's alone
+            base = large.new_zeros(number, self._common_size)
+        else:
+            base = _all_rows(self.base, base_rows, number)[:, : self._common_size]
+        settings = self.state.settings_of(call, in_use)
         fused = fuse_logits(
             large,
             base,
             experts,
-            kind=rows.kind,
-            use=use,
-            alpha=rows.alpha[:, columns],
-            alpha_max=rows.alpha_max,
+            kind=settings.kind,
+            use=settings.use,
+            alpha=settings.alpha,
+            alpha_max=settings.alpha_max,
         )
-        if not batch.profiling:
-            self.aggregates.record(owners, places, use, fused, tuple(in_use))
-            if batch.tracing:
-                self.trace_log.record(owners, places, large, fused, in_use)
+        if call.step is not None:
+            self.state.record(call.step, large, settings, fused, in_use)
         return fused.logits
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
@@ -169,10 +146,26 @@ class LogitFusionForCausalLM(nn.Module):
             elif source == 0:
                 prefix, member = "base", self.base
             else:
-                prefix, member = f"experts.{source - 1}", self._members[source + 1]
+                prefix, member = f"experts.{source - 1}", self.experts[source - 1]
                 named = add_task_vectors(named, task_vectors(self._expert_sources[source - 1]))
             loaded |= {f"{prefix}.{name}" for name in member.load_weights(named)}
         return loaded
+
+
+def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
+    # Each model is compiled under a name of its own.
+    with set_model_tag(prefix):
+        return init_vllm_registered_model(config, prefix=prefix)
+
+
+def _all_rows(model: Any, part: MemberRows, number: int) -> torch.Tensor:
+    """A member's logits [number, V_m]; rows that do not use it are zeros, which nobody reads."""
+    logits: torch.Tensor = model.compute_logits(part.hidden)
+    if part.rows is None:
+        return logits
+    whole = logits.new_zeros(number, logits.shape[1])
+    whole[part.rows] = logits
+    return whole
 
 
 def _member_config(vllm_config: VllmConfig, source: dict[str, Any]) -> VllmConfig:
@@ -209,13 +202,3 @@ def _split(name: str) -> tuple[int | None, str]:
         return None, name
     place, _, rest = name.removeprefix(start).partition("/")
     return int(place), rest
-
-
-def _query_start_loc() -> torch.Tensor | None:
-    """First token of each request in this step, [num_requests + 1]; `None` while vLLM profiles."""
-    metadata: Any = get_forward_context().attn_metadata
-    if not metadata:
-        return None
-    # One entry per attention layer; the layout of the batch is the same in all.
-    starts: torch.Tensor = next(iter(metadata.values())).query_start_loc
-    return starts

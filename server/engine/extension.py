@@ -14,18 +14,18 @@ class FusionWorkerExtension:
 
     def take_fusion_trace(self, trace: str, last: bool) -> list[TraceRow]:
         """Rows of `trace` since the last call; empty on workers that hold no logits."""
-        rows: list[TraceRow] = self._composite().trace_log.take(trace, last)
+        rows: list[TraceRow] = self._state().trace_log.take(trace, last)
         return rows
 
     def count_fusion_traces(self) -> tuple[int, int]:
         """How many traces and steps this worker keeps at the moment."""
-        kept: tuple[int, int] = self._composite().trace_log.kept
+        kept: tuple[int, int] = self._state().trace_log.kept
         return kept
 
     def read_fusion_counts(self) -> Counts:
         """Counters over all generated tokens; workers that hold no logits know the number of tokens only."""
-        counts: Counts = self._composite().aggregates.read()
+        counts: Counts = self._state().aggregates.read()
         return counts
 
-    def _composite(self) -> Any:
-        return self.get_model()  # type: ignore[attr-defined]
+    def _state(self) -> Any:
+        return self.get_model().state  # type: ignore[attr-defined]

@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
 
 from server.config import Config
@@ -18,8 +17,8 @@ from server.logs import loading_shows_progress
 
 def start_engine(config: Config, members: Members) -> FusionEngine:
     """Load all members and start the engine's processes; call inside the event loop that will use it."""
-    # vLLM 0.32 picks Model Runner V2 on GPUs by default; it keeps no logits processors that see the batch change.
-    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+    # The default on GPUs; on CPUs vLLM 0.32 still picks the runner before it (`server.engine.cpu_runner`).
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     args = engine_args(config, members)
     vllm_config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     engine = FusionEngine.from_vllm_config(
@@ -33,12 +32,6 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     """vLLM's engine arguments: those of the configuration, and those that make the model the composite."""
     arguments: dict[str, Any] = dict(config.engine)
     arguments.setdefault("use_tqdm_on_load", loading_shows_progress())
-    if current_platform.is_cuda_alike():
-        # Only the members' own layers go into CUDA graphs. A full graph would also freeze the composite's look at
-        # the batch's layout, which nobody has tried yet.
-        arguments.setdefault("compilation_config", {"cudagraph_mode": "PIECEWISE"})
-    if current_platform.is_cpu():
-        arguments.setdefault("worker_cls", "server.engine.cpu_worker.FusionCPUWorker")
     return AsyncEngineArgs(
         model=str(members.large.folder),
         served_model_name=list(config.presets),

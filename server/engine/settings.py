@@ -38,6 +38,14 @@ class FusionSettings:
         """Whether the worker keeps a trace; of the large model alone only the likeliest tokens are news."""
         return self.trace is not None and (bool(self.experts) or self.trace_top)
 
+    @property
+    def members_used(self) -> tuple[int, ...]:
+        """The small members that the request runs: 0 is the base, 1 + t expert t. One expert `ALONE` needs no base."""
+        if self.weighting is Weighting.NONE:
+            return ()
+        experts = tuple(sorted(1 + expert for expert in self.experts))
+        return experts if self.weighting is Weighting.ALONE or not experts else (0, *experts)
+
     def attach(self, params: SamplingParams) -> None:
         """Write the settings into `params.extra_args`, over whatever stood there under the same name."""
         params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: {**asdict(self), "weighting": int(self.weighting)}}

@@ -14,7 +14,8 @@ import torch
 
 if TYPE_CHECKING:
     from fusion_kernels import Fused
-    from server.engine.batch import BatchState, Slot
+    from server.engine.slots import Slot, SlotTable
+    from server.engine.state import Step
 
 # A trace that nobody fetches (its client went away in the one moment that matters) must not stay for ever.
 MAX_KEPT_TRACES = 4096
@@ -50,8 +51,8 @@ class TraceRow(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class _Step:
     slots: list[Slot | None]
+    """By row: the request whose trace it belongs to, `None` where it belongs to none."""
     experts: list[int]
-    owners: torch.Tensor
     positions: torch.Tensor
     fed: torch.Tensor
     values: torch.Tensor  # [N, len(experts) + 5]: alpha, KL targets, KL results, fell back
@@ -63,43 +64,45 @@ class _Step:
 class TraceLog:
     """The traces of one worker, filled by the composite model."""
 
-    def __init__(self, batch: BatchState) -> None:
-        self._batch = batch
+    def __init__(self, table: SlotTable) -> None:
+        self._table = table
         self._steps: list[_Step] = []
         self._rows: dict[str, list[TraceRow]] = defaultdict(list)
         self._ended: dict[str, None] = {}
 
-    def record(
-        self,
-        owners: torch.Tensor,
-        places: torch.Tensor,
-        large: torch.Tensor,
-        fused: Fused | None,
-        experts: list[int],
-    ) -> None:
-        """Note one `compute_logits` call: rows' owners and places [N], the large model's logits [N, V] and their fusion
-        over `experts`, `None` where nothing was fused.
+    def record(self, step: Step, large: torch.Tensor, fused: Fused | None, experts: list[int]) -> None:
+        """Note the rows of a step: the large model's logits [N, V], and their fusion over `experts`; `None` where
+        nothing was fused.
         """
-        batch = self._batch
+        if not self._table.traced:
+            return
+        slots = [self._traced(index, gives) for index, gives in zip(step.slots, step.generates, strict=True)]
+        if not any(slots):
+            return
         if fused is None:
             values = torch.zeros(large.shape[0], 5, dtype=torch.float32, device=large.device)
         else:
             values = torch.cat(
                 (fused.alpha, fused.kl_target, fused.kl_fused, fused.fallback[:, None].to(fused.alpha.dtype)), dim=1
             )
-        # More rows than requests are a prompt's logprobs, which no trace shows.
-        wanted = batch.tracing_top and large.shape[0] <= len(batch.slots)
+        wanted = any(slot is not None and slot.settings.trace_top for slot in slots)
         shown = large if fused is None else fused.logits
         top_ids, top_probabilities = _top_tokens(large, shown, TOP_TOKENS if wanted else 0)
-        tensors = (owners, batch.positions[places], batch.input_ids[places], values, top_ids, top_probabilities)
+        batch = step.batch
+        positions, fed = batch.positions[batch.logits_indices], batch.input_ids[batch.logits_indices]
+        tensors = (positions, fed, values, top_ids, top_probabilities)
         done = None
-        if owners.is_cuda:
+        if large.is_cuda:
             tensors = tuple(t.to("cpu", non_blocking=True) for t in tensors)  # type: ignore[assignment]
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             done.record()
-        self._steps.append(_Step(list(batch.slots), experts, *tensors, done))
+        self._steps.append(_Step(slots, experts, *tensors, done))
         if len(self._steps) >= MAX_UNSORTED_STEPS:
             self._sort(MAX_UNSORTED_STEPS // 2)
+
+    def _traced(self, index: int, generates: bool) -> Slot | None:
+        slot = self._table.slots[index]
+        return slot if generates and slot is not None and slot.settings.traced else None
 
     def take(self, trace: str, last: bool) -> list[TraceRow]:
         """Return the rows of `trace` that came since the last call, and forget them; keep none after the `last`."""
@@ -120,19 +123,13 @@ class TraceLog:
         for step in steps:
             if step.done is not None:
                 step.done.synchronize()
-            for row, owner in enumerate(step.owners.tolist()):
-                slot = step.slots[owner]
-                if slot is None or slot.settings.trace is None or not slot.settings.traced:
+            for row, slot in enumerate(step.slots):
+                if slot is None or slot.settings.trace is None or slot.settings.trace in self._ended:
                     continue
-                if slot.settings.trace in self._ended:
-                    continue
-                # The row at the prompt's last position gives the first generated token. Earlier positions are
-                # prompt logprobs, or a chunk of a prompt whose sample vLLM throws away.
+                # The row at the prompt's last position gives the first generated token.
                 index = int(step.positions[row]) - (slot.num_prompt_tokens - 1)
-                if index < 0:
-                    continue
                 values = step.values[row].tolist()
-                alpha = [0.0] * self._batch.num_experts
+                alpha = [0.0] * self._table.num_experts
                 for expert, value in zip(step.experts, values, strict=False):
                     alpha[expert] = value
                 targets, results, fallback = values[-5:-3], values[-3:-1], bool(values[-1])

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from vllm.platforms import current_platform
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
 from fusion_kernels import Fused
@@ -23,9 +22,6 @@ TIE = 1e-4
 # 1e-4 from the float64 reference's, and an unlikely token's logprob by that times its delta.
 LOGPROB_ATOL = {"kl": 2e-3, "kl-safe": 2e-3}
 OTHER_LOGPROB_ATOL = 1e-4
-
-# Loads the sampler's kernel that draws a seed's noise.
-current_platform.import_kernels()
 
 
 @dataclass
@@ -51,15 +47,15 @@ def judge(oracle: HFLoop, case: Case, answer: Answer) -> Verdict:
     for choice, tokens in enumerate(answer.tokens):
         assert tokens, "no token came back"
         fused = oracle.along(case.prompt, tokens, case.settings)
-        noise = torch.Generator().manual_seed(case.params.get("seed", 0) + choice)
+        seed = case.params.get("seed", 0) + choice
         for position, token in enumerate(tokens):
             logits = fused.logits[position]
-            draw = int(torch.randint(0, 2**31, (1,), generator=noise))
-            if choose(logits, case, draw) != token:
+            place = len(case.prompt) + position - 1
+            if choose(logits, case, seed, place) != token:
                 raised = logits.clone()
                 raised[token] += TIE
-                assert choose(raised, case, draw) == token, (
-                    f"token {position} of choice {choice} is {token}, the reference's is {choose(logits, case, draw)}; "
+                assert choose(raised, case, seed, place) == token, (
+                    f"token {position} of choice {choice} is {token}, the reference's is {choose(logits, case, seed, place)}; "
                     f"its logit lies {float(logits.max() - logits[token]):.2e} under the highest: {case}"
                 )
                 verdict.ties += 1
@@ -74,15 +70,27 @@ def judge(oracle: HFLoop, case: Case, answer: Answer) -> Verdict:
     return verdict
 
 
-def choose(logits: torch.Tensor, case: Case, draw: int) -> int:
-    """The token that vLLM's sampler takes from these logits; `draw` is the seed of this token's noise."""
+def choose(logits: torch.Tensor, case: Case, seed: int, place: int) -> int:
+    """The token that vLLM's sampler takes from these logits [V], which follow the token at `place`."""
     if case.greedy:
         return int(logits.argmax())
+    # An engine of this process has put the runner's kernels in place by now.
+    from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
+
     params = case.params
     k = torch.tensor([params["top_k"] or len(logits)])
     p = torch.tensor([params["top_p"]])
-    cut = apply_top_k_top_p((logits / params["temperature"])[None], k, p)
-    return int(torch.ops._C.fused_gumbel_argmax(cut, torch.tensor([draw])))
+    cut = apply_top_k_top_p((logits.float() / params["temperature"])[None], k, p)
+    drawn = gumbel_sample(
+        cut,
+        torch.zeros(1, dtype=torch.int64),
+        torch.tensor([params["temperature"]], dtype=torch.float32),
+        torch.tensor([seed]),
+        torch.tensor([place]),
+        apply_temperature=False,
+        is_drafting=False,
+    )
+    return int(drawn)
 
 
 def _tolerance(case: Case) -> float:

@@ -1,0 +1,87 @@
+"""One small member of the composite at work: it runs on its own sub-batch, in a forward context of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.forward_context import create_forward_context, override_forward_context
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.utils import AttentionGroup
+
+from server.engine.sub_batch import SubBatch
+
+AttentionGroups = list[list[AttentionGroup]]
+BuildMetadata = Callable[[SubBatch, AttentionGroups, KVCacheConfig], dict[str, Any]]
+
+
+class SmallMember:
+    """The base or an expert: its model, and the attention groups of its layers.
+
+    Layers whose attention is alike share one metadata builder in vLLM's model runner, and a builder may keep what it
+    built in buffers of its own (FlashAttention 3's schedule, FlashInfer's plan): a second build, for another
+    sub-batch, would overwrite the first before it is read. So each member has builders of its own, made with its own
+    configuration.
+    """
+
+    def __init__(self, prefix: str, model: nn.Module, config: VllmConfig, last_id: int | None) -> None:
+        self.prefix = prefix
+        self.model: Any = model
+        self.config = config
+        self.last_id = last_id
+        """The member's last token id, where its vocabulary is shorter than the large model's; else `None`."""
+        self._groups: AttentionGroups | None = None
+
+    def forget_groups(self) -> None:
+        """The model runner has new attention groups: make the member's own anew at the next pass."""
+        self._groups = None
+
+    def run(
+        self, sub: SubBatch, build: BuildMetadata, attn_groups: AttentionGroups, kv_cache_config: KVCacheConfig
+    ) -> torch.Tensor:
+        """Hidden states [m, width] of the sub-batch's m tokens."""
+        if self._groups is None:
+            self._groups = self._own_groups(attn_groups, sub.slot_mappings.device)
+        metadata = build(sub, self._groups, kv_cache_config)
+        slot_mapping = {
+            name: mapping
+            for groups, mapping in zip(self._groups, sub.slot_mappings, strict=True)
+            for group in groups
+            for name in group.layer_names
+        }
+        return self._forward(sub.batch.input_ids, sub.batch.positions, metadata, slot_mapping)
+
+    def profile(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states [m, width] of tokens that belong to no request, without a KV cache."""
+        return self._forward(input_ids, positions, None, None)
+
+    def _forward(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: Any, slot_mapping: Any
+    ) -> torch.Tensor:
+        context = create_forward_context(metadata, self.config, slot_mapping=slot_mapping)
+        if context.all_moe_layers is not None:
+            # Mixture-of-experts layers take their names from this list, in the order in which they run.
+            context.all_moe_layers = [name for name in context.all_moe_layers if name.startswith(self.prefix)]
+        if self.last_id is not None:
+            # A prompt of raw ids, or an id sampled from the large model's padding, may lie past a shorter vocabulary.
+            input_ids = input_ids.clamp(max=self.last_id)
+        with override_forward_context(context):
+            states: torch.Tensor = self.model(input_ids, positions)
+        return states
+
+    def _own_groups(self, attn_groups: AttentionGroups, device: torch.device) -> AttentionGroups:
+        return [
+            [self._own_group(group, device) for group in groups if self._layers(group)] for groups in attn_groups
+        ]
+
+    def _own_group(self, group: AttentionGroup, device: torch.device) -> AttentionGroup:
+        own = replace(group, layer_names=self._layers(group), metadata_builders=[])
+        own.create_metadata_builders(self.config, device, group.kernel_block_size)
+        return own
+
+    def _layers(self, group: AttentionGroup) -> list[str]:
+        return [name for name in group.layer_names if name.startswith(self.prefix)]

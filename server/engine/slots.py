@@ -1,0 +1,128 @@
+"""What each request slot of the model runner asks of the fusion: one owner, on the host and on the device.
+
+vLLM's Model Runner V2 gives a running request a slot, an index from 0 to `max_num_seqs` - 1, from its arrival to its
+end or preemption. Everything that a forward pass must know of a request is kept here by that index: on the host, where
+the step is planned, and in tensors on the device, from which rows gather their settings without waiting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+import torch
+
+from fusion_kernels import Weighting
+from server.engine.settings import FusionSettings
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Slot:
+    """One request (one of its choices) for as long as it stays in its slot."""
+
+    settings: FusionSettings
+    num_prompt_tokens: int
+    prompt_logprobs: bool = False
+    """Whether the logits of its prompt's positions are asked for too."""
+    serial: int = field(default_factory=count().__next__)
+    """Tells slots apart, also those of one request that was preempted and came back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The settings of `compute_logits` rows: the arguments that `fuse_logits` wants beside the logits."""
+
+    kind: torch.Tensor  # [N] int8
+    use: torch.Tensor  # [N, T] bool
+    alpha: torch.Tensor  # [N, T] float32
+    alpha_max: torch.Tensor  # [N] float32
+
+    def of_experts(self, experts: list[int]) -> Rows:
+        """The same rows over some of the experts, in rising order."""
+        if len(experts) == self.use.shape[1]:
+            return self
+        return Rows(
+            self.kind,
+            torch.stack([self.use[:, expert] for expert in experts], dim=1),
+            torch.stack([self.alpha[:, expert] for expert in experts], dim=1),
+            self.alpha_max,
+        )
+
+
+class SlotTable:
+    """The settings of the running requests by slot."""
+
+    def __init__(self, max_num_seqs: int, num_experts: int, device: torch.device) -> None:
+        self.slots: list[Slot | None] = [None] * max_num_seqs
+        self.num_experts = num_experts
+        self.device = device
+        self.members_used = np.zeros((max_num_seqs, 1 + num_experts), dtype=bool)
+        """[slots, 1 + T]: whether the slot's request runs the base, and each of the experts."""
+        self.labels = np.zeros(max_num_seqs, dtype=np.int64)
+        """[slots]: preset * number of weightings + weighting, under which the metrics count."""
+        self.traced = 0
+        """Running requests whose trace is kept."""
+        self._host = Rows(
+            # Whoever loads a model makes its dtype and device the default ones.
+            kind=torch.zeros(max_num_seqs, dtype=torch.int8, device="cpu"),
+            use=torch.zeros(max_num_seqs, num_experts, dtype=torch.bool, device="cpu"),
+            alpha=torch.zeros(max_num_seqs, num_experts, dtype=torch.float32, device="cpu"),
+            alpha_max=torch.zeros(max_num_seqs, dtype=torch.float32, device="cpu"),
+        )
+        self._on_device = self._to_device()
+
+    def add(self, index: int, slot: Slot) -> None:
+        """Put a request into a slot; `flush` makes its settings known to the device."""
+        self.remove(index)
+        self.slots[index] = slot
+        self.traced += slot.settings.traced
+        settings, table = slot.settings, self._host
+        self.labels[index] = settings.preset * len(Weighting) + int(settings.weighting)
+        table.kind[index] = int(settings.weighting)
+        table.alpha_max[index] = settings.alpha_max
+        table.use[index] = False
+        table.alpha[index] = 0.0
+        for expert in settings.experts:
+            table.use[index, expert] = True
+        for expert, alpha in zip(settings.experts, settings.alpha, strict=False):
+            table.alpha[index, expert] = alpha
+        self.members_used[index] = False
+        for member in settings.members_used:
+            self.members_used[index, member] = True
+
+    def remove(self, index: int) -> None:
+        """Take a request out; its row on the device stays as it is until the slot is taken again."""
+        slot, self.slots[index] = self.slots[index], None
+        if slot is not None:
+            self.traced -= slot.settings.traced
+
+    def flush(self) -> None:
+        """Bring what was added to the device, behind the work that is under way there."""
+        self._on_device = self._to_device()
+
+    def rows(self, slots: torch.Tensor) -> Rows:
+        """The settings of rows, gathered by their slots [N] int64."""
+        table = self._on_device
+        return Rows(table.kind[slots], table.use[slots], table.alpha[slots], table.alpha_max[slots])
+
+    def dearest_rows(self, num_rows: int) -> Rows:
+        """The dearest settings there are, so that vLLM's memory profile counts what fusion can need."""
+        shape = (num_rows, self.num_experts)
+        return Rows(
+            kind=torch.full((num_rows,), Weighting.KL, dtype=torch.int8, device=self.device),
+            use=torch.ones(shape, dtype=torch.bool, device=self.device),
+            alpha=torch.zeros(shape, dtype=torch.float32, device=self.device),
+            alpha_max=torch.full((num_rows,), 2.0, dtype=torch.float32, device=self.device),
+        )
+
+    def _to_device(self) -> Rows:
+        host = self._host
+        if self.device.type == "cpu":
+            return host
+        # From fresh pinned copies: the next request may rewrite the table while these copies are still under way.
+        kind, use, alpha, alpha_max = (
+            t.pin_memory().to(self.device, non_blocking=True)
+            for t in (host.kind, host.use, host.alpha, host.alpha_max)
+        )
+        return Rows(kind, use, alpha, alpha_max)

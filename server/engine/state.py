@@ -1,0 +1,315 @@
+"""The composite's model state: the one owner of what each request asked for, which members it runs, and whose row is whose.
+
+vLLM's Model Runner V2 asks a model for a state of its own (`get_model_state_cls`) and calls it, outside any compiled or
+captured code:
+
+1. `add_request`, `remove_request`: a request enters a slot with its sampling parameters, and leaves it.
+2. `prepare_attn`: before every forward pass, with the layout of the step. The large model gets its attention metadata.
+3. `prepare_inputs`: the small members run here, each on the tokens of those requests alone that use it. They depend on
+   token ids, positions and their own KV cache only, so the large model's forward pass that follows is a plain one, whole
+   CUDA graphs included.
+4. `compute_logits` of the model: first with the rows that are sampled, one or more per request in the step's order, then
+   perhaps with the positions of prompts whose logprobs are asked for. `rows_of` says which are which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
+from vllm.utils import torch_utils
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu.states import RequestState
+
+from server.engine.aggregates import Aggregates
+from server.engine.member import AttentionGroups, SmallMember
+from server.engine.settings import FusionSettings
+from server.engine.slots import Rows, Slot, SlotTable
+from server.engine.sub_batch import SubBatch, restrict
+from server.engine.trace import TraceLog
+
+if TYPE_CHECKING:
+    from fusion_kernels import Fused
+    from server.engine.composite import LogitFusionForCausalLM
+    from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
+
+LARGE_PREFIX = "large."
+
+
+@dataclass(frozen=True, eq=False)
+class MemberRows:
+    """The part of a `compute_logits` call that a member has."""
+
+    hidden: torch.Tensor  # [l, width]
+    rows: torch.Tensor | None  # [l] among the call's rows; `None`: all of them, in order
+
+
+@dataclass(frozen=True, eq=False)
+class CallRows:
+    """What a `compute_logits` call of N rows needs to know beside the large model's hidden states."""
+
+    number: int
+    slots: torch.Tensor | None
+    """[N] the slot of each row; `None` where the rows belong to no request."""
+    members: list[MemberRows | None]
+    """Base, then experts; `None` for those that no row uses."""
+    step: Step | None
+    """Where the rows are those of a step that samples: its record for counters and traces."""
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One forward pass over real requests."""
+
+    batch: InputBatch
+    slots: np.ndarray
+    """[N] the slot of each sampled row."""
+    generates: np.ndarray
+    """[N] bool: the row gives a new token; a chunk of a prompt that is not its last gives none."""
+
+
+@dataclass(eq=False)
+class _Pass:
+    """What is kept of a forward pass from `prepare_attn` to the last `compute_logits`."""
+
+    batch: InputBatch
+    block_tables: tuple[torch.Tensor, ...]
+    slot_mappings: torch.Tensor
+    attn_groups: AttentionGroups
+    kv_cache_config: KVCacheConfig
+    dummy: bool
+    subs: list[SubBatch | None]
+    hidden: list[torch.Tensor | None]
+    sampled: bool = False
+    """Whether `compute_logits` has had the sampled rows."""
+
+
+class FusionModelState(DefaultModelState):
+    """The state of one worker."""
+
+    def __init__(
+        self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
+    ) -> None:
+        super().__init__(vllm_config, model, encoder_cache, device)
+        composite: LogitFusionForCausalLM = model  # type: ignore[assignment]
+        fusion = vllm_config.model_config.hf_config.fusion
+        self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device)
+        self.members: list[SmallMember] = composite.small_members
+        self.trace_log = TraceLog(self.table)
+        self.aggregates = Aggregates(self.table, fusion["presets"])
+        self._slot_of: dict[str, int] = {}
+        self._prepared: _Pass | None = None
+        self._pass: _Pass | None = None
+        self._profiled: list[torch.Tensor] | None = None
+        self._groups: tuple[AttentionGroups, AttentionGroups] | None = None
+        composite.state = self
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
+        """A request enters a slot, for the first time or again after a preemption."""
+        super().add_request(req_index, new_req_data)
+        params = new_req_data.sampling_params
+        assert params is not None
+        self._slot_of[new_req_data.req_id] = req_index
+        self.table.add(
+            req_index,
+            Slot(FusionSettings.of(params), new_req_data.prompt_len, params.prompt_logprobs is not None),
+        )
+
+    def remove_request(self, req_id: str) -> None:
+        """A request ended, was dropped or is preempted; vLLM also asks for ids that it does not know."""
+        super().remove_request(req_id)
+        index = self._slot_of.pop(req_id, None)
+        if index is not None:
+            self.table.remove(index)
+
+    def apply_staged_writes(self) -> None:
+        """New requests are complete: make their settings known to the device."""
+        super().apply_staged_writes()
+        self.table.flush()
+
+    # --- a forward pass -----------------------------------------------------------------------------------------
+
+    def prepare_attn(  # type: ignore[override]
+        self,
+        input_batch: InputBatch,
+        cudagraph_mode: CUDAGraphMode,
+        block_tables: tuple[torch.Tensor, ...],
+        slot_mappings: torch.Tensor,
+        attn_groups: AttentionGroups,
+        kv_cache_config: KVCacheConfig,
+        for_capture: bool = False,
+        ubatch_idx: int = 0,
+        model_specific_attn_metadata: Any = None,
+    ) -> dict[str, Any]:
+        """Attention metadata of the large model's layers; the step is noted for the small members."""
+        if self._groups is None or self._groups[0] is not attn_groups:
+            large = [[group for group in groups if _has_large_layers(group)] for groups in attn_groups]
+            self._groups = attn_groups, large
+            for member in self.members:
+                member.forget_groups()
+        # A dummy batch has no prompts.
+        dummy = not input_batch.prefill_len_np.any()
+        self._prepared = _Pass(input_batch, block_tables, slot_mappings, attn_groups, kv_cache_config, dummy, [], [])
+        return super().prepare_attn(
+            input_batch,
+            cudagraph_mode,
+            block_tables,
+            slot_mappings,
+            self._groups[1],
+            kv_cache_config,
+            for_capture,
+            ubatch_idx,
+            model_specific_attn_metadata,
+        )
+
+    def prepare_inputs(self, input_batch: InputBatch, req_states: RequestState) -> dict[str, torch.Tensor | None]:
+        """Run the small members of this step; the large model's inputs are vLLM's own."""
+        step, self._prepared = self._prepared, None
+        self._pass = self._profiled = None
+        if step is None or step.batch is not input_batch:
+            self._profiled = [
+                member.profile(input_batch.input_ids, input_batch.positions) for member in self.members
+            ]
+        else:
+            self._pass = step
+            self._run_members(step)
+        return super().prepare_inputs(input_batch, req_states)
+
+    def _run_members(self, step: _Pass) -> None:
+        batch = step.batch
+        if not self.members:
+            return
+        if step.dummy:
+            used = np.ones((batch.num_reqs, len(self.members)), dtype=bool)
+        else:
+            used = self.table.members_used[batch.idx_mapping_np]
+        # Requests that use one expert alone make the base's batch and the expert's the same.
+        known: dict[bytes, SubBatch] = {}
+        for number, member in enumerate(self.members):
+            column = used[:, number]
+            if not column.any():
+                step.subs.append(None)
+                step.hidden.append(None)
+                continue
+            key = column.tobytes()
+            if key not in known:
+                known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
+            sub = known[key]
+            hidden = member.run(sub, self._metadata, step.attn_groups, step.kv_cache_config)
+            step.subs.append(sub)
+            step.hidden.append(self._kept(sub, hidden))
+
+    def _kept(self, sub: SubBatch, hidden: torch.Tensor) -> torch.Tensor:
+        """Of a member's hidden states, those that logits may be asked of, in memory of their own.
+
+        On GPUs a compiled model's output lies in memory that the next member's graphs may take again.
+        """
+        if self._wants_prompt(sub.batch):
+            return hidden.clone()
+        if sub.logit_tokens is not None:
+            return hidden[sub.logit_tokens]
+        return hidden.clone() if hidden.is_cuda else hidden
+
+    def _wants_prompt(self, batch: InputBatch) -> bool:
+        slots = self.table.slots
+        if not batch.has_prefill:
+            return False
+        return any(slot is not None and slot.prompt_logprobs for slot in (slots[i] for i in batch.idx_mapping_np))
+
+    def _metadata(self, sub: SubBatch, groups: AttentionGroups, kv_cache_config: KVCacheConfig) -> dict[str, Any]:
+        return super().prepare_attn(
+            sub.batch, CUDAGraphMode.NONE, sub.block_tables, sub.slot_mappings, groups, kv_cache_config
+        )
+
+    # --- logits -------------------------------------------------------------------------------------------------
+
+    def rows_of(self, hidden: torch.Tensor) -> CallRows:
+        """What a `compute_logits` call with the large model's hidden states [N, width] asks."""
+        current = self._pass
+        if current is None or current.dummy:
+            return self._profiling_rows(hidden)
+        if not current.sampled:
+            current.sampled = True
+            return self._sampled_rows(current, hidden.shape[0])
+        return self._prompt_rows(current, hidden)
+
+    def _profiling_rows(self, hidden: torch.Tensor) -> CallRows:
+        number = hidden.shape[0]
+        states = self._profiled
+        if states is None:
+            assert self._pass is not None
+            states = [state for state in self._pass.hidden if state is not None]
+        # Any rows will do; there may be fewer than the call has.
+        index = torch.arange(number, device=hidden.device)
+        members = [MemberRows(state[index % state.shape[0]], None) for state in states]
+        return CallRows(number, None, list(members), None)
+
+    def _sampled_rows(self, current: _Pass, number: int) -> CallRows:
+        batch = current.batch
+        assert number == batch.cu_num_logits_np[-1], "the first rows of a step are those that are sampled"
+        per_request = np.diff(batch.cu_num_logits_np)
+        ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
+        step = Step(
+            batch,
+            np.repeat(batch.idx_mapping_np, per_request),
+            np.repeat(ends >= batch.prefill_len_np, per_request),
+        )
+        members: list[MemberRows | None] = []
+        for sub, hidden in zip(current.subs, current.hidden, strict=True):
+            if sub is None or hidden is None:
+                members.append(None)
+                continue
+            whole = self._wants_prompt(sub.batch) and sub.logit_tokens is not None
+            members.append(MemberRows(hidden[sub.logit_tokens] if whole else hidden, sub.logit_rows))
+        return CallRows(number, batch.expanded_idx_mapping, members, step)
+
+    def _prompt_rows(self, current: _Pass, hidden: torch.Tensor) -> CallRows:
+        """Rows that are a stretch of the step's tokens, cut out of the forward pass' output."""
+        batch = current.batch
+        first = hidden.storage_offset() // hidden.stride(0)
+        end = first + hidden.shape[0]
+        owners = np.repeat(batch.idx_mapping_np, np.diff(batch.query_start_loc_np[: batch.num_reqs + 1]))[first:end]
+        slots = torch_utils.async_tensor_h2d(owners.astype(np.int64), device=hidden.device)
+        members: list[MemberRows | None] = []
+        for sub, states in zip(current.subs, current.hidden, strict=True):
+            if sub is None or states is None or not self._wants_prompt(sub.batch):
+                members.append(None)
+            elif sub.tokens is None:
+                members.append(MemberRows(states[first:end], None))
+            else:
+                low, high = np.searchsorted(sub.tokens, (first, end))
+                rows = torch_utils.async_tensor_h2d(sub.tokens[low:high] - first, device=hidden.device)
+                members.append(MemberRows(states[low:high], rows) if high > low else None)
+        return CallRows(hidden.shape[0], slots, members, None)
+
+    def settings_of(self, call: CallRows, experts: list[int]) -> Rows:
+        """What the rows of a call ask, over the `experts` that any of them uses.
+
+        Rows that belong to no request cost the most that rows can.
+        """
+        rows = self.table.dearest_rows(call.number) if call.slots is None else self.table.rows(call.slots)
+        return rows.of_experts(experts)
+
+
+    def record(
+        self, step: Step, large: torch.Tensor, settings: Rows | None, fused: Fused | None, experts: list[int]
+    ) -> None:
+        """Note a step's rows for counters and traces: the large model's logits, and what came of fusing `experts`;
+        `None` where nothing was fused.
+        """
+        self.aggregates.record(step, settings and settings.use, fused, experts)
+        self.trace_log.record(step, large, fused, experts)
+
+
+def _has_large_layers(group: Any) -> bool:
+    return any(name.startswith(LARGE_PREFIX) for name in group.layer_names)
