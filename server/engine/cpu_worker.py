@@ -13,10 +13,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.worker_base import CompilationTimes
+
+from server.engine import cpu_runner
 
 
 class FusionCPUWorker(CPUWorker):
     """Keeps the generators of requests whose sample is thrown away out of the step, so none needs to be taken back."""
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        """As vLLM's, and Model Runner V2's functions are compiled before the first request."""
+        if self.use_v2_model_runner:
+            cpu_runner.warm_up()
+        return super().compile_or_warm_up_model()
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """As vLLM's; a row without a generator draws from the common one."""
