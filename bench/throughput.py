@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import tempfile
 import time
@@ -38,6 +39,7 @@ async def measure(folder: Path, num_experts: int, rounds: int, weightings: Seque
     config = load_config(make_members(folder, num_experts))
 
     def plain() -> Any:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what vLLM itself runs on CPUs
         return AsyncLLM.from_engine_args(AsyncEngineArgs(model=config.large.model, **config.engine))
 
     def fused() -> Any:
@@ -75,20 +77,26 @@ async def measure(folder: Path, num_experts: int, rounds: int, weightings: Seque
 
 
 async def _rate(engine: Any, weighting: str, requests: int, num_experts: int) -> float:
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
     from server.api.fusion import WEIGHTINGS
     from server.engine.settings import FusionSettings
+
+    settings = FusionSettings()
+    if weighting not in ("plain", "none"):
+        alpha = (1.0,) * num_experts if weighting == "static" else ()
+        settings = FusionSettings(WEIGHTINGS[weighting], tuple(range(num_experts)), alpha)  # type: ignore[index]
+    return await generate(engine, [settings] * requests)
+
+
+async def generate(engine: Any, settings: Sequence[Any]) -> float:
+    """Tokens per second of greedy requests sent at once, one for each of the fusion `settings`."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     async def run(number: int) -> None:
         params = SamplingParams(
             temperature=0, max_tokens=NEW_TOKENS, ignore_eos=True, output_kind=RequestOutputKind.FINAL_ONLY
         )
-        if weighting not in ("plain", "none"):
-            experts = tuple(range(num_experts))
-            alpha = (1.0,) * num_experts if weighting == "static" else ()
-            FusionSettings(WEIGHTINGS[weighting], experts, alpha).attach(params)  # type: ignore[index]
+        settings[number].attach(params)
         # Prompts differ from run to run, or the prefix cache would answer for the prefill.
         first = time.perf_counter_ns() % 1500
         prompt = {"prompt_token_ids": [300 + (first + number * 7 + i) % 1500 for i in range(PROMPT_TOKENS)]}
@@ -96,8 +104,8 @@ async def _rate(engine: Any, weighting: str, requests: int, num_experts: int) ->
             pass
 
     started = time.perf_counter()
-    await asyncio.gather(*(run(number) for number in range(requests)))
-    return requests * NEW_TOKENS / (time.perf_counter() - started)
+    await asyncio.gather(*(run(number) for number in range(len(settings))))
+    return len(settings) * NEW_TOKENS / (time.perf_counter() - started)
 
 
 def main() -> None:

@@ -1,9 +1,6 @@
 """The fusion on the CPU: numba code over row ranges, one range per thread."""
 
-import contextlib
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,26 +10,10 @@ from torch import Tensor
 from fusion_kernels import plain
 from fusion_kernels.cpu_moments import BFLOAT16, BLOCK, FLOAT32
 from fusion_kernels.cpu_row import FIXED_ROWS, fuse_rows
+from fusion_kernels.threads import over_ranges
 from fusion_kernels.weighting import Fused, Weighting
 
 _local = threading.local()
-
-
-def _spread() -> None:
-    """Let a new thread run on every core that this process' threads use.
-
-    It inherits the cores of the thread that made it, and OpenMP may have bound that one to a single core.
-    """
-    if not hasattr(os, "sched_setaffinity"):
-        return
-    cores: set[int] = set()
-    for thread in os.listdir("/proc/self/task"):
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            cores |= os.sched_getaffinity(int(thread))
-    os.sched_setaffinity(0, cores)
-
-
-_pool = ThreadPoolExecutor(max_workers=os.cpu_count(), thread_name_prefix="fusion", initializer=_spread)
 
 
 def fuse(
@@ -61,12 +42,7 @@ def fuse(
         scratch, blocks = _scratch(FIXED_ROWS + number, common)
         fuse_rows(first, stop, table, common, *settings, *results, scratch, blocks)
 
-    threads = max(min(torch.get_num_threads(), rows), 1)
-    edges = [rows * i // threads for i in range(threads + 1)]
-    others = [_pool.submit(run, edges[i], edges[i + 1]) for i in range(1, threads)]
-    run(edges[0], edges[1])
-    for other in others:
-        other.result()
+    over_ranges(run, rows)
     together = kind == Weighting.KL_JOINT
     if together.any():
         parts = [large, base, *experts, kind, use, alpha, alpha_max]

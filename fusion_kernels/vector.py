@@ -4,7 +4,8 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,26 +30,32 @@ def inlined(function: Jitted) -> Jitted:
     return njit(inline="always", **OPTIONS)(function)  # type: ignore[no-any-return]
 
 
-def entry(function: Jitted) -> Jitted:
+def entry(function: Jitted, signatures: Sequence[str] | None = None) -> Jitted:
     """Compile what Python calls, and keep the machine code on disk where that is possible.
 
+    With `signatures` it is compiled for these types at once, and refuses others; without, for each new combination of
+    types at the first call with it.
+
     numba's own cache looks only at the file that holds the function, and would run stale code after a change in another
-    file that the function calls. So the folder is named after the contents of the whole package.
+    file that the function calls. So the folder is named after the contents of the function's package and of this one.
     """
-    folder = _cache_folder()
+    types = [] if signatures is None else [list(signatures)]
+    folder = _cache_folder(Path(function.__code__.co_filename).parent)
     if folder is None:
-        return jit(function)
+        return njit(*types, **OPTIONS)(function)  # type: ignore[no-any-return]
     before, config.CACHE_DIR = config.CACHE_DIR, str(folder)
     try:
-        return njit(cache=True, **OPTIONS)(function)  # type: ignore[no-any-return]
+        return njit(*types, cache=True, **OPTIONS)(function)  # type: ignore[no-any-return]
     finally:
         config.CACHE_DIR = before
 
 
-def _cache_folder() -> Path | None:
+@lru_cache
+def _cache_folder(package: Path) -> Path | None:
     """The first writable of NUMBA_CACHE_DIR, this package and the user's cache; None where all are read-only."""
-    package = Path(__file__).parent
-    digest = hashlib.sha256(b"".join(file.read_bytes() for file in sorted(package.glob("*.py")))).hexdigest()[:16]
+    packages = sorted({package, Path(__file__).parent})
+    files = [file.read_bytes() for folder in packages for file in sorted(folder.glob("*.py"))]
+    digest = hashlib.sha256(b"".join(files)).hexdigest()[:16]
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     for parent in ([Path(config.CACHE_DIR)] if config.CACHE_DIR else []) + [
         package / "__pycache__",

@@ -6,12 +6,14 @@ import os
 import signal
 import sys
 
+from server.engine import cpu_runner
+
 ARCHITECTURE = "LogitFusionForCausalLM"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def register() -> None:
-    """Register the composite model, and let engine processes end with the one that started them.
+    """Register the composite model and, on a CPU, Model Runner V2's kernels; let engine processes end with their parent.
 
     vLLM calls it by the entry point group `vllm.general_plugins`.
     """
@@ -19,6 +21,7 @@ def register() -> None:
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "server.engine.composite:LogitFusionForCausalLM")
+    cpu_runner.register()
     _end_with_parent()
 
 
