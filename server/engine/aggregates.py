@@ -29,6 +29,8 @@ KL_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats
 
 # Steps are folded when somebody asks, or this many at a time, so that they cannot pile up.
 MAX_PENDING_STEPS = 256
+# The newest steps wait: with asynchronous scheduling, a row of theirs may turn out to be one too many.
+KEPT_STEPS = 2
 
 _WEIGHED = (Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.KL_SAFE)
 """Weightings that move the large model's distribution; the others have no divergence to tell."""
@@ -46,14 +48,22 @@ class Counts(TypedDict):
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _Fusion:
+    """What came of fusing a step's N rows over E experts."""
+
     experts: tuple[int, ...]
-    labels: np.ndarray  # [N], see `SlotTable.labels`
-    generates: np.ndarray  # [N] bool
-    use: torch.Tensor  # [N, len(experts)]
-    alpha: torch.Tensor  # [N, len(experts)]
+    use: torch.Tensor  # [N, E]
+    alpha: torch.Tensor  # [N, E]
     kl: torch.Tensor  # [N, 2]
     broken: torch.Tensor  # [N]
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    slots: np.ndarray  # [N]
+    labels: np.ndarray  # [N], see `SlotTable.labels`
+    generates: np.ndarray  # [N] bool
+    fusion: _Fusion | None
 
 
 class Aggregates:
@@ -65,6 +75,7 @@ class Aggregates:
         experts, device = table.num_experts, table.device
         self._pending: list[_Step] = []
         self._tokens = np.zeros(presets * len(Weighting), dtype=np.int64)
+        self._left = np.zeros(len(table.slots), dtype=np.int64)
         # Whoever loads a model makes its dtype and device the default ones.
         whole, real = {"dtype": torch.int64, "device": device}, {"dtype": torch.float64, "device": device}
         self._broken = torch.zeros(presets, FIRST_EXPERT + experts, **whole)  # type: ignore[call-overload]
@@ -75,21 +86,35 @@ class Aggregates:
         self._alpha_bounds = torch.tensor(ALPHA_BUCKETS, dtype=torch.float32, device=device)
         self._kl_bounds = torch.tensor(KL_BUCKETS, dtype=torch.float32, device=device)
 
+    def begin(self, slot: int, tokens: int) -> None:
+        """A request enters a slot, and may get so many tokens there at most."""
+        self._left[slot] = tokens
+
+    def reached_limit(self, slot: int) -> bool:
+        """Whether the request in a slot has had as many tokens as it may get."""
+        return bool(self._left[slot] <= 0)
+
+    def retract(self, slot: int) -> None:
+        """Take back the newest row of a slot, whose token nobody gets."""
+        for step in reversed(self._pending):
+            rows = np.flatnonzero((step.slots == slot) & step.generates)
+            if len(rows):
+                step.generates[rows[-1]] = False
+                return
+
     def record(self, step: Step, use: torch.Tensor | None, fused: Fused | None, experts: list[int]) -> None:
-        """Note the rows of a step: which of `experts` each used [N, E], and what came of it; `None` where none fused."""
-        labels = self._table.labels[step.slots]
-        np.add.at(self._tokens, labels[step.generates], 1)
-        if fused is None or use is None:
-            return
-        self._pending.append(
-            _Step(tuple(experts), labels, step.generates, use, fused.alpha, fused.kl_fused, fused.broken)
-        )
+        """Note the rows of a step: which of `experts` each used [N, E] and what came of it; `None` where none fused."""
+        fusion = None
+        if fused is not None and use is not None:
+            fusion = _Fusion(tuple(experts), use, fused.alpha, fused.kl_fused, fused.broken)
+        np.subtract.at(self._left, step.slots[step.generates], 1)
+        self._pending.append(_Step(step.slots, self._table.labels[step.slots], step.generates, fusion))
         if len(self._pending) >= MAX_PENDING_STEPS:
-            self._fold()
+            self._fold(KEPT_STEPS)
 
     def read(self) -> Counts:
-        """All counters since the start."""
-        self._fold()
+        """All counters since the start; of the newest steps, while requests run, only at the next reading."""
+        self._fold(KEPT_STEPS if self._table.occupied else 0)
         return {
             "tokens": self._tokens.reshape(self._presets, len(Weighting)).tolist(),
             "broken": self._broken.tolist(),
@@ -99,19 +124,25 @@ class Aggregates:
             "kl_sum": self._kl_sum.tolist(),
         }
 
-    def _fold(self) -> None:
-        steps, self._pending = self._pending, []
-        for experts, group in groupby(steps, key=lambda step: step.experts):
+    def _fold(self, kept: int) -> None:
+        whole = len(self._pending) - kept
+        if whole <= 0:
+            return
+        steps, self._pending = self._pending[:whole], self._pending[whole:]
+        labels = np.concatenate([step.labels[step.generates] for step in steps])
+        self._tokens += np.bincount(labels, minlength=len(self._tokens))
+        fusions = [(step, step.fusion) for step in steps if step.fusion is not None]
+        for experts, group in groupby(fusions, key=lambda pair: pair[1].experts):
             self._fold_alike(list(group), experts)
 
-    def _fold_alike(self, steps: list[_Step], experts: tuple[int, ...]) -> None:
+    def _fold_alike(self, steps: list[tuple[_Step, _Fusion]], experts: tuple[int, ...]) -> None:
         """Fold steps over the same experts."""
         use, alpha, kl, broken = (
-            torch.cat([getattr(step, name) for step in steps]) for name in ("use", "alpha", "kl", "broken")
+            torch.cat([getattr(fusion, name) for _, fusion in steps]) for name in ("use", "alpha", "kl", "broken")
         )
         device = alpha.device
-        labels = torch.from_numpy(np.concatenate([step.labels for step in steps])).to(device)
-        generated = torch.from_numpy(np.concatenate([step.generates for step in steps])).to(device)
+        labels = torch.from_numpy(np.concatenate([step.labels for step, _ in steps])).to(device)
+        generated = torch.from_numpy(np.concatenate([step.generates for step, _ in steps])).to(device)
         preset, kind = labels // len(Weighting), labels % len(Weighting)
         places = torch.tensor(experts, device=device)
         members = torch.cat([torch.arange(FIRST_EXPERT, device=device), places + FIRST_EXPERT])

@@ -26,8 +26,11 @@ from server.engine.member import SmallMember
 from server.engine.weights import add_task_vectors, task_vectors
 
 if TYPE_CHECKING:
-    from server.engine.state import FusionModelState, MemberRows
     from vllm.sequence import IntermediateTensors
+
+    from fusion_kernels import Fused
+    from server.engine.slots import Rows
+    from server.engine.state import FusionModelState, MemberRows
 
 # Set before every tensor name of a member's checkpoint, so that one stream of weights can carry all members.
 _SOURCE_PREFIX = "fusion_member_{}/"
@@ -106,35 +109,41 @@ class LogitFusionForCausalLM(nn.Module):
 
         Float32 where any row fuses; the large model's own logits, in their dtype, where none does.
         """
-        large: torch.Tensor = self.large.compute_logits(hidden_states)
-        call = self.state.rows_of(hidden_states)
+        # vLLM asks for a prompt's logprobs by a thousand rows, each of which costs the logits of all members here.
+        parts = [self._logits(part) for part in torch.split(hidden_states, self.state.max_rows)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        large: torch.Tensor = self.large.compute_logits(hidden)
+        call = self.state.rows_of(hidden)
         base_rows, *expert_rows = call.members or [None]
-        in_use = [number for number, rows in enumerate(expert_rows) if rows is not None]
-        if not in_use:
+        used = {number: rows for number, rows in enumerate(expert_rows) if rows is not None}
+        if not used:
             if call.step is not None:
                 self.state.record(call.step, large, None, None, [])
             return large
         number = large.shape[0]
-        experts = [_all_rows(self.experts[expert], expert_rows[expert], number) for expert in in_use]
+        in_use = list(used)
+        experts = [_all_rows(self.experts[expert], rows, number) for expert, rows in used.items()]
         # `fuse_logits` compares over the ids that its arguments share. They must not depend on which experts other
         # requests of the batch use, so the base shows only the ids that all members share.
         if base_rows is None:  # every row is one expert's alone
             base = large.new_zeros(number, self._common_size)
         else:
             base = _all_rows(self.base, base_rows, number)[:, : self._common_size]
+        if call.slots is None:
+            self._compile_kernels(large, base, experts)
         settings = self.state.settings_of(call, in_use)
-        fused = fuse_logits(
-            large,
-            base,
-            experts,
-            kind=settings.kind,
-            use=settings.use,
-            alpha=settings.alpha,
-            alpha_max=settings.alpha_max,
-        )
+        fused = _fuse(large, base, experts, settings)
         if call.step is not None:
             self.state.record(call.step, large, settings, fused, in_use)
         return fused.logits
+
+    def _compile_kernels(self, large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor]) -> None:
+        """Have the kernel compiled for every smaller number of experts too, while no request waits for it."""
+        for number in range(1, len(experts)):
+            rows = self.state.table.dearest_rows(large.shape[0]).of_experts(list(range(number)))
+            _fuse(large, base, experts[:number], rows)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Hand each member its part of the stream: the large model's first, then those of `secondary_weights`."""
@@ -156,6 +165,10 @@ def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
     # Each model is compiled under a name of its own.
     with set_model_tag(prefix):
         return init_vllm_registered_model(config, prefix=prefix)
+
+
+def _fuse(large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor], rows: Rows) -> Fused:
+    return fuse_logits(large, base, experts, kind=rows.kind, use=rows.use, alpha=rows.alpha, alpha_max=rows.alpha_max)
 
 
 def _all_rows(model: Any, part: MemberRows, number: int) -> torch.Tensor:

@@ -13,7 +13,9 @@ class FusionWorkerExtension:
     """The engine's `worker_extension_cls`; vLLM refuses names that its worker has too."""
 
     def take_fusion_trace(self, trace: str, last: bool) -> list[TraceRow]:
-        """Rows of `trace` since the last call; empty on workers that hold no logits."""
+        """Rows of `trace` since the last call; from the first worker alone, as all have the same."""
+        if self.rank:  # type: ignore[attr-defined]
+            return []
         rows: list[TraceRow] = self._state().trace_log.take(trace, last)
         return rows
 
@@ -23,7 +25,7 @@ class FusionWorkerExtension:
         return kept
 
     def read_fusion_counts(self) -> Counts:
-        """Counters over all generated tokens; workers that hold no logits know the number of tokens only."""
+        """Counters over all generated tokens; all workers of one engine have the same."""
         counts: Counts = self._state().aggregates.read()
         return counts
 

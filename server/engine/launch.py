@@ -9,9 +9,9 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.usage.usage_lib import UsageContext
 
 from server.config import Config
+from server.engine import plugin
 from server.engine.client import FusionEngine
 from server.engine.members import Members
-from server.engine.plugin import ARCHITECTURE
 from server.logs import loading_shows_progress
 
 
@@ -19,6 +19,7 @@ def start_engine(config: Config, members: Members) -> FusionEngine:
     """Load all members and start the engine's processes; call inside the event loop that will use it."""
     # The default on GPUs; on CPUs vLLM 0.32 still picks the runner before it (`server.engine.cpu_runner`).
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
+    plugin.register()  # vLLM has called it before if this process had an engine, perhaps with another runner
     args = engine_args(config, members)
     vllm_config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     engine = FusionEngine.from_vllm_config(
@@ -35,7 +36,7 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     return AsyncEngineArgs(
         model=str(members.large.folder),
         served_model_name=list(config.presets),
-        hf_overrides={"architectures": [ARCHITECTURE], "fusion": fusion_config(config, members)},
+        hf_overrides={"architectures": [plugin.ARCHITECTURE], "fusion": fusion_config(config, members)},
         worker_extension_cls="server.engine.extension.FusionWorkerExtension",
         **arguments,
     )

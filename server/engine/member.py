@@ -9,18 +9,22 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import create_forward_context, override_forward_context
 from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.utils import AttentionGroup
 
+from server.engine.member_graphs import MemberGraphs
 from server.engine.sub_batch import SubBatch
 
 AttentionGroups = list[list[AttentionGroup]]
-BuildMetadata = Callable[[SubBatch, AttentionGroups, KVCacheConfig], dict[str, Any]]
+BuildMetadata = Callable[[SubBatch, AttentionGroups, KVCacheConfig, CUDAGraphMode, bool], dict[str, Any]]
+"""Attention metadata by layer of a sub-batch, for some groups, in a graph mode, to be captured or not."""
 
 
 class SmallMember:
-    """The base or an expert: its model, and the attention groups of its layers.
+    """The base or an expert: its model, the attention groups of its layers, and its CUDA graphs.
 
     Layers whose attention is alike share one metadata builder in vLLM's model runner, and a builder may keep what it
     built in buffers of its own (FlashAttention 3's schedule, FlashInfer's plan): a second build, for another
@@ -35,33 +39,61 @@ class SmallMember:
         self.last_id = last_id
         """The member's last token id, where its vocabulary is shorter than the large model's; else `None`."""
         self._groups: AttentionGroups | None = None
+        self._graphs: MemberGraphs | None = None
+        self._metadata: dict[str, Any] = {}
 
-    def forget_groups(self) -> None:
-        """The model runner has new attention groups: make the member's own anew at the next pass."""
-        self._groups = None
+    def forget(self) -> None:
+        """The model runner has another KV cache or other attention groups: what was made for the old ones goes."""
+        self._groups = self._graphs = None
+        self._metadata = {}
 
     def run(
         self, sub: SubBatch, build: BuildMetadata, attn_groups: AttentionGroups, kv_cache_config: KVCacheConfig
     ) -> torch.Tensor:
-        """Hidden states [m, width] of the sub-batch's m tokens."""
-        if self._groups is None:
-            self._groups = self._own_groups(attn_groups, sub.slot_mappings.device)
-        metadata = build(sub, self._groups, kv_cache_config)
+        """Hidden states [m, width] of the sub-batch's m tokens, in memory that may be written again."""
+        graph = None if self._graphs is None else self._graphs.graph_for(sub)
+        if graph is not None:
+            assert self._graphs is not None
+            return self._graphs.run(sub, graph)
+        groups = self._own_groups(attn_groups, sub.slot_mappings.device)
+        self._metadata = build(sub, groups, kv_cache_config, CUDAGraphMode.NONE, False)
+        return self._forward(sub)
+
+    def profile(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Hidden states [m, width] of tokens that belong to no request, without a KV cache."""
+        return self._call(input_ids, positions, None, None)
+
+    def capture(
+        self,
+        build: BuildMetadata,
+        decode_query_len: int,
+        block_tables: BlockTables,
+        attn_groups: AttentionGroups,
+        kv_cache_config: KVCacheConfig,
+    ) -> None:
+        """Capture the CUDA graphs over this KV cache, in the place of those that there are."""
+        self._graphs = None
+        groups = self._own_groups(attn_groups, block_tables.device)
+
+        def build_for_graph(sub: SubBatch, for_capture: bool) -> None:
+            # vLLM's runner captures with mode NONE and replays with FULL; the sizes are the padded ones in both.
+            mode = CUDAGraphMode.NONE if for_capture else CUDAGraphMode.FULL
+            self._metadata = build(sub, groups, kv_cache_config, mode, for_capture)
+
+        self._graphs = MemberGraphs(self.config, decode_query_len, block_tables, build_for_graph, self._forward)
+
+    def _forward(self, sub: SubBatch) -> torch.Tensor:
+        """Run over a sub-batch whose metadata is built."""
+        assert self._groups is not None
         slot_mapping = {
             name: mapping
             for groups, mapping in zip(self._groups, sub.slot_mappings, strict=True)
             for group in groups
             for name in group.layer_names
         }
-        return self._forward(sub.batch.input_ids, sub.batch.positions, metadata, slot_mapping)
+        return self._call(sub.batch.input_ids, sub.batch.positions, self._metadata, slot_mapping)
 
-    def profile(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Hidden states [m, width] of tokens that belong to no request, without a KV cache."""
-        return self._forward(input_ids, positions, None, None)
-
-    def _forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: Any, slot_mapping: Any
-    ) -> torch.Tensor:
+    def _call(self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: Any, slot_mapping: Any) -> torch.Tensor:
         context = create_forward_context(metadata, self.config, slot_mapping=slot_mapping)
         if context.all_moe_layers is not None:
             # Mixture-of-experts layers take their names from this list, in the order in which they run.
@@ -74,9 +106,11 @@ class SmallMember:
         return states
 
     def _own_groups(self, attn_groups: AttentionGroups, device: torch.device) -> AttentionGroups:
-        return [
-            [self._own_group(group, device) for group in groups if self._layers(group)] for groups in attn_groups
-        ]
+        if self._groups is None:
+            self._groups = [
+                [self._own_group(group, device) for group in groups if self._layers(group)] for groups in attn_groups
+            ]
+        return self._groups
 
     def _own_group(self, group: AttentionGroup, device: torch.device) -> AttentionGroup:
         own = replace(group, layer_names=self._layers(group), metadata_builders=[])

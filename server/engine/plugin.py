@@ -13,7 +13,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def register() -> None:
-    """Register the composite model and, on a CPU, Model Runner V2's kernels; let engine processes end with their parent.
+    """Register the composite model and, on CPUs, the runner's kernels; let engine processes end with their parent.
 
     vLLM calls it by the entry point group `vllm.general_plugins`.
     """

@@ -61,6 +61,8 @@ class SlotTable:
         """[slots, 1 + T]: whether the slot's request runs the base, and each of the experts."""
         self.labels = np.zeros(max_num_seqs, dtype=np.int64)
         """[slots]: preset * number of weightings + weighting, under which the metrics count."""
+        self.occupied = 0
+        """Running requests."""
         self.traced = 0
         """Running requests whose trace is kept."""
         self._host = Rows(
@@ -76,6 +78,7 @@ class SlotTable:
         """Put a request into a slot; `flush` makes its settings known to the device."""
         self.remove(index)
         self.slots[index] = slot
+        self.occupied += 1
         self.traced += slot.settings.traced
         settings, table = slot.settings, self._host
         self.labels[index] = settings.preset * len(Weighting) + int(settings.weighting)
@@ -95,6 +98,7 @@ class SlotTable:
         """Take a request out; its row on the device stays as it is until the slot is taken again."""
         slot, self.slots[index] = self.slots[index], None
         if slot is not None:
+            self.occupied -= 1
             self.traced -= slot.settings.traced
 
     def flush(self) -> None:
@@ -122,7 +126,6 @@ class SlotTable:
             return host
         # From fresh pinned copies: the next request may rewrite the table while these copies are still under way.
         kind, use, alpha, alpha_max = (
-            t.pin_memory().to(self.device, non_blocking=True)
-            for t in (host.kind, host.use, host.alpha, host.alpha_max)
+            t.pin_memory().to(self.device, non_blocking=True) for t in (host.kind, host.use, host.alpha, host.alpha_max)
         )
         return Rows(kind, use, alpha, alpha_max)

@@ -1,15 +1,15 @@
-"""The composite's model state: the one owner of what each request asked for, which members it runs, and whose row is whose.
+"""The composite's model state: the one owner of what each request asked, which members it runs, whose row is whose.
 
-vLLM's Model Runner V2 asks a model for a state of its own (`get_model_state_cls`) and calls it, outside any compiled or
-captured code:
+vLLM's Model Runner V2 asks a model for a state of its own (`get_model_state_cls`) and calls it, outside any compiled
+or captured code:
 
 1. `add_request`, `remove_request`: a request enters a slot with its sampling parameters, and leaves it.
 2. `prepare_attn`: before every forward pass, with the layout of the step. The large model gets its attention metadata.
-3. `prepare_inputs`: the small members run here, each on the tokens of those requests alone that use it. They depend on
-   token ids, positions and their own KV cache only, so the large model's forward pass that follows is a plain one, whole
-   CUDA graphs included.
-4. `compute_logits` of the model: first with the rows that are sampled, one or more per request in the step's order, then
-   perhaps with the positions of prompts whose logprobs are asked for. `rows_of` says which are which.
+3. `prepare_inputs`: the small members run here, each on the tokens of those requests alone that use it. They depend
+   on token ids, positions and their own KV cache only, so the large model's forward pass that follows is a plain one,
+   whole CUDA graphs included.
+4. `compute_logits` of the model: first with the rows that are sampled, one or more per request in the step's order,
+   then perhaps with the positions of prompts whose logprobs are asked for. `rows_of` says which are which.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from vllm.config.compilation import CUDAGraphMode
 from vllm.utils import torch_utils
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.kv_cache_interface import KVCacheConfig
-from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.block_table import BlockTables
+from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
+from server.engine import cpu_runner
 from server.engine.aggregates import Aggregates
 from server.engine.member import AttentionGroups, SmallMember
 from server.engine.settings import FusionSettings
@@ -37,9 +39,10 @@ from server.engine.sub_batch import SubBatch, restrict
 from server.engine.trace import TraceLog
 
 if TYPE_CHECKING:
+    from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
+
     from fusion_kernels import Fused
     from server.engine.composite import LogitFusionForCausalLM
-    from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 
 LARGE_PREFIX = "large."
 
@@ -105,12 +108,16 @@ class FusionModelState(DefaultModelState):
         self.members: list[SmallMember] = composite.small_members
         self.trace_log = TraceLog(self.table)
         self.aggregates = Aggregates(self.table, fusion["presets"])
+        self._everyone: bool = fusion.get("everyone", False)
+        """Whether every member runs for every request, whether it uses it or not; for tests."""
         self._slot_of: dict[str, int] = {}
         self._prepared: _Pass | None = None
         self._pass: _Pass | None = None
         self._profiled: list[torch.Tensor] | None = None
         self._groups: tuple[AttentionGroups, AttentionGroups] | None = None
         composite.state = self
+        if device.type == "cpu":
+            cpu_runner.warm_up()
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -124,13 +131,20 @@ class FusionModelState(DefaultModelState):
             req_index,
             Slot(FusionSettings.of(params), new_req_data.prompt_len, params.prompt_logprobs is not None),
         )
+        known = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
+        self.aggregates.begin(req_index, (params.max_tokens or 0) - known)
 
     def remove_request(self, req_id: str) -> None:
         """A request ended, was dropped or is preempted; vLLM also asks for ids that it does not know."""
         super().remove_request(req_id)
         index = self._slot_of.pop(req_id, None)
-        if index is not None:
-            self.table.remove(index)
+        if index is None:
+            return
+        if self.scheduler_config.async_scheduling and not self.aggregates.reached_limit(index):
+            # The step that was under way when its last token became known, or when it was preempted, computed one
+            # more that nobody gets.
+            self.aggregates.retract(index)
+        self.table.remove(index)
 
     def apply_staged_writes(self) -> None:
         """New requests are complete: make their settings known to the device."""
@@ -139,7 +153,7 @@ class FusionModelState(DefaultModelState):
 
     # --- a forward pass -----------------------------------------------------------------------------------------
 
-    def prepare_attn(  # type: ignore[override]
+    def prepare_attn(
         self,
         input_batch: InputBatch,
         cudagraph_mode: CUDAGraphMode,
@@ -156,7 +170,7 @@ class FusionModelState(DefaultModelState):
             large = [[group for group in groups if _has_large_layers(group)] for groups in attn_groups]
             self._groups = attn_groups, large
             for member in self.members:
-                member.forget_groups()
+                member.forget()
         # A dummy batch has no prompts.
         dummy = not input_batch.prefill_len_np.any()
         self._prepared = _Pass(input_batch, block_tables, slot_mappings, attn_groups, kv_cache_config, dummy, [], [])
@@ -177,9 +191,7 @@ class FusionModelState(DefaultModelState):
         step, self._prepared = self._prepared, None
         self._pass = self._profiled = None
         if step is None or step.batch is not input_batch:
-            self._profiled = [
-                member.profile(input_batch.input_ids, input_batch.positions) for member in self.members
-            ]
+            self._profiled = [member.profile(input_batch.input_ids, input_batch.positions) for member in self.members]
         else:
             self._pass = step
             self._run_members(step)
@@ -189,7 +201,7 @@ class FusionModelState(DefaultModelState):
         batch = step.batch
         if not self.members:
             return
-        if step.dummy:
+        if step.dummy or self._everyone:
             used = np.ones((batch.num_reqs, len(self.members)), dtype=bool)
         else:
             used = self.table.members_used[batch.idx_mapping_np]
@@ -212,13 +224,11 @@ class FusionModelState(DefaultModelState):
     def _kept(self, sub: SubBatch, hidden: torch.Tensor) -> torch.Tensor:
         """Of a member's hidden states, those that logits may be asked of, in memory of their own.
 
-        On GPUs a compiled model's output lies in memory that the next member's graphs may take again.
+        On GPUs a compiled or captured model's output lies in memory that the next member's graphs may take again.
         """
-        if self._wants_prompt(sub.batch):
+        if sub.logit_tokens is None or self._wants_prompt(sub.batch):
             return hidden.clone()
-        if sub.logit_tokens is not None:
-            return hidden[sub.logit_tokens]
-        return hidden.clone() if hidden.is_cuda else hidden
+        return hidden[sub.logit_tokens]
 
     def _wants_prompt(self, batch: InputBatch) -> bool:
         slots = self.table.slots
@@ -226,12 +236,46 @@ class FusionModelState(DefaultModelState):
             return False
         return any(slot is not None and slot.prompt_logprobs for slot in (slots[i] for i in batch.idx_mapping_np))
 
-    def _metadata(self, sub: SubBatch, groups: AttentionGroups, kv_cache_config: KVCacheConfig) -> dict[str, Any]:
+    def _metadata(
+        self,
+        sub: SubBatch,
+        groups: AttentionGroups,
+        kv_cache_config: KVCacheConfig,
+        mode: CUDAGraphMode,
+        for_capture: bool,
+    ) -> dict[str, Any]:
         return super().prepare_attn(
-            sub.batch, CUDAGraphMode.NONE, sub.block_tables, sub.slot_mappings, groups, kv_cache_config
+            sub.batch, mode, sub.block_tables, sub.slot_mappings, groups, kv_cache_config, for_capture
         )
 
+    # --- CUDA graphs --------------------------------------------------------------------------------------------
+
+    def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
+        """There is a new KV cache; vLLM profiles the memory of graphs over one that it throws away."""
+        super().initialize_kv_cache(kv_cache_config, block_tables)
+        for member in self.members:
+            member.forget()
+
+    def capture_inner_cudagraphs(
+        self,
+        input_buffers: InputBuffers,
+        block_tables: BlockTables,
+        attn_groups: AttentionGroups,
+        kv_cache_config: KVCacheConfig,
+    ) -> None:
+        """Capture the members' own graphs, where the large model has whole ones for decode steps."""
+        if self.vllm_config.compilation_config.cudagraph_mode.decode_mode() != CUDAGraphMode.FULL:
+            return
+        query_len = self.vllm_config.num_speculative_tokens + self.num_new_sampled_tokens_per_step
+        for member in self.members:
+            member.capture(self._metadata, query_len, block_tables, attn_groups, kv_cache_config)
+
     # --- logits -------------------------------------------------------------------------------------------------
+
+    @property
+    def max_rows(self) -> int:
+        """The most rows that a call has at once: as many as the memory profile had."""
+        return self.max_num_reqs * (self.vllm_config.num_speculative_tokens + self.num_new_sampled_tokens_per_step)
 
     def rows_of(self, hidden: torch.Tensor) -> CallRows:
         """What a `compute_logits` call with the large model's hidden states [N, width] asks."""
@@ -300,14 +344,13 @@ class FusionModelState(DefaultModelState):
         rows = self.table.dearest_rows(call.number) if call.slots is None else self.table.rows(call.slots)
         return rows.of_experts(experts)
 
-
     def record(
         self, step: Step, large: torch.Tensor, settings: Rows | None, fused: Fused | None, experts: list[int]
     ) -> None:
         """Note a step's rows for counters and traces: the large model's logits, and what came of fusing `experts`;
         `None` where nothing was fused.
         """
-        self.aggregates.record(step, settings and settings.use, fused, experts)
+        self.aggregates.record(step, None if settings is None else settings.use, fused, experts)
         self.trace_log.record(step, large, fused, experts)
 
 

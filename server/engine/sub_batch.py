@@ -36,7 +36,10 @@ def restrict(
     batch: InputBatch, block_tables: tuple[torch.Tensor, ...], slot_mappings: torch.Tensor, used: np.ndarray
 ) -> SubBatch:
     """The sub-batch of the requests that `used` [num_reqs] bool marks, at least one."""
-    starts, lengths = batch.query_start_loc_np[: batch.num_reqs], np.diff(batch.query_start_loc_np[: batch.num_reqs + 1])
+    starts, lengths = (
+        batch.query_start_loc_np[: batch.num_reqs],
+        np.diff(batch.query_start_loc_np[: batch.num_reqs + 1]),
+    )
     logit_starts, logits = batch.cu_num_logits_np[: batch.num_reqs], np.diff(batch.cu_num_logits_np)
     # Rows of logits are a request's last tokens.
     only_logits = bool((lengths == logits).all())
@@ -107,7 +110,8 @@ def _unpadded(batch: InputBatch) -> InputBatch:
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The numbers starts[i] .. starts[i] + lengths[i] - 1 of all i, one after the other, int64."""
     ends = np.cumsum(lengths)
-    return np.arange(ends[-1], dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    numbers: np.ndarray = np.arange(ends[-1], dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    return numbers
 
 
 def _to_device(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
@@ -115,4 +119,4 @@ def _to_device(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor,
     packed = np.concatenate(arrays, dtype=np.int64)
     # By the module: on CPUs vLLM puts another function into it.
     tensor = torch_utils.async_tensor_h2d(packed, device=device)
-    return tensor.split([len(array) for array in arrays])
+    return torch.split(tensor, [len(array) for array in arrays])

@@ -1,7 +1,7 @@
 """What fusion did at every token of the requests that asked to see it, kept in the worker until fetched.
 
 `TraceLog.record` runs in the decode path, so it only starts copies to the host. `TraceLog.take`, which the API calls
-between steps, waits for them and sorts the rows by request.
+between steps, sorts the rows of the steps that are finished by request.
 """
 
 from __future__ import annotations
@@ -60,6 +60,11 @@ class _Step:
     top_probabilities: torch.Tensor  # [N, 2, k]
     done: torch.cuda.Event | None
 
+    @property
+    def finished(self) -> bool:
+        """Whether the copies to the host are there."""
+        return self.done is None or bool(self.done.query())  # type: ignore[no-untyped-call]
+
 
 class TraceLog:
     """The traces of one worker, filled by the composite model."""
@@ -105,8 +110,11 @@ class TraceLog:
         return slot if generates and slot is not None and slot.settings.traced else None
 
     def take(self, trace: str, last: bool) -> list[TraceRow]:
-        """Return the rows of `trace` that came since the last call, and forget them; keep none after the `last`."""
-        self._sort(len(self._steps))
+        """Return the rows of `trace` that came since the last call, and forget them; keep none after the `last`.
+
+        Rows of a step that is still under way on the device wait for the next call, and nobody waits for them.
+        """
+        self._sort(next((i for i, step in enumerate(self._steps) if not step.finished), len(self._steps)))
         if last:
             self._ended[trace] = None
             if len(self._ended) > MAX_REMEMBERED_ENDS:

@@ -55,7 +55,8 @@ def judge(oracle: HFLoop, case: Case, answer: Answer) -> Verdict:
                 raised = logits.clone()
                 raised[token] += TIE
                 assert choose(raised, case, seed, place) == token, (
-                    f"token {position} of choice {choice} is {token}, the reference's is {choose(logits, case, seed, place)}; "
+                    f"token {position} of choice {choice} is {token}, "
+                    f"the reference's is {choose(logits, case, seed, place)}; "
                     f"its logit lies {float(logits.max() - logits[token]):.2e} under the highest: {case}"
                 )
                 verdict.ties += 1

@@ -6,16 +6,18 @@ import asyncio
 import random
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from vllm import SamplingParams
-from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
+import vllm.v1.worker.cpu.shm  # noqa: F401 (as vLLM's CPU worker does, before the runner's modules)
 
 from fusion_kernels import Fused, Weighting
 from fusion_kernels.weighting import BASE, FIRST_EXPERT
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, MAX_PENDING_STEPS, Aggregates, Counts
-from server.engine.batch import BatchState
 from server.engine.settings import FusionSettings
+from server.engine.slots import Slot, SlotTable
+from server.engine.state import Step
 from tests.engine.driver import draw_cases, send_all
 from tests.engine.engines import counter, running
 
@@ -27,7 +29,7 @@ class Tally:
     """The same counters in plain Python, one token at a time."""
 
     def __init__(self) -> None:
-        self.counts: Counts = Aggregates(BatchState(SLOTS, 64, EXPERTS, CPU), PRESETS).read()
+        self.counts: Counts = Aggregates(SlotTable(SLOTS, EXPERTS, CPU), PRESETS).read()
 
     def add(self, settings: FusionSettings, alpha: dict[int, float], kl: list[float], broken: int) -> None:
         preset = settings.preset
@@ -56,45 +58,46 @@ def draw(rng: random.Random) -> FusionSettings:
     return FusionSettings(weighting, tuple(sorted(rng.sample(range(EXPERTS), number))), preset=rng.randrange(PRESETS))
 
 
+def step(slots: list[int], generates: list[bool]) -> Step:
+    """Rows of these slots; the counters ask for nothing else of a step's batch."""
+    batch: Any = None
+    return Step(batch, np.array(slots), np.array(generates))
+
+
 def test_random_steps_are_counted_as_one_by_one() -> None:
     rng = random.Random(0)
-    batch = BatchState(SLOTS, 64, EXPERTS, CPU)
-    aggregates, tally = Aggregates(batch, PRESETS), Tally()
-    # Settings, the first position that gives a new token, and the output so far.
-    requests: list[tuple[FusionSettings, int, list[int]]] = []
-    for step in range(MAX_PENDING_STEPS + 100):
-        if step % 7 == 0:
-            requests = []
-            added = []
-            for index in range(SLOTS):
-                settings, prompt, output = draw(rng), [1] * rng.randint(1, 4), [1] * rng.choice([0, 0, 3])
-                params = SamplingParams(temperature=0)
-                settings.attach(params)
-                added.append((index, params, prompt, output))
-                requests.append((settings, len(prompt) + len(output) - 1, output))
-            batch.update(BatchUpdate(SLOTS, removed=[], added=added, moved=[]))
-        positions = torch.tensor([rng.randrange(8) for _ in requests])
-        starts = torch.arange(SLOTS + 1, dtype=torch.int32)
-        places = batch.places(batch.begin_step(starts, torch.zeros(SLOTS, dtype=torch.int64), positions).float())
-        owners = batch.owners(places)
-        in_use = tuple(batch.experts_in_use)
-        columns = len(in_use)
-        alpha = torch.tensor([[rng.choice([*ALPHA_BUCKETS, -0.4, 0.6, 99.0]) for _ in in_use] for _ in requests])
-        kl = torch.tensor([[rng.choice([*KL_BUCKETS, 0.0, 0.2, 50.0]) for _ in range(2)] for _ in requests])
+    table = SlotTable(SLOTS, EXPERTS, CPU)
+    aggregates, tally = Aggregates(table, PRESETS), Tally()
+    for number in range(MAX_PENDING_STEPS + 100):
+        if number % 7 == 0:
+            requests = [draw(rng) for _ in range(SLOTS)]
+            for index, settings in enumerate(requests):
+                table.add(index, Slot(settings, 1))
+            table.flush()
+        order = rng.sample(range(SLOTS), SLOTS)
+        generates = [rng.random() < 0.8 for _ in order]
+        in_use = sorted({expert for settings in requests for expert in settings.experts})
+        alpha = torch.tensor([[rng.choice([*ALPHA_BUCKETS, -0.4, 0.6, 99.0]) for _ in in_use] for _ in order])
+        kl = torch.tensor([[rng.choice([*KL_BUCKETS, 0.0, 0.2, 50.0]) for _ in range(2)] for _ in order])
         broken = torch.zeros(SLOTS, dtype=torch.int8)
-        for row, (settings, _, _) in enumerate(requests):
-            if settings.experts and rng.random() < 0.2:
-                broken[row] = rng.choice([BASE, *(FIRST_EXPERT + in_use.index(t) for t in settings.experts)])
-        if columns:
+        for row, index in enumerate(order):
+            if (experts := requests[index].experts) and rng.random() < 0.2:
+                broken[row] = rng.choice([BASE, *(FIRST_EXPERT + in_use.index(t) for t in experts)])
+        rows = table.rows(torch.tensor(order))
+        if in_use:
             fused = Fused(torch.zeros(SLOTS, 4), alpha, torch.zeros(SLOTS, 2), kl, broken)
-            aggregates.record(owners, places, batch.rows(owners).use[:, list(in_use)], fused, in_use)
-        for row, (settings, first, output) in enumerate(requests):
-            if int(positions[row]) >= first:
-                output.append(1)
-                number = int(broken[row])
-                member = FIRST_EXPERT + in_use[number - FIRST_EXPERT] if number >= FIRST_EXPERT else number
-                weights = {t: float(alpha[row, in_use.index(t)]) for t in settings.experts}
-                tally.add(settings, weights, kl[row].tolist(), member)
+            aggregates.record(step(order, generates), rows.of_experts(in_use).use, fused, in_use)
+        else:
+            aggregates.record(step(order, generates), None, None, [])
+        for row, index in enumerate(order):
+            if not generates[row]:
+                continue
+            settings, broken_number = requests[index], int(broken[row])
+            member = FIRST_EXPERT + in_use[broken_number - FIRST_EXPERT] if broken_number > BASE else broken_number
+            weights = {t: float(alpha[row, in_use.index(t)]) for t in settings.experts}
+            tally.add(settings, weights, kl[row].tolist(), member)
+    for index in range(SLOTS):
+        table.remove(index)
     found = aggregates.read()
     assert sum(map(sum, found["tokens"])) > 500
     expected = tally.counts
@@ -107,44 +110,47 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
     assert aggregates.read() == found, "reading changes nothing"
 
 
-def test_more_rows_than_requests_are_no_tokens() -> None:
-    batch = BatchState(SLOTS, 64, EXPERTS, CPU)
-    aggregates, number = Aggregates(batch, PRESETS), SLOTS + 1
-    rows = torch.arange(number)
-    batch.begin_step(torch.tensor([0, number]), rows, rows)
-    weights, divergences = torch.ones(number, EXPERTS), torch.ones(number, 2)
-    fused = Fused(torch.zeros(number, 4), weights, divergences, divergences, torch.zeros(number, dtype=torch.int8))
-    owners = torch.zeros(number, dtype=torch.int64)
-    aggregates.record(owners, rows, torch.ones(number, EXPERTS, dtype=torch.bool), fused, (0, 1))
+def test_a_chunk_of_a_prompt_is_no_token() -> None:
+    table = SlotTable(SLOTS, EXPERTS, CPU)
+    table.add(0, Slot(FusionSettings(Weighting.KL, (0, 1)), 9))
+    aggregates, ones = Aggregates(table, PRESETS), torch.ones(1, 2)
+    fused = Fused(torch.zeros(1, 4), ones, ones, ones, torch.zeros(1, dtype=torch.int8))
+    aggregates.record(step([0], [False]), ones.bool(), fused, [0, 1])
+    table.remove(0)
     counts = aggregates.read()
-    assert not any(map(any, counts["kl_sum"]))
-    assert not any(map(any, counts["alpha_sum"]))
+    assert not any(sum(row) for row in (*counts["kl_sum"], *counts["alpha_sum"], *counts["tokens"]))
 
 
-def test_tokens_are_counted_wherever_their_request_moves() -> None:
-    batch = BatchState(SLOTS, 64, EXPERTS, CPU)
-    aggregates = Aggregates(batch, PRESETS)
-    outputs: list[list[int]] = [[], [], [7, 7], []]  # the third comes back after it was preempted
-    added = []
-    for index, output in enumerate(outputs):
-        params = SamplingParams(temperature=0)
-        FusionSettings(preset=index % PRESETS).attach(params)
-        added.append((index, params, [1], output))
-    batch.update(BatchUpdate(4, removed=[], added=added, moved=[]))
-    for output in outputs:
-        output += [1, 1, 1]
-    # The first leaves and the last takes its place; the other two change places.
-    moved = [(3, 0, MoveDirectionality.UNIDIRECTIONAL), (1, 2, MoveDirectionality.SWAP)]
-    batch.update(BatchUpdate(3, removed=[0], added=[], moved=moved))
-    for output in outputs[1:]:
-        output.append(1)
-    # A new request takes the place of one that ended.
-    params = SamplingParams(temperature=0)
-    FusionSettings(preset=2).attach(params)
-    batch.update(BatchUpdate(3, removed=[], added=[(0, params, [1], fresh := [])], moved=[]))
-    fresh.append(1)
-    tokens = [row[Weighting.NONE] for row in aggregates.read()["tokens"]]
-    assert tokens == [3 + 4, 4, 4 + 1]
+def test_tokens_stay_counted_when_their_slot_is_taken_by_another() -> None:
+    table = SlotTable(SLOTS, EXPERTS, CPU)
+    aggregates = Aggregates(table, PRESETS)
+    for preset in (0, 1, 2, 2):
+        table.add(3, Slot(FusionSettings(preset=preset), 1))
+        aggregates.record(step([3, 3], [True, True]), None, None, [])
+        table.remove(3)
+    assert [row[Weighting.NONE] for row in aggregates.read()["tokens"]] == [2, 2, 4]
+
+
+def test_a_row_that_nobody_gets_is_taken_back() -> None:
+    """With asynchronous scheduling a request that has ended runs once more; others in that step have not."""
+    table = SlotTable(SLOTS, EXPERTS, CPU)
+    aggregates = Aggregates(table, PRESETS)
+    for index in range(2):
+        table.add(index, Slot(FusionSettings(Weighting.KL, (0, 1), preset=index), 1))
+        aggregates.begin(index, 3)
+    ones = torch.ones(2, 2)
+    fused = Fused(torch.zeros(2, 4), ones, ones, ones, torch.zeros(2, dtype=torch.int8))
+    for _ in range(3):
+        aggregates.record(step([1, 0], [True, True]), ones.bool(), fused, [0, 1])
+    assert aggregates.reached_limit(0)
+    assert sum(map(sum, aggregates.read()["tokens"])) == 2, "the newest steps may still change"
+    aggregates.retract(0)
+    for index in range(2):
+        table.remove(index)
+    counts = aggregates.read()
+    assert [row[Weighting.KL] for row in counts["tokens"]] == [2, 3, 0]
+    assert [sum(buckets) for buckets in (counts["alpha"][0][0], counts["kl"][0][0])] == [2, 2]
+    assert counts["alpha_sum"][1][0] == 3.0
 
 
 async def test_an_engine_that_preempts_counts_each_token_once(family: Path) -> None:

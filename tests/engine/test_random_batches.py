@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import AsyncEngineArgs
 
+from server.engine import launch
 from tests.engine.driver import Case, draw_cases, send, send_all
 from tests.engine.engines import counter, running
 from tests.engine.judge import Verdict, judge
@@ -19,6 +24,9 @@ TIGHT = ["engine.block_size=32", "engine.max_model_len=160", "engine.num_gpu_blo
 CHUNKS = "engine.max_num_batched_tokens=32"
 NO_PREFIXES = "engine.enable_prefix_caching=false"
 TWO_WORKERS = "engine.tensor_parallel_size=2"
+COMPILED = "engine.enforce_eager=false"
+ASYNC = "async"  # no option: vLLM 0.32 turns asynchronous scheduling off on CPUs
+EVERYONE = "everyone"  # no option: every member runs for every request
 LONG = pytest.mark.long
 
 
@@ -30,6 +38,9 @@ LONG = pytest.mark.long
         pytest.param(200, 3, [NO_PREFIXES], id="200-no-prefixes", marks=LONG),
         pytest.param(200, 4, [], id="200-prefixes", marks=LONG),
         pytest.param(200, 5, [CHUNKS, TWO_WORKERS], id="200-two-workers", marks=LONG),
+        pytest.param(200, 6, [CHUNKS, COMPILED], id="200-compiled", marks=LONG),
+        pytest.param(200, 7, [CHUNKS, ASYNC], id="200-async", marks=LONG),
+        pytest.param(200, 8, [CHUNKS, EVERYONE], id="200-everyone", marks=LONG),
     ],
 )
 async def test_every_request_is_the_references(
@@ -37,8 +48,14 @@ async def test_every_request_is_the_references(
 ) -> None:
     if TWO_WORKERS in options:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    if ASYNC in options:
+        monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", asynchronous(AsyncEngineArgs.create_engine_config))
+    if EVERYONE in options:
+        monkeypatch.setattr(launch, "fusion_config", for_everyone(launch.fusion_config))
     cases = draw_cases(number, seed, EXPERTS, longest_prompt=100, longest_answer=24)
-    async with running(family, *TIGHT, *options) as engine:
+    settings = [option for option in options if "=" in option]
+    async with running(family, *TIGHT, *settings) as engine:
+        assert engine.vllm_config.scheduler_config.async_scheduling == (ASYNC in options)
         preempted, prefix_hits = counter("vllm:num_preemptions"), counter("vllm:prefix_cache_hits")
         answers = await asyncio.wait_for(send_all(engine, cases, EXPERTS), 900)
         preempted = counter("vllm:num_preemptions") - preempted
@@ -62,6 +79,22 @@ async def test_every_request_is_the_references(
     assert verdict.ties <= verdict.tokens // 500
     # One that differs when it runs alone must have met a tie, which the reference confirmed.
     assert len(differing) <= verdict.ties
+
+
+def asynchronous(create: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
+    """The engine's configuration with what vLLM's CPU platform switched off."""
+
+    def configure(*args: Any, **kwargs: Any) -> VllmConfig:
+        config = create(*args, **kwargs)
+        config.scheduler_config.async_scheduling = True
+        return config
+
+    return configure
+
+
+def for_everyone(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """What the composite reads, asking that no member is left out of a step."""
+    return lambda *args: make(*args) | {"everyone": True}
 
 
 def _alone(case: Case) -> Case:

@@ -7,25 +7,29 @@ import inspect
 from importlib.metadata import entry_points
 from typing import Any
 
-import pytest
-import torch
 import vllm
+import vllm.v1.worker.cpu.shm
 from vllm.config import CacheConfig, ParallelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.forward_context import ForwardContext, create_forward_context, override_forward_context
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.plugins import DEFAULT_PLUGINS_GROUP
-from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.sample import logits_processor
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
-from vllm.v1.sample.logits_processor.interface import AddedRequest, MovedRequest
 from vllm.v1.worker.cpu_worker import CPUWorker
-from vllm.v1.worker.gpu_input_batch import InputBatch
-from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu import cudagraph_utils
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
+from vllm.v1.worker.gpu.input_batch import InputBatch
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
+from vllm.v1.worker.gpu.sample import prompt_logprob
+from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
+from vllm.v1.worker.utils import AttentionGroup
 
-from server.engine.batch import FusionSettingsTracker
-from server.engine.cpu_worker import FusionCPUWorker
 from server.engine.extension import FusionWorkerExtension
 from server.engine.plugin import register
 
@@ -43,37 +47,120 @@ def test_the_version_that_all_this_was_read_in() -> None:
     assert vllm.__version__.startswith("0.32.0"), "read this file's claims in the new version, then change this line"
 
 
-def test_batch_update_and_the_order_of_its_parts() -> None:
-    assert [field.name for field in dataclasses.fields(BatchUpdate)] == ["batch_size", "removed", "added", "moved"]
-    assert "- removed, added, moved" in inspect.getsource(BatchUpdate)
-    assert len(AddedRequest.__args__) == 4  # type: ignore[attr-defined]
-    assert len(MovedRequest.__args__) == 3  # type: ignore[attr-defined]
+def test_a_model_may_name_its_state() -> None:
+    assert "return model.get_model_state_cls()" in source(resolve_model_state_cls)
 
 
-def test_logits_processor_interface() -> None:
-    assert {"update_state", "is_argmax_invariant", "apply", "__init__"} == LogitsProcessor.__abstractmethods__
-    assert list(inspect.signature(LogitsProcessor.__init__).parameters)[1:] == [
+def test_requests_enter_and_leave_slots_through_the_state() -> None:
+    added = source(GPUModelRunner.add_requests)
+    assert in_order(
+        added, "self.model_state.add_request(req_index, new_req_data)", "self.model_state.apply_staged_writes("
+    )
+    assert in_order(
+        source(GPUModelRunner._remove_request),
+        "self.model_state.remove_request(req_id)",
+        "self.req_states.remove_request(req_id)",
+    )
+    fields = {field.name for field in dataclasses.fields(NewRequestData)}
+    assert {"req_id", "sampling_params", "prefill_token_ids"} <= fields
+    assert isinstance(NewRequestData.prompt_len, property)
+
+
+def test_a_preempted_request_leaves_its_slot_and_comes_back_as_a_new_one() -> None:
+    assert "finished_req_ids.union(preempted_req_ids)" in source(GPUModelRunner.finish_requests)
+
+
+def test_the_state_is_asked_in_this_order() -> None:
+    step = source(GPUModelRunner.execute_model)
+    assert in_order(
+        step,
+        "self.finish_requests(scheduler_output)",
+        "self.add_requests(scheduler_output)",
+        "attn_metadata = self.model_state.prepare_attn(",
+        "**self.model_state.prepare_inputs(input_batch, self.req_states)",
+        "self.cudagraph_manager.run_fullgraph(batch_desc)",
+        "model_output = self.model(**model_inputs)",
+    )
+    # Without attention metadata, when memory is profiled, `prepare_inputs` alone is called.
+    assert "elif not (dummy_run and skip_attn_for_dummy_run):" in step
+    # A connector would transfer a step's KV cache after the members have written theirs.
+    assert in_order(step, "self.model_state.prepare_inputs(", "self.kv_connector.pre_forward(")
+
+
+def test_graphs_are_captured_around_the_state() -> None:
+    assert in_order(
+        source(GPUModelRunner.capture_model),
+        "self.cudagraph_manager.capture(",
+        "self.model_state.capture_inner_cudagraphs(",
+    )
+    assert "self.model_state.initialize_kv_cache(" in source(GPUModelRunner.initialize_kv_cache)
+    assert "runner.capture_model(profile_only=True)" in source(cudagraph_utils.profile_cudagraph_memory)
+    # The large model's capture makes metadata of dummy batches, and runs no `prepare_inputs`.
+    assert "model_state.prepare_inputs(" not in source(cudagraph_utils)
+
+
+def test_a_graph_manager_can_be_used_for_a_member() -> None:
+    parameters = list(inspect.signature(CudaGraphManager.__init__).parameters)
+    assert parameters[1:5] == ["vllm_config", "device", "cudagraph_mode", "decode_query_len"]
+    capture = source(CudaGraphManager.capture)
+    # Once to warm up, once more before what is captured.
+    assert in_order(
+        capture, "create_forward_fn(desc, warmup=True)", "create_forward_fn(desc, warmup=False)", "torch.cuda.graph("
+    )
+    names = [field.name for field in dataclasses.fields(BatchExecutionDescriptor)]
+    assert names[:4] == ["cg_mode", "num_tokens", "num_reqs", "uniform_token_count"]
+
+
+def test_sampled_rows_come_first_and_prompt_rows_are_cut_out_of_the_forward_pass() -> None:
+    assert in_order(
+        source(GPUModelRunner.sample_tokens),
+        "= self.sample( hidden_states, input_batch, grammar_output )",
+        "self.prompt_logprobs_worker.compute_prompt_logprobs( self.model.compute_logits, hidden_states,",
+    )
+    sample = source(GPUModelRunner.sample)
+    assert "sample_hidden_states = hidden_states[input_batch.logits_indices]" in sample
+    assert sample.count("self.model.compute_logits(") == 1
+    assert "logits_fn(hidden_states[base + a : base + b])" in source(
+        PromptLogprobsWorker.compute_prompt_token_id_logprobs
+    )
+    assert "hidden_states[start_idx:end_idx]" in source(prompt_logprob.compute_prompt_logprobs_with_chunking)
+    assert "hidden_states[: input_batch.num_tokens]" in source(PromptLogprobsWorker.compute_prompt_logprobs)
+
+
+def test_a_batch_tells_its_layout_on_the_host() -> None:
+    fields = {field.name for field in dataclasses.fields(InputBatch)}
+    assert {
+        "idx_mapping_np",
+        "query_start_loc_np",
+        "cu_num_logits_np",
+        "num_scheduled_tokens",
+        "num_computed_tokens_np",
+        "prefill_len_np",
+        "is_prefilling_np",
+        "seq_lens_cpu_upper_bound",
+    } <= fields
+    assert "prefill_len_np=np.zeros(" in source(InputBatch.make_dummy), "a dummy batch is known by its empty prompts"
+
+
+def test_builders_of_metadata_can_be_copied_for_some_layers() -> None:
+    fields = {field.name for field in dataclasses.fields(AttentionGroup)}
+    assert {"layer_names", "metadata_builders", "kernel_block_size"} <= fields
+    assert list(inspect.signature(AttentionGroup.create_metadata_builders).parameters)[1:4] == [
         "vllm_config",
         "device",
-        "is_pin_memory",
+        "kernel_block_size",
     ]
-    assert callable(LogitsProcessor.validate_params)
 
 
-def test_processors_hear_of_the_batch_before_the_forward_pass() -> None:
-    assert in_order(source(GPUModelRunner.execute_model), "self._update_states(", "self._model_forward(")
-    update = source(GPUModelRunner._update_states)
-    assert in_order(update, "add_request(", "condense()", "_may_reorder_batch(", "refresh_metadata()")
-    assert "logit_proc.update_state(batch_update)" in source(InputBatch.refresh_metadata)
+def test_a_forward_context_can_be_put_around_a_member() -> None:
+    assert {"attn_metadata", "vllm_config", "slot_mapping"} <= set(inspect.signature(create_forward_context).parameters)
+    assert {"all_moe_layers", "slot_mapping"} <= {field.name for field in dataclasses.fields(ForwardContext)}
+    assert callable(override_forward_context)
 
 
-def test_logits_come_from_slices_of_the_forward_pass() -> None:
-    assert "self.model.compute_logits(sample_hidden_states)" in source(GPUModelRunner.execute_model)
-    assert "self.model.compute_logits(prompt_hidden_states)" in source(GPUModelRunner._get_prompt_logprobs_dict)
-
-
-def test_attention_metadata_has_the_layout_of_the_step() -> None:
-    assert "query_start_loc" in {field.name for field in dataclasses.fields(CPUAttentionMetadata)}
+def test_a_salt_is_part_of_a_prompts_first_block() -> None:
+    assert 'cache_salt=decoder_input.get("cache_salt")' in source(InputProcessor)
+    assert "request.cache_salt" in source(kv_cache_utils.generate_block_hash_extra_keys)
 
 
 def test_loader_streams_secondary_weights() -> None:
@@ -95,37 +182,23 @@ def test_a_members_text_configuration_is_left_as_the_large_models() -> None:
 
 def test_entry_points_are_vllms_and_load_ours() -> None:
     assert DEFAULT_PLUGINS_GROUP == "vllm.general_plugins"
-    assert logits_processor.LOGITSPROCS_GROUP == "vllm.logits_processors"
     (plugin,) = entry_points(group=DEFAULT_PLUGINS_GROUP, name="logit_fusion")
     assert plugin.load() is register
-    (processor,) = entry_points(group=logits_processor.LOGITSPROCS_GROUP, name="logit_fusion")
-    assert processor.load() is FusionSettingsTracker
 
 
-def test_workers_can_be_chosen_and_extended() -> None:
-    assert {"worker_cls", "worker_extension_cls"} <= {field.name for field in dataclasses.fields(ParallelConfig)}
-    assert {"worker_cls", "worker_extension_cls"} <= {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+def test_nothing_stands_in_the_way_of_a_plain_vllm_serve() -> None:
+    """Model Runner V2 refuses to start beside a logits processor written for the runner before it."""
+    assert not [point for point in entry_points(group=logits_processor.LOGITSPROCS_GROUP) if "server" in point.value]
+
+
+def test_workers_can_be_extended() -> None:
+    assert "worker_extension_cls" in {field.name for field in dataclasses.fields(ParallelConfig)}
+    assert "worker_extension_cls" in {field.name for field in dataclasses.fields(AsyncEngineArgs)}
     for name in vars(FusionWorkerExtension):
-        assert name.startswith("__") or not hasattr(FusionCPUWorker, name), "vLLM refuses an extension that overrides"
+        assert name.startswith("__") or not hasattr(CPUWorker, name), "vLLM refuses an extension that overrides"
 
 
 def test_engine_client_methods() -> None:
     assert list(inspect.signature(AsyncLLM.generate).parameters)[1:4] == ["prompt", "sampling_params", "request_id"]
     assert {"timeout", "args"} <= set(inspect.signature(AsyncLLM.collective_rpc).parameters)
     assert isinstance(AsyncLLM.errored, property)
-
-
-class TestGeneratorsOnCPU:
-    """Why `FusionCPUWorker` is there, and what it leans on."""
-
-    def test_vllm_takes_generators_back_and_cpus_cannot(self) -> None:
-        assert "gen.set_offset(gen.get_offset() - 4)" in source(GPUModelRunner._bookkeeping_sync), "no longer needed?"
-        with pytest.raises(RuntimeError, match="does not use offset"):
-            torch.Generator().get_offset()
-
-    def test_vllm_reads_them_in_sample_tokens_from_the_batch(self) -> None:
-        assert "self.model_runner.sample_tokens(grammar_output)" in source(CPUWorker.sample_tokens)
-        assert "generators=self.generators" in source(InputBatch._make_sampling_metadata)
-        assert "self.input_batch.generators.get(" in source(GPUModelRunner._bookkeeping_sync)
-        assert "self.discard_request_mask.np" in source(GPUModelRunner._prepare_inputs)
-        assert "_bookkeeping_sync(" in source(GPUModelRunner.sample_tokens)

@@ -29,13 +29,13 @@ def register() -> None:
         return
     # vLLM's CPU worker imports it "firstly": it replaces functions that the runner's modules import by name.
     import vllm.config.vllm as config
-    import vllm.v1.worker.cpu.shm  # noqa: F401
+    import vllm.v1.worker.cpu.shm
     from vllm.triton_utils import triton
     from vllm.triton_utils.dispatcher import KernelOverride, register_kernels
     from vllm.utils.math_utils import next_power_of_2
 
     # Asked by vLLM 0.32's configuration before it allows Model Runner V2 (config/vllm.py), and for nothing else.
-    config.HAS_TRITON = True
+    config.HAS_TRITON = True  # type: ignore[attr-defined]
     # The runner's host code calls it; vLLM's stand-in for the module `triton` lacks it.
     if not hasattr(triton, "next_power_of_2"):
         triton.next_power_of_2 = next_power_of_2
