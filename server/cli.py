@@ -236,8 +236,12 @@ def _print_capacity(console: Console, report: Report, capacity: Capacity) -> Non
     table.add_row("number format", report.dtype)
     table.add_row("weights per device", format_bytes(capacity.weight_bytes))
     table.add_row("KV cache", f"{format_bytes(capacity.kv_bytes)} ({capacity.budget})")
+    large, *small = (row.kv_bytes_per_token for row in report.reports)
+    if small:
+        held = f"{format_bytes(large)} for the large model, {format_bytes(sum(small))} for the others, used or not"
+        table.add_row("KV cache that a request's token holds", held)
     table.add_row("KV cache tokens", f"{capacity.kv_tokens:,}")
     table.add_row(f"requests of {report.max_model_len:,} tokens at once", f"{capacity.requests:,}")
     speed = f"{capacity.speed_idle:.2f} for one request, {capacity.speed_full:.2f} with the cache full"
-    table.add_row("speed beside the large model alone, at best", speed)
+    table.add_row("speed with all members, beside the large model alone, at best", speed)
     console.print(table)

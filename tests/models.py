@@ -21,6 +21,7 @@ from transformers import (
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -28,7 +29,7 @@ from transformers import (
     Qwen3Config,
 )
 
-Architecture = Literal["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3"]
+Architecture = Literal["llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "gemma2", "gemma3"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 CONFIGS: dict[Architecture, type[PreTrainedConfig]] = {
@@ -36,6 +37,7 @@ CONFIGS: dict[Architecture, type[PreTrainedConfig]] = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
     "mistral": MistralConfig,
+    "mixtral": MixtralConfig,
     "gemma": GemmaConfig,
     "gemma2": Gemma2Config,
     "gemma3": Gemma3TextConfig,
@@ -129,6 +131,8 @@ def make_model(
         settings["sliding_window"] = sliding_window
     elif sliding_window is not None:
         raise ValueError(f"{architecture} has no sliding window here")
+    if architecture == "mixtral":
+        settings |= {"num_local_experts": 4, "num_experts_per_tok": 2}
     if architecture in ("gemma2", "gemma3"):
         settings["query_pre_attn_scalar"] = head_dim
         settings["sliding_window"] = sliding_window or max_position_embeddings

@@ -18,6 +18,7 @@ from server.errors import nearest
 _MEMBERS = "the models come from large, base and experts"
 _FUSED = "the fused model sets it"
 _LORA = "adapters are experts here: list them under experts"
+_WHOLE = "every device holds whole requests of all members; use tensor_parallel_size"
 _MULTIMODAL = "the members are text models"
 OWNED: dict[str, str] = {
     "model": _MEMBERS,
@@ -40,6 +41,14 @@ OWNED: dict[str, str] = {
     "worker_extension_cls": _FUSED,
     "enable_prompt_embeds": "members have embeddings of their own",
     "pipeline_parallel_size": "the members' hidden states travel together; use tensor_parallel_size",
+    "prefill_context_parallel_size": _WHOLE,
+    "decode_context_parallel_size": _WHOLE,
+    "enable_dbo": "a member reads its own part of a batch, which halves of the batch would not have",
+    "ubatch_size": "a member reads its own part of a batch, which halves of the batch would not have",
+    "kv_transfer_config": "a connector would move a step's KV cache before the members have read it",
+    "ec_transfer_config": _MULTIMODAL,
+    "kv_sharing_fast_prefill": "the members' prompts are read whole",
+    "worker_cls": _FUSED,
     "speculative_config": "a draft token's settings are not followed yet",
     "enable_lora": _LORA,
     "lora_target_modules": _LORA,

@@ -5,23 +5,33 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.model_executor.model_loader import get_model_loader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 from vllm.usage.usage_lib import UsageContext
 
 from server.config import Config
 from server.engine import plugin
 from server.engine.client import FusionEngine
 from server.engine.members import Members
+from server.errors import ConfigError
 from server.logs import loading_shows_progress
 
 
 def start_engine(config: Config, members: Members) -> FusionEngine:
-    """Load all members and start the engine's processes; call inside the event loop that will use it."""
+    """Load all members and start the engine's processes; call inside the event loop that will use it.
+
+    Raises:
+        ConfigError: an engine argument asks for what the fused model cannot do.
+    """
     # The default on GPUs; on CPUs vLLM 0.32 still picks the runner before it (`server.engine.cpu_runner`).
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     plugin.register()  # vLLM has called it before if this process had an engine, perhaps with another runner
     args = engine_args(config, members)
     vllm_config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    check_engine_config(vllm_config, members)
     engine = FusionEngine.from_vllm_config(
         vllm_config, usage_context=UsageContext.OPENAI_API_SERVER, enable_log_requests=args.enable_log_requests
     )
@@ -40,6 +50,34 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
         worker_extension_cls="server.engine.extension.FusionWorkerExtension",
         **arguments,
     )
+
+
+def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
+    """Refuse what only shows in the whole configuration and would go wrong in silence, or late.
+
+    Raises:
+        ConfigError: members beside the large one would stay without weights, or ranks would wait for each other.
+    """
+    if members.base is None:
+        return
+    loader = get_model_loader(vllm_config.load_config)
+    if not isinstance(loader, DefaultModelLoader | DummyModelLoader):
+        raise ConfigError(
+            f"engine.load_format: '{vllm_config.load_config.load_format}' loads the large model alone; base and "
+            "experts need 'auto', 'safetensors' or 'pt'"
+        )
+    if vllm_config.parallel_config.data_parallel_size > 1:
+        sparse = [member.where for member in members.all if _is_sparse(member.hf_config)]
+        if sparse:
+            raise ConfigError(
+                f"engine.data_parallel_size: {sparse[0]} is a mixture of experts, whose ranks wait for each other in "
+                "every layer, while members run only where a request uses them; start replicas instead"
+            )
+
+
+def _is_sparse(hf_config: Any) -> bool:
+    text = hf_config.get_text_config()
+    return any(getattr(text, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 def fusion_config(config: Config, members: Members) -> dict[str, Any]:

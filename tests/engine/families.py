@@ -54,12 +54,21 @@ def unequal_vocabularies(folder: Path) -> None:
     make_model(folder / "blue", vocab_size=576, tokenizer_size=480, seed=3)
 
 
+def sparse_members(folder: Path) -> None:
+    """Mixtures of experts: the large model, and one of the experts beside a base that is none."""
+    make_model(folder / "large", "mixtral", **LARGE)
+    make_model(folder / "base", seed=1)
+    make_model(folder / "red", "mixtral", seed=2)
+    make_expert(folder / "blue", folder / "base", seed=3)
+
+
 FAMILIES: list[Callable[[Path], None]] = [
     qwen3_over_qwen2,
     windows_among_experts,
     window_of_the_large,
     gemmas,
     unequal_vocabularies,
+    sparse_members,
 ]
 
 

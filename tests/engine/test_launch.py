@@ -1,0 +1,40 @@
+"""What cannot work is refused before anything loads, by a sentence that names the engine argument."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from vllm.usage.usage_lib import UsageContext
+
+from server.config import load_config
+from server.engine.launch import check_engine_config, engine_args
+from server.engine.members import resolve_members
+from server.errors import ConfigError
+from tests.engine.families import make, sparse_members
+
+
+def check(config_file: Path, *overrides: str) -> None:
+    config = load_config(config_file, overrides)
+    members = resolve_members(config)
+    vllm_config = engine_args(config, members).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    check_engine_config(vllm_config, members)
+
+
+@pytest.fixture(autouse=True)
+def runner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+
+
+def test_what_works_is_let_through(family: Path) -> None:
+    check(family)
+
+
+def test_a_loader_that_knows_one_model_only(family: Path) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.load_format: 'sharded_state' loads the large model alone"):
+        check(family, "engine.load_format=sharded_state")
+
+
+def test_mixtures_of_experts_over_data_parallel_ranks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.data_parallel_size: experts\.\w+\.model is a mixture of experts"):
+        check(make(sparse_members, tmp_path), "engine.data_parallel_size=2")
