@@ -43,7 +43,7 @@ class SmallMember:
         self._metadata: dict[str, Any] = {}
 
     def forget(self) -> None:
-        """The model runner has another KV cache or other attention groups: what was made for the old ones goes."""
+        """The model runner has another KV cache and other attention groups: what was made for the old ones goes."""
         self._groups = self._graphs = None
         self._metadata = {}
 

@@ -114,7 +114,6 @@ class FusionModelState(DefaultModelState):
         self._prepared: _Pass | None = None
         self._pass: _Pass | None = None
         self._profiled: list[torch.Tensor] | None = None
-        self._groups: tuple[AttentionGroups, AttentionGroups] | None = None
         composite.state = self
         if device.type == "cpu":
             cpu_runner.warm_up()
@@ -166,11 +165,6 @@ class FusionModelState(DefaultModelState):
         model_specific_attn_metadata: Any = None,
     ) -> dict[str, Any]:
         """Attention metadata of the large model's layers; the step is noted for the small members."""
-        if self._groups is None or self._groups[0] is not attn_groups:
-            large = [[group for group in groups if _has_large_layers(group)] for groups in attn_groups]
-            self._groups = attn_groups, large
-            for member in self.members:
-                member.forget()
         # A dummy batch has no prompts.
         dummy = not input_batch.prefill_len_np.any()
         self._prepared = _Pass(input_batch, block_tables, slot_mappings, attn_groups, kv_cache_config, dummy, [], [])
@@ -179,7 +173,7 @@ class FusionModelState(DefaultModelState):
             cudagraph_mode,
             block_tables,
             slot_mappings,
-            self._groups[1],
+            [[group for group in groups if _has_large_layers(group)] for groups in attn_groups],
             kv_cache_config,
             for_capture,
             ubatch_idx,
