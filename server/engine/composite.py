@@ -8,8 +8,9 @@ head turns its rows into logits, and `fuse_logits` weighs them by what each requ
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
-from copy import copy
+from copy import copy, deepcopy
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.model_executor.model_loader import DefaultModelLoader
-from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.models.utils import WeightsMapper, init_vllm_registered_model, maybe_prefix
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 
 from fusion_kernels import fuse_logits, warm_up
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 # Set before every tensor name of a member's checkpoint, so that one stream of weights can carry all members.
 _SOURCE_PREFIX = "fusion_member_{}/"
+# The start of a layer's whole name; patterns ("re:...") and parts of names match under a prefix as they are.
+_LAYER_NAME = re.compile(r"^(?=(model|transformer|backbone)\.|lm_head\b)")
 
 
 class LogitFusionForCausalLM(nn.Module):
@@ -51,8 +54,10 @@ class LogitFusionForCausalLM(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         fusion = vllm_config.model_config.hf_config.fusion
+        large_prefix = maybe_prefix(prefix, "large")
+        large_config = _quantised_under(vllm_config, large_prefix)
         self.large: Any = init_vllm_registered_model(
-            vllm_config, prefix=maybe_prefix(prefix, "large"), architectures=fusion["architectures"]
+            large_config, prefix=large_prefix, architectures=fusion["architectures"]
         )
         base_source, expert_sources = fusion["base"], fusion["experts"]
         small_sources = [] if base_source is None else [base_source, *expert_sources]
@@ -164,7 +169,7 @@ class LogitFusionForCausalLM(nn.Module):
 def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
     # Each model is compiled under a name of its own.
     with set_model_tag(prefix):
-        return init_vllm_registered_model(config, prefix=prefix)
+        return init_vllm_registered_model(_quantised_under(config, prefix), prefix=prefix)
 
 
 def _fuse(large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor], rows: Rows) -> Fused:
@@ -189,13 +194,32 @@ def _member_config(vllm_config: VllmConfig, source: dict[str, Any]) -> VllmConfi
     config.model_config.hf_text_config = get_hf_text_config(hf_config)
     config.model_config.model_arch_config = config.model_config.get_model_arch_config()
     config.model_config.model = source["model"]
-    quantization = getattr(hf_config, "quantization_config", None)
-    config.model_config.quantization = quantization["quant_method"] if quantization else None
+    # As vLLM finds it out for a model that it serves alone; the method is private, and read for version 0.32.
+    config.model_config.quantization = None
+    config.model_config._verify_quantization()
     # vLLM's attention layers take the window of a model whose layers are all alike from here; the large model's own
     # is none of the member's.
     config.cache_config = copy(config.cache_config)
     config.cache_config.sliding_window = _uniform_window(hf_config)
     config.quant_config = VllmConfig.get_quantization_config(config.model_config, vllm_config.load_config)
+    return config
+
+
+def _quantised_under(config: VllmConfig, prefix: str) -> VllmConfig:
+    """The configuration with the layers that a checkpoint leaves unquantised named as they are called under `prefix`.
+
+    Some methods compare whole names, which a member's prefix would defeat: the layer would be read as quantised.
+    """
+    if config.quant_config is None:
+        return config
+    config = copy(config)
+    config.quant_config = deepcopy(config.quant_config)
+    assert config.quant_config is not None
+    config.quant_config.apply_vllm_mapper(WeightsMapper(orig_to_new_regex={_LAYER_NAME: f"{prefix}."}))
+    ignored = getattr(config.quant_config, "ignore", None)
+    if isinstance(ignored, list):
+        # vLLM 0.32 takes a name without a point for the name of a class, and leaves it.
+        config.quant_config.ignore = [f"{prefix}.{name}" if name == "lm_head" else name for name in ignored]
     return config
 
 
