@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 import uvicorn
@@ -80,7 +80,7 @@ async def _serve(
     with console.status("Starting the engine ..."):
         # Importing vLLM alone takes seconds, so it waits for the status line.
         from server.app import build_app
-        from server.connection import bounded_by
+        from server.connection import uvicorn_config
         from server.engine.launch import start_engine
         from server.engine.processes import EngineProcesses
 
@@ -90,15 +90,7 @@ async def _serve(
             raise ServerError(f"the engine did not start: {_last_line(error)}") from error
     try:
         app = build_app(engine, config, sizes, keys)
-        server = _Server(
-            uvicorn.Config(
-                app,
-                http=cast(Any, bounded_by(config.limits)),
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=FLUSH_SECONDS,
-            )
-        )
+        server = _Server(uvicorn_config(app, config.limits, timeout_graceful_shutdown=FLUSH_SECONDS))
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
