@@ -25,13 +25,19 @@ START_SECONDS = 400
 os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 
 
+def free_port() -> int:
+    """A port that nobody listens on, as of now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+    return port
+
+
 class ServerProcess:
     """`logit-fusion serve` on a free port; a context manager that waits until it is healthy."""
 
     def __init__(self, config: Path | None, log: Path, *arguments: str) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         command = [sys.executable, "-m", "server", "serve", "--port", str(port), *arguments]
