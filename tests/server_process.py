@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,16 +37,19 @@ def free_port() -> int:
 class ServerProcess:
     """`logit-fusion serve` on a free port; a context manager that waits until it is healthy."""
 
-    def __init__(self, config: Path | None, log: Path, *arguments: str) -> None:
+    def __init__(
+        self, config: Path | None, log: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         command = [sys.executable, "-m", "server", "serve", "--port", str(port), *arguments]
         if config is not None:
             command += ["--config", str(config)]
+        variables = os.environ | (environment or {})
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ.copy()
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=variables
             )
 
     def wait_until_healthy(self) -> None:

@@ -45,8 +45,8 @@ def configured(family: Path) -> Iterator[Configured]:
     which random models would write no end. As behind a proxy: under a path, with a name, with metrics aside.
     """
     metrics_port, metrics_key = free_port(), "of the metrics"
-    with Collector() as collector, pytest.MonkeyPatch.context() as environment:
-        environment.setenv(METRICS_ENVIRONMENT, metrics_key)
+    environment = {METRICS_ENVIRONMENT: metrics_key}
+    with Collector() as collector:
         settings = {
             "engine.otlp_traces_endpoint": collector.endpoint,
             "engine.structured_outputs_config": "{backend: xgrammar, disable_any_whitespace: true}",
@@ -57,7 +57,8 @@ def configured(family: Path) -> Iterator[Configured]:
             "http.metrics_port": metrics_port,
         }
         arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        with ServerProcess(family, family.parent / "configured.log", *arguments) as process:
+        log = family.parent / "configured.log"
+        with ServerProcess(family, log, *arguments, environment=environment) as process:
             yield Configured(process, collector, f"http://127.0.0.1:{metrics_port}/metrics", metrics_key)
             process.end()
             assert "Traceback" not in process.log.read_text()

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+from typing import Any
 
 import httpx
 import pytest
@@ -85,7 +86,7 @@ class TestOldAndOtherClients:
 
     @pytest.mark.parametrize("path", [TEXT, "/v1/chat/completions", "/v1/responses"])
     def test_nothing_on_the_way_holds_a_stream_back(self, server: ServerProcess, path: str) -> None:
-        asked = {
+        asked: dict[str, dict[str, Any]] = {
             TEXT: {"prompt": "a"},
             "/v1/chat/completions": {"messages": [{"role": "user", "content": "a"}]},
             "/v1/responses": {"input": "a"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 
@@ -18,7 +20,7 @@ class RequestLine:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] == "http":
-            changes = {}
+            changes: dict[str, Any] = {}
             if scope["method"] == "HEAD":
                 changes["method"] = "GET"
             if scope["path"].startswith(("http://", "https://")):
