@@ -22,7 +22,7 @@ from server.errors import nearest
 
 MAX_REPORTED_FAULTS = 3
 MAX_VALUE_CHARACTERS = 100
-# About what an orchestrator needs to start a small server again; a large one takes longer, and says so by not answering.
+# About what a small server takes to be started again; a large one takes longer, and is not there to say so.
 RESTART_RETRY_SECONDS = 15
 ENGINE_DEAD = "the engine has died; the server stops, and answers again when it has been restarted"
 

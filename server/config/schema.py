@@ -216,11 +216,6 @@ class Config(Section):
                     )
         return self
 
-    @property
-    def default_preset(self) -> str:
-        """The name of the first preset, which answers when a client names no model."""
-        return next(iter(self.presets))
-
 
 def _check_revision(source: str | None, revision: str | None) -> None:
     if revision is not None and (source is None or source.startswith("/")):

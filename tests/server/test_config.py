@@ -61,7 +61,7 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.experts["blue"].model, config.experts["blue"].revision) == ("someone/blue", "v2")
     assert [expert.kind for expert in config.experts.values()] == ["model", "model", "adapter", "merge"]
     assert config.experts["mix"].merge == {"red": 0.5, "lora": -1.0}
-    assert config.default_preset == "giant"
+    assert next(iter(config.presets)) == "giant"
     preset = config.presets["giant-4.1"]
     assert [preset.alpha_of(name) for name in preset.experts] == [1.0, -0.5]
     assert config.presets["giant-red"].alpha_max == 2.0
