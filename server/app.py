@@ -7,37 +7,51 @@ from typing import Any
 
 import vllm
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 from vllm.entrypoints.launchers.utils.server_utils import lifespan
-from vllm.entrypoints.openai.models.api_router import attach_router as attach_models
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 
 from server import metrics, playground
-from server.api import errors, probes, routes, state
-from server.api.middleware import Authentication, BodyLimits, RequestLog
+from server.api import catalogue, errors, probes, routes, state
+from server.api.middleware import (
+    AllowedHosts,
+    Authentication,
+    BodyLimits,
+    RateHeaders,
+    RequestLine,
+    RequestLog,
+    RootPath,
+    log,
+    rates,
+)
 from server.auth import Keys
 from server.config import Config
 from server.engine.client import FusionEngine
 
+METRICS_PATH = "/metrics"
 DESCRIPTION = "One large language model, steered at every token by small expert models in the same engine."
 
 
 def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], keys: Keys) -> FastAPI:
     """Assemble the app over a running engine; `members` is what `/v1/fusion/experts` answers."""
-    app = FastAPI(title="logit-fusion", version=version("logit-fusion"), description=DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="logit-fusion",
+        version=version("logit-fusion"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        root_path=config.http.root_path or "",
+    )
     state.fill(app.state, engine, config, members)
     app.include_router(routes.router)
     app.include_router(probes.router)
-    attach_models(app)
+    app.include_router(catalogue.router)
     attach_tokenize(app)
     attach_metrics(app)
     playground.attach(app)
     metrics.attach(app, engine, config)
     errors.register(app)
-    # The last one added sees a request first.
-    app.add_middleware(BodyLimits, limits=config.limits)
-    app.add_middleware(Authentication, keys=keys)
-    app.add_middleware(RequestLog)
+    _add_middleware(app, config, keys)
 
     @app.get("/version")
     async def show_version() -> dict[str, str]:
@@ -45,3 +59,42 @@ def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], key
         return {"version": app.version, "vllm": vllm.__version__}
 
     return app
+
+
+def build_metrics_app(app: FastAPI, config: Config, keys: Keys) -> FastAPI:
+    """Move `/metrics` from `app` to an app of its own, for another port."""
+    metrics_app = FastAPI(openapi_url=None)
+    for route in [route for route in app.routes if getattr(route, "path", None) == METRICS_PATH]:
+        app.router.routes.remove(route)
+        metrics_app.router.routes.append(route)
+    errors.register(metrics_app)
+    metrics_app.add_middleware(Authentication, keys=keys)
+    _add_outer_middleware(metrics_app, config, keys)
+    return metrics_app
+
+
+def _add_middleware(app: FastAPI, config: Config, keys: Keys) -> None:
+    # The last one added sees a request first.
+    app.add_middleware(BodyLimits, limits=config.limits)
+    app.add_middleware(RateHeaders, rates=app.state.admission.rates)
+    app.add_middleware(Authentication, keys=keys)
+    if config.http.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.http.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            allow_private_network=True,
+            expose_headers=[log.HEADER, "retry-after", *rates.HEADERS],
+        )
+    if config.http.root_path is not None:
+        app.add_middleware(RootPath, root_path=config.http.root_path)
+    _add_outer_middleware(app, config, keys)
+
+
+def _add_outer_middleware(app: FastAPI, config: Config, keys: Keys) -> None:
+    app.add_middleware(RequestLine)
+    # Who needs a key is not helped by another name.
+    if config.http.allowed_hosts is not None or not keys.required:
+        app.add_middleware(AllowedHosts, names=config.http.allowed_hosts or ())
+    app.add_middleware(RequestLog)

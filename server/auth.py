@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,7 @@ from server.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 ENVIRONMENT = "LOGIT_FUSION_API_KEY"
+METRICS_ENVIRONMENT = "LOGIT_FUSION_METRICS_KEY"
 # How often the file's modification time is looked at, at most.
 RELOAD_SECONDS = 1.0
 
@@ -70,11 +72,8 @@ class Keys:
 
     def __init__(self, path: Path | None, environment: str | None = None) -> None:
         self._path = path
-        given = os.environ.get(ENVIRONMENT, "") if environment is None else environment
-        self._from_environment = tuple(
-            Client(name=f"env-{place}", sha256=_digest(key))
-            for place, key in enumerate(filter(None, map(str.strip, given.split(","))), start=1)
-        )
+        self._from_environment = _clients(ENVIRONMENT, environment, "env")
+        self._for_metrics = _clients(METRICS_ENVIRONMENT, None, "metrics")
         self._clients: tuple[Client, ...] = ()
         self._stamp: tuple[int, int, int] | None = None
         self._checked = 0.0
@@ -86,15 +85,19 @@ class Keys:
         """Whether a request needs a key."""
         return self._path is not None or bool(self._from_environment)
 
+    @property
+    def required_for_metrics(self) -> bool:
+        """Whether `/metrics` needs a key, one of its own."""
+        return bool(self._for_metrics)
+
     def client(self, key: str) -> Client | None:
         """The client that `key` belongs to. Takes the same time for every key that is not known."""
         self._reload()
-        digest = _digest(key)
-        found = None
-        for client in (*self._from_environment, *self._clients):
-            if hmac.compare_digest(client.sha256, digest):
-                found = client
-        return found
+        return _find(key, (*self._from_environment, *self._clients))
+
+    def metrics_client(self, key: str) -> Client | None:
+        """Who may read the metrics with `key`; in the same time, too."""
+        return _find(key, self._for_metrics)
 
     def _reload(self) -> None:
         now = time.monotonic()
@@ -110,6 +113,22 @@ class Keys:
             logger.warning("%s was read again: %d keys", self._path.name, len(self._clients))
         except (ConfigError, OSError) as error:
             logger.error("the keys stay as they were: %s", error)
+
+
+def _clients(variable: str, given: str | None, name: str) -> tuple[Client, ...]:
+    """The keys in an environment variable, separated by commas, unless they are `given`."""
+    text = os.environ.get(variable, "") if given is None else given
+    keys = filter(None, map(str.strip, text.split(",")))
+    return tuple(Client(name=f"{name}-{place}", sha256=_digest(key)) for place, key in enumerate(keys, start=1))
+
+
+def _find(key: str, clients: Iterable[Client]) -> Client | None:
+    digest = _digest(key)
+    found = None
+    for client in clients:
+        if hmac.compare_digest(client.sha256, digest):
+            found = client
+    return found
 
 
 def _digest(key: str) -> str:

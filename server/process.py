@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import psutil
 import uvicorn
@@ -65,22 +65,28 @@ def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Liste
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, _abandon)  # until the server is up and takes them itself
     keys = Keys(Path(config.auth.keys_file) if config.auth.keys_file else None)
-    with _bound(listen.host, listen.port) as sock:
+    with _bound(listen.host, listen.port, "--port") as sock, _metrics_bound(config, listen) as metrics_sock:
         if not keys.required and not _is_loopback(sock):
             message = f"warning: no API keys are configured (auth.keys_file): whoever reaches {listen.host} may use it"
             Console(stderr=True).print(message, style="yellow", markup=False, highlight=False)
-        return uvloop.run(_serve(config, members, sizes, keys, sock, listen))
+        return uvloop.run(_serve(config, members, sizes, keys, sock, metrics_sock, listen))
 
 
 async def _serve(
-    config: Config, members: Members, sizes: dict[str, Any], keys: Keys, sock: socket.socket, listen: Listen
+    config: Config,
+    members: Members,
+    sizes: dict[str, Any],
+    keys: Keys,
+    sock: socket.socket,
+    metrics_sock: socket.socket | None,
+    listen: Listen,
 ) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
     with console.status("Starting the engine ..."):
         # Importing vLLM alone takes seconds, so it waits for the status line.
-        from server.app import build_app
-        from server.connection import bounded_by
+        from server.app import build_app, build_metrics_app
+        from server.connection import uvicorn_config
         from server.engine.launch import start_engine
         from server.engine.processes import EngineProcesses
 
@@ -90,15 +96,12 @@ async def _serve(
             raise ServerError(f"the engine did not start: {_last_line(error)}") from error
     try:
         app = build_app(engine, config, sizes, keys)
-        server = _Server(
-            uvicorn.Config(
-                app,
-                http=cast(Any, bounded_by(config.limits)),
-                log_config=None,
-                access_log=False,
-                timeout_graceful_shutdown=FLUSH_SECONDS,
-            )
-        )
+        if metrics_sock is not None:
+            metrics_app = build_metrics_app(app, config, keys)
+            metrics_server = _Server(uvicorn_config(metrics_app, config.limits, lifespan="off"))
+            # It answers to the very end; the app holds its task, which would otherwise be collected as garbage.
+            app.state.metrics_server = asyncio.create_task(metrics_server.serve(sockets=[metrics_sock]))
+        server = _Server(uvicorn_config(app, config.limits, timeout_graceful_shutdown=FLUSH_SECONDS))
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         while not server.started and not serving.done():
             await asyncio.sleep(0.01)
@@ -180,7 +183,19 @@ def _abandon(sig: int, frame: FrameType | None) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def _metrics_bound(config: Config, listen: Listen) -> Iterator[socket.socket | None]:
+    port = config.http.metrics_port
+    if port is None:
+        yield None
+        return
+    if port == listen.port:
+        raise ServerError(f"http.metrics_port: {port} is the API's own port; choose another, or leave it out")
+    with _bound(config.http.metrics_host or listen.host, port, "http.metrics_port") as sock:
+        yield sock
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int, setting: str) -> Iterator[socket.socket]:
     """Bind before the engine loads: a taken port should not cost minutes."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as sock:
@@ -188,7 +203,7 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         try:
             sock.bind((host, port))
         except OSError as error:
-            raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+            raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}; choose another {setting}") from None
         yield sock
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,21 +26,30 @@ START_SECONDS = 400
 os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 
 
+def free_port() -> int:
+    """A port that nobody listens on, as of now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+    return port
+
+
 class ServerProcess:
     """`logit-fusion serve` on a free port; a context manager that waits until it is healthy."""
 
-    def __init__(self, config: Path | None, log: Path, *arguments: str) -> None:
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            port = sock.getsockname()[1]
+    def __init__(
+        self, config: Path | None, log: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = log
         command = [sys.executable, "-m", "server", "serve", "--port", str(port), *arguments]
         if config is not None:
             command += ["--config", str(config)]
+        variables = os.environ | (environment or {})
         with log.open("w") as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=os.environ.copy()
+                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=variables
             )
 
     def wait_until_healthy(self) -> None:

@@ -79,6 +79,22 @@ auth: {keys_file: keys.yaml}
 {{- end }}
 {{- end }}
 
+{{/* The names under which clients reach the server, as a list in YAML's flow form. */}}
+{{- define "fusion.hosts" -}}
+{{- $service := include "fusion.fullname" . }}
+{{- $hosts := list $service }}
+{{- range $end := list "" ".svc" ".svc.cluster.local" }}
+{{- $hosts = append $hosts (printf "%s.%s%s" $service $.Release.Namespace $end) }}
+{{- end }}
+{{- if .Values.ingress.enabled }}
+{{- $hosts = append $hosts .Values.ingress.host }}
+{{- end }}
+{{- if .Values.httpRoute.enabled }}
+{{- $hosts = concat $hosts .Values.httpRoute.hostnames }}
+{{- end }}
+{{- concat $hosts .Values.allowedHosts | toJson }}
+{{- end }}
+
 {{/* What the schema cannot see, because it takes two values to be wrong. */}}
 {{- define "fusion.check" -}}
 {{- $config := include "fusion.config" . | fromYaml }}
@@ -95,6 +111,16 @@ auth: {keys_file: keys.yaml}
 {{- end }}
 {{- if and .Values.auth.keys .Values.auth.existingSecret }}
 {{- fail "auth: set keys or existingSecret, not both" }}
+{{- end }}
+{{- $http := $config.http | default dict }}
+{{- if and .Values.rootPath $http.root_path }}
+{{- fail "rootPath: config has http.root_path too; leave that one out, so that ingress and server agree" }}
+{{- end }}
+{{- if $http.metrics_port }}
+{{- fail "config: http.metrics_port is set by metrics.port, which also tells the Service and the ServiceMonitor" }}
+{{- end }}
+{{- if and .Values.allowedHosts $http.allowed_hosts }}
+{{- fail "allowedHosts: config has http.allowed_hosts too; leave one of them out" }}
 {{- end }}
 {{- if and .Values.autoscaling.enabled .Values.keda.enabled }}
 {{- fail "autoscaling.enabled, keda.enabled: two autoscalers would work against each other; enable one" }}

@@ -23,6 +23,12 @@ capabilities: {drop: [ALL]}
 - name: VLLM_HOST_IP
   valueFrom: {fieldRef: {fieldPath: status.podIP}}
 {{- end }}
+{{- with .Values.metrics.keySecret }}
+{{- if .name }}
+- name: LOGIT_FUSION_METRICS_KEY
+  valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}
+{{- end }}
+{{- end }}
 {{- include "fusion.hubToken" . }}
 {{- with .Values.env }}
 {{ toYaml . }}
@@ -37,6 +43,16 @@ capabilities: {drop: [ALL]}
 - --drain-timeout={{ .Values.drain.timeoutSeconds }}
 - --log-level={{ .Values.log.level }}
 - --log-format={{ .Values.log.format }}
+{{- with .Values.rootPath }}
+- --set=http.root_path={{ . }}
+{{- end }}
+{{- $http := (include "fusion.config" . | fromYaml).http | default dict }}
+{{- if not (or (hasKey $http "allowed_hosts") (and (include "fusion.keysSecret" .) (not .Values.allowedHosts))) }}
+- {{ printf "--set=http.allowed_hosts=%s" (include "fusion.hosts" .) | quote }}
+{{- end }}
+{{- with int .Values.metrics.port }}
+- --set=http.metrics_port={{ . }}
+{{- end }}
 {{- range .Values.extraArgs }}
 - {{ . | quote }}
 {{- end }}
@@ -158,6 +174,9 @@ spec:
       {{- if not $worker }}
       ports:
         - {name: http, containerPort: 8000}
+        {{- with int .Values.metrics.port }}
+        - {name: metrics, containerPort: {{ . }}}
+        {{- end }}
       # Loading takes as long as it takes; the other two only begin when it is over.
       startupProbe:
         httpGet: {path: /health, port: http}

@@ -45,6 +45,14 @@ class Rates:
             raise AdmissionError(Reason.RATE_LIMIT, message, wait)
         bucket.level -= amount
 
+    def state(self, client: str, what: str, per_minute: float, now: float) -> tuple[float, float]:
+        """What the client's bucket of `what` holds now, and the seconds until it is full."""
+        bucket = self._buckets.get((client, what))
+        if bucket is None:
+            return per_minute, 0.0
+        bucket.fill(per_minute, now)
+        return bucket.level, (per_minute - bucket.level) * SECONDS / per_minute
+
     def give_back(self, client: str, what: str, amount: float, per_minute: float | None, now: float) -> None:
         """Return what was taken and not used."""
         bucket = self._buckets.get((client, what))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -44,7 +43,7 @@ class Admission:
                 aging_s=config.admission.aging_s,
             )
         )
-        self._rates = Rates()
+        self.rates = Rates()
 
     def claim(self, client: Client, request: BaseModel, raw_request: Request, settings: FusionSettings) -> Claim:
         """Check what a request asks for against the limits, and begin its way to a place.
@@ -84,7 +83,7 @@ class Admission:
 
     def _take(self, client: Client, what: str, amount: float, per_minute: float | None) -> None:
         try:
-            self._rates.take(client.name, what, amount, per_minute, time.monotonic())
+            self.rates.take(client.name, what, amount, per_minute, time.monotonic())
         except AdmissionError as error:
             self.gate.count(error)
             raise
@@ -99,7 +98,7 @@ class Admission:
 
     def give_back_tokens(self, client: Client, tokens: float) -> None:
         """Correct the charge at the end."""
-        self._rates.give_back(client.name, "tokens", tokens, client.tokens_per_minute, time.monotonic())
+        self.rates.give_back(client.name, "tokens", tokens, client.tokens_per_minute, time.monotonic())
 
     def worst_case(self, request: BaseModel, body_bytes: int) -> int:
         """The most tokens that one sequence of a request can have: a token is at least one byte of its body."""
@@ -168,18 +167,3 @@ class Claim:
         if self._charged > used:
             self._admission.give_back_tokens(self._client, self._charged - used)
         self._ticket, self._charged = None, 0.0
-
-
-def check_preset(client: Client, preset: str) -> None:
-    """Refuse a preset that the client's key does not allow.
-
-    Raises:
-        RequestError: it does not.
-    """
-    if client.presets is not None and preset not in client.presets:
-        allowed = ", ".join(client.presets) or "none"
-        raise RequestError(
-            f"model: your key does not allow preset {preset!r:.100}; it allows: {allowed}",
-            "model",
-            HTTPStatus.FORBIDDEN,
-        )

@@ -22,6 +22,8 @@ from server.errors import nearest
 
 MAX_REPORTED_FAULTS = 3
 MAX_VALUE_CHARACTERS = 100
+# About what a small server takes to be started again; a large one takes longer, and is not there to say so.
+RESTART_RETRY_SECONDS = 15
 ENGINE_DEAD = "the engine has died; the server stops, and answers again when it has been restarted"
 
 
@@ -69,7 +71,8 @@ async def _admission_error(request: Request, error: AdmissionError) -> JSONRespo
 
 
 async def _engine_dead(request: Request, error: EngineDeadError) -> JSONResponse:
-    return error_response(ENGINE_DEAD, None, HTTPStatus.SERVICE_UNAVAILABLE)
+    headers = {"Retry-After": str(RESTART_RETRY_SECONDS)}
+    return error_response(ENGINE_DEAD, None, HTTPStatus.SERVICE_UNAVAILABLE, headers)
 
 
 async def _engine_failed(request: Request, error: EngineGenerateError) -> JSONResponse:

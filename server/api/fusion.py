@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from http import HTTPStatus
 
 from fusion_kernels import Weighting
+from server.api.allowed import Allowed
 from server.api.errors import RequestError
 from server.api.field import FusionField
 from server.config import Config, PresetConfig
@@ -23,16 +23,18 @@ WEIGHTINGS: dict[WeightingName, Weighting] = {
 }
 
 
-def resolve(field: FusionField | None, preset: PresetConfig, config: Config) -> FusionSettings:
+def resolve(field: FusionField | None, preset: PresetConfig, config: Config, allowed: Allowed) -> FusionSettings:
     """What a request asks of the engine: its `fusion` field over its preset.
 
     Raises:
-        RequestError: the field does not fit the preset or the configured experts.
+        RequestError: the field does not fit the preset or the configured experts, or is not for the client's key.
     """
     if field is None:
         field = FusionField()
+    if field.weighting is not None:
+        allowed.check_weighting(field.weighting)
     weighting = field.weighting or preset.weighting
-    experts = _experts(field, weighting, preset, config)
+    experts = _experts(field, weighting, preset, config, allowed)
     alpha = _alpha(field, weighting, experts, preset)
     names = list(config.experts)
     return FusionSettings(
@@ -46,16 +48,13 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config) -> 
     )
 
 
-def _experts(field: FusionField, weighting: WeightingName, preset: PresetConfig, config: Config) -> Sequence[str]:
+def _experts(
+    field: FusionField, weighting: WeightingName, preset: PresetConfig, config: Config, allowed: Allowed
+) -> Sequence[str]:
     where = "fusion.experts"
     asked = preset.experts if field.experts is None else field.experts
     for name in asked:
-        if name not in config.experts:
-            raise RequestError(
-                f"{where}: there is no expert {name!r:.100}; {nearest(name, config.experts)}",
-                where,
-                HTTPStatus.NOT_FOUND,
-            )
+        allowed.check_expert(name, config)
         if list(asked).count(name) > 1:
             raise RequestError(f"{where}: '{name}' is named twice", where)
     if weighting == "none":
@@ -67,7 +66,8 @@ def _experts(field: FusionField, weighting: WeightingName, preset: PresetConfig,
         return ()
     if not asked:
         raise RequestError(
-            f"{where}: weighting '{weighting}' needs at least one expert; available: {', '.join(config.experts)}", where
+            f"{where}: weighting '{weighting}' needs at least one expert; available: {', '.join(allowed.experts)}",
+            where,
         )
     if weighting == "alone" and len(asked) != 1:
         raise RequestError(f"{where}: weighting 'alone' needs exactly one expert, not {len(asked)}", where)

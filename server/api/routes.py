@@ -1,4 +1,4 @@
-"""The routes that generate, and the list of members."""
+"""The routes that generate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_jso
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.api.admission import check_preset
+from server.api.allowed import Allowed
+from server.api.cache import cache_salt
 from server.api.errors import RequestError
 from server.api.fusion import resolve
 from server.api.middleware import client_of
@@ -33,7 +34,6 @@ from server.api.state import ServerState
 from server.api.stream import ClosingStream, until
 from server.api.trace import Attach, attach_to_choices, attach_to_events, attach_to_response
 from server.engine.place import place
-from server.errors import nearest
 
 router = APIRouter()
 
@@ -106,12 +106,6 @@ async def create_response(request: FusionResponsesRequest, raw_request: Request)
     return await _generate(raw_request, request, create, attach_to_response)
 
 
-@router.get("/v1/fusion/experts")
-async def list_members(raw_request: Request) -> JSONResponse:
-    """The large model, the base and the experts, with their sizes, and the presets over them."""
-    return JSONResponse(_state(raw_request).members)
-
-
 def _state(raw_request: Request) -> ServerState:
     state: ServerState = raw_request.app.state
     return state
@@ -128,14 +122,9 @@ async def _generate(
     config, engine, client = state.config, state.engine_client, client_of(raw_request)
     if engine.errored:
         raise EngineDeadError
-    asked: str | None = request.model  # type: ignore[attr-defined]
-    name = asked or config.default_preset
-    if name not in config.presets:
-        raise RequestError(
-            f"model: there is no preset {name!r:.100}; {nearest(name, config.presets)}", "model", HTTPStatus.NOT_FOUND
-        )
-    check_preset(client, name)
-    settings = resolve(request.fusion, config.presets[name], config)
+    allowed = Allowed.to(client, config)
+    name = allowed.preset(request.model, config)  # type: ignore[attr-defined]
+    settings = resolve(request.fusion, config.presets[name], config, allowed)
     if settings.experts and getattr(request, "use_beam_search", False):
         raise RequestError(
             "use_beam_search: beams are searched by the large model only; drop it, or ask for weighting 'none'",
@@ -147,6 +136,7 @@ async def _generate(
     if trace is not None:
         attach = attaching(trace, list(config.experts), settings.experts)
     request.fuse_with(settings, trace)
+    request.cache_salt = cache_salt(client, request.cache_salt, config.auth.share_prefix_cache)  # type: ignore[attr-defined]
 
     seconds = config.limits.request_timeout_s
     deadline = asyncio.get_running_loop().time() + seconds

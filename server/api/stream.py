@@ -16,12 +16,15 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.api.errors import ENGINE_DEAD, error_type
 
+# Nothing on the way may keep an answer, nor hold its events back: nginx buffers unless it is told not to.
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
 
 class ClosingStream(StreamingResponse):
     """A stream that calls `close` when it is over, however it ends."""
 
     def __init__(self, events: AsyncIterator[str], close: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream")
+        super().__init__(events, headers=HEADERS, media_type="text/event-stream")
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.fields import FieldInfo
 
 from server.config.engine import OWNED
+from server.config.http import HttpConfig
 from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig
 from server.config.section import Section
 from server.config.source import RULE
@@ -31,6 +32,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("admission.", AdmissionConfig),
     ("limits.", LimitsConfig),
     ("auth.", AuthConfig),
+    ("http.", HttpConfig),
 )
 TYPE_NAMES: dict[Any, str] = {str: "text", float: "number", int: "integer", bool: "true or false", Any: "value"}
 
@@ -131,6 +133,8 @@ def _default(field: FieldInfo) -> str:
     value = field.default
     if value is None or value in ((), {}) or isinstance(value, Section):
         return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

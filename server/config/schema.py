@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from server.config.http import HttpConfig
 from server.config.section import Section, not_a_truth_value
 from server.config.source import ModelSource
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
@@ -188,6 +189,9 @@ class Config(Section):
     )
     limits: LimitsConfig = Field(LimitsConfig(), description="What one request may ask, and how long it may take.")
     auth: AuthConfig = Field(AuthConfig(), description="Who may ask.")
+    http: HttpConfig = Field(
+        HttpConfig(), description="Where the server is on the network: its names, its path, the browsers that may call."
+    )
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
@@ -211,11 +215,6 @@ class Config(Section):
                         ("presets", name, "experts"), f"there is no expert '{part}'; {nearest(part, self.experts)}"
                     )
         return self
-
-    @property
-    def default_preset(self) -> str:
-        """The name of the first preset, which answers when a client names no model."""
-        return next(iter(self.presets))
 
 
 def _check_revision(source: str | None, revision: str | None) -> None:

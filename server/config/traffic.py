@@ -96,3 +96,8 @@ class AuthConfig(Section):
         description="A YAML file of API keys, read again when it changes. The environment variable "
         "`LOGIT_FUSION_API_KEY` (one key, or several with commas) serves where one key is enough.",
     )
+    share_prefix_cache: Annotated[bool, Field(strict=True)] = Field(
+        False,
+        description="Whether a key's requests may find what other keys' left in the prefix cache. It saves work where "
+        "keys share long prompts, and lets each of them learn, by guessing, what the others have sent.",
+    )

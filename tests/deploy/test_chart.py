@@ -75,7 +75,7 @@ def test_selectors_find_the_pods_that_serve(release: Release) -> None:
 
 def test_probes(release: Release) -> None:
     server = release.server
-    (port,) = server["ports"]
+    port, *_ = server["ports"]
     assert (port["name"], port["containerPort"]) == ("http", 8000)
     assert "--port=8000" in server["args"]
     paths = {name: server[name]["httpGet"]["path"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
@@ -282,7 +282,7 @@ def test_notes_tell_the_next_steps(default: Release) -> None:
     assert "helm test demo --namespace models" in default.notes
     assert "port-forward service/demo-logit-fusion 8000:80" in default.notes
     assert "Authorization" in rendered_cases()["keys"].notes
-    assert "https://models.example.com/v1/models" in rendered_cases()["ingress"].notes
+    assert "https://models.example.com/fusion/v1/models" in rendered_cases()["ingress"].notes
 
 
 @pytest.mark.parametrize("path", [path for path in CASES.values() if path], ids=lambda path: path.stem)

@@ -38,7 +38,19 @@ NONSENSE: list[tuple[dict[str, Any], str]] = [
     ({"inferencePool": {"enabled": True}}, "at '/inferencePool/endpointPicker': minLength"),
     ({"keda": {"kvUse": 80}}, "at '/keda/kvUse': maximum: got 80, want 1"),
     ({"autoscaling": {"metrics": [{"name": "vllm:x", "averageValue": "1"}]}}, "'vllm:x' does not match pattern"),
+    ({"rootPath": "fusion/"}, "at '/rootPath': 'fusion/' does not match pattern"),
+    ({"allowedHosts": ["http://a"]}, "at '/allowedHosts/0': 'http://a' does not match pattern"),
+    ({"metrics": {"port": 8000}}, "at '/metrics/port'"),
     # What takes two values to be wrong.
+    (
+        {"rootPath": "/fusion", "config": FAMILY + "http: {root_path: /other}"},
+        "rootPath: config has http.root_path too",
+    ),
+    ({"config": FAMILY + "http: {metrics_port: 9090}"}, "http.metrics_port is set by metrics.port"),
+    (
+        {"allowedHosts": ["a"], "config": FAMILY + "http: {allowed_hosts: [b]}"},
+        "allowedHosts: config has http.allowed_hosts too",
+    ),
     ({"autoscaling": {"enabled": True}, "keda": {"enabled": True}}, "two autoscalers would"),
     ({"autoscaling": {"minReplicas": 9}}, "autoscaling.minReplicas: 9 is more than maxReplicas, 4"),
     ({"gpus": {"count": 2}}, "the engine gets 2 GPUs, but config's engine.tensor_parallel_size is 1"),

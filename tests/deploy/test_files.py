@@ -121,6 +121,7 @@ def test_compose_agrees_with_prometheus_and_grafana() -> None:
     host, port = target.split(":")
     assert host in services
     assert f"--port={port}" in services[host]["command"]
+    assert services[host]["hostname"] == host, "a server without keys answers to its own names alone"
     provisioning = ROOT / "deploy/grafana/provisioning"
     source = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text())["datasources"][0]
     assert source["url"] == "http://prometheus:9090"

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from server.auth import METRICS_ENVIRONMENT
 from tests.e2e.collector import Collector
 from tests.hf_loop import HFLoop
 from tests.models import make_family
-from tests.server_process import ServerProcess
+from tests.server_process import ServerProcess, free_port
 
 
 @pytest.fixture(scope="session")
@@ -30,26 +31,35 @@ def server(family: Path) -> Iterator[ServerProcess]:
 
 
 class Configured(NamedTuple):
-    """A server, and the collector that its spans go to."""
+    """A server, the collector that its spans go to, and where its metrics are."""
 
     server: ServerProcess
     collector: Collector
+    metrics_url: str
+    metrics_key: str
 
 
 @pytest.fixture(scope="package")
 def configured(family: Path) -> Iterator[Configured]:
     """With engine arguments: traces are exported, more sequences run at once, and grammars leave out white space, of
-    which random models would write no end.
+    which random models would write no end. As behind a proxy: under a path, with a name, with metrics aside.
     """
+    metrics_port, metrics_key = free_port(), "of the metrics"
+    environment = {METRICS_ENVIRONMENT: metrics_key}
     with Collector() as collector:
         settings = {
             "engine.otlp_traces_endpoint": collector.endpoint,
             "engine.structured_outputs_config": "{backend: xgrammar, disable_any_whitespace: true}",
             "engine.max_num_seqs": 32,
+            "http.root_path": "/fusion",
+            "http.allowed_hosts": "[models.example.com]",
+            "http.cors_origins": "[https://app.example.com]",
+            "http.metrics_port": metrics_port,
         }
         arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        with ServerProcess(family, family.parent / "configured.log", *arguments) as process:
-            yield Configured(process, collector)
+        log = family.parent / "configured.log"
+        with ServerProcess(family, log, *arguments, environment=environment) as process:
+            yield Configured(process, collector, f"http://127.0.0.1:{metrics_port}/metrics", metrics_key)
             process.end()
             assert "Traceback" not in process.log.read_text()
 

@@ -59,6 +59,7 @@ class TestDeadEngine:
                 assert response.status_code == 503
                 assert response.json()["error"]["type"] == "ServiceUnavailableError"
                 assert "the engine has died" in response.json()["error"]["message"]
+                assert int(response.headers["retry-after"]) >= 1
                 for stream in (*running, waiting):
                     stream.join(10)
                     assert stream.error is not None, stream.events[-2:]

@@ -66,17 +66,20 @@ def test_a_signal_during_start_up_ends_all_processes(family: Path, tmp_path: Pat
     assert server.wait_until_gone() == []
 
 
-def test_a_taken_port_is_one_line(family: Path) -> None:
+@pytest.mark.parametrize("setting", ["--port", "http.metrics_port"])
+def test_a_taken_port_is_one_line(family: Path, setting: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
+        options = [setting, str(port)] if setting == "--port" else ["--port", "0", "--set", f"{setting}={port}"]
         result = subprocess.run(
-            [sys.executable, "-m", "server", "serve", "--config", str(family), "--port", str(port)],
+            [sys.executable, "-m", "server", "serve", "--config", str(family), *options],
             capture_output=True,
             text=True,
             check=False,
         )
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in result.stderr
+    assert f"choose another {setting}" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1

@@ -391,6 +391,30 @@ def test_the_api_key_stays_in_memory(open_page: Open) -> None:
     expect(page.locator("#key")).to_have_value("")
 
 
+def test_a_key_is_offered_what_it_may_use(open_page: Open) -> None:
+    def limit(page: Page) -> None:
+        def narrow(route: Route) -> None:
+            response = route.fetch()
+            shown = response.json()
+            if "data" in shown:
+                shown["data"] = [model for model in shown["data"] if model["id"] == "giant-facts"]
+            else:
+                shown["presets"] = {"giant-facts": shown["presets"]["giant-facts"]}
+                shown["members"] = [member for member in shown["members"] if member["name"] not in ("math", "text")]
+                shown["weightings"] = ["kl"]
+            route.fulfill(response=response, json=shown)
+
+        page.route(re.compile("/v1/(models|fusion/experts)$"), narrow)
+
+    page = open_page(prepare=limit)
+    expect(page.locator(".preset option")).to_have_text(["giant-facts"])
+    expect(page.locator(".weighting option")).to_have_count(1)
+    expect(page.locator(".weighting")).to_have_value("kl")
+    expect(page.locator(".experts .chip")).to_have_text(["facts"])
+    ask(page, CODE)
+    assert tokens(page).count() > 0
+
+
 def test_the_code_makes_the_same_request(open_page: Open, server: ServerProcess, tmp_path: Path) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     prompt = 'What\'s the "two-letter" code of Norway?'

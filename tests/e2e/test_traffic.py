@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import socket
@@ -102,17 +103,60 @@ class TestKeys:
         assert response.status_code == 403
         assert error(response) == "model: your key does not allow preset 'giant-blue'; it allows: giant-red"
 
+    def test_presets_of_a_key_are_its_experts_too(self, busy: ServerProcess) -> None:
+        for fusion, param in (({"experts": ["blue"]}, "experts"), ({"weighting": "none"}, "weighting")):
+            response = post(busy, "red", model="giant-red", fusion=fusion)
+            assert (response.status_code, response.json()["error"]["param"]) == (403, f"fusion.{param}")
+            assert post(busy, "blue", model="giant-red", fusion=fusion).status_code == 200
+        assert post(busy, "red", model="giant-red", fusion={"experts": ["red"], "trace": True}).status_code == 200
+        assert post(busy, "red", model="").json()["model"] == "giant-red"
+
+    def test_a_key_sees_what_it_may_use(self, busy: ServerProcess) -> None:
+        def seen(key: str) -> tuple[list[str], list[str], list[str], list[str]]:
+            models = httpx.get(busy.url + "/v1/models", headers=header(key)).json()["data"]
+            shown = httpx.get(busy.url + "/v1/fusion/experts", headers=header(key)).json()
+            members = [member["name"] for member in shown["members"]]
+            return [model["id"] for model in models], members, list(shown["presets"]), shown["weightings"]
+
+        assert seen("red") == (["giant-red"], ["large", "base", "red"], ["giant-red"], ["kl"])
+        models, members, presets, weightings = seen("blue")
+        assert models == presets
+        assert {"giant", "giant-red", "giant-blue"} <= set(models)
+        assert members == ["large", "base", "red", "blue"]
+        assert len(weightings) == 6
+
+    def test_the_prefix_cache_tells_a_key_nothing_of_anothers(self, busy: ServerProcess) -> None:
+        secret = [(7 * place) % 200 + 20 for place in range(800)]
+
+        def hits(key: str, **changes: Any) -> float:
+            before = metric(busy.url, "vllm:prefix_cache_hits_total")
+            assert post(busy, key, prompt=secret, **changes).status_code == 200
+            return metric(busy.url, "vllm:prefix_cache_hits_total") - before
+
+        assert hits("blue") == 0
+        assert hits("blue") > 0
+        assert hits("green") == 0
+        assert hits("green", cache_salt="guess") == 0
+        assert hits("green", cache_salt="guess") > 0
+
     def test_requests_per_minute(self, busy: ServerProcess) -> None:
         assert [post(busy, "rare").status_code for _ in range(3)] == [200, 200, 429]
         client = OpenAI(base_url=busy.url + "/v1", api_key="key-rare", max_retries=0)
         with pytest.raises(openai.RateLimitError, match="limit of 2 requests a minute") as caught:
             client.completions.create(model="giant", prompt="a")
-        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 30
+        headers = caught.value.response.headers
+        assert 1 <= int(headers["retry-after"]) <= 30
+        assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("2", "0")
+        assert headers["x-ratelimit-reset-requests"].endswith("s")
 
     def test_tokens_per_minute_count_what_was_used(self, busy: ServerProcess) -> None:
         # The eos token ends nothing here, but a stop string does.
         assert post(busy, "short", max_tokens=90, stop=list("etaoinshrdlu ")[:4], seed=1).status_code == 200
-        assert post(busy, "short", max_tokens=20).status_code == 200
+        response = post(busy, "short", max_tokens=20)
+        assert response.status_code == 200
+        assert response.headers["x-ratelimit-limit-tokens"] == "100"
+        assert int(response.headers["x-ratelimit-remaining-tokens"]) < 90
+        assert "x-ratelimit-limit-tokens" not in post(busy).headers
         response = post(busy, "short", max_tokens=200)
         assert response.status_code == 429
         assert "may need 201 tokens; your key allows 100 a minute" in error(response)
@@ -180,10 +224,21 @@ class TestLimits:
         port = httpx.URL(busy.url).port
         assert port is not None
         with socket.create_connection(("127.0.0.1", port)) as sock:
-            lines = ["POST /v1/completions HTTP/1.1", "Host: a", "Authorization: Bearer key-blue", "Content-Length: 9"]
+            lines = [
+                "POST /v1/completions HTTP/1.1",
+                "Host: a",
+                "Authorization: Bearer key-blue",
+                "Content-Length: 999",
+            ]
             sock.sendall("\r\n".join([*lines, "", "{"]).encode())
             answer = sock.makefile("rb").readline()
-        assert answer.startswith(b"HTTP/1.1 408")
+            assert answer.startswith(b"HTTP/1.1 408")
+            started = time.monotonic()
+            with contextlib.suppress(ConnectionError):
+                while time.monotonic() - started < 10:
+                    sock.sendall(b" ")
+                    time.sleep(0.1)
+            assert time.monotonic() - started < 5, "what comes after the answer has no end"
 
     def test_a_request_that_takes_too_long(self, busy: ServerProcess) -> None:
         options: dict[str, Any] = {"n": 4, "max_tokens": 2000, "prompt": ["a", "b", "c"], "logprobs": 5}

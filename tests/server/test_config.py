@@ -61,7 +61,7 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (config.experts["blue"].model, config.experts["blue"].revision) == ("someone/blue", "v2")
     assert [expert.kind for expert in config.experts.values()] == ["model", "model", "adapter", "merge"]
     assert config.experts["mix"].merge == {"red": 0.5, "lora": -1.0}
-    assert config.default_preset == "giant"
+    assert next(iter(config.presets)) == "giant"
     preset = config.presets["giant-4.1"]
     assert [preset.alpha_of(name) for name in preset.experts] == [1.0, -0.5]
     assert config.presets["giant-red"].alpha_max == 2.0
@@ -243,6 +243,46 @@ def test_overrides(folder: Path) -> None:
 )
 def test_faulty_overrides(folder: Path, override: str, message: str) -> None:
     assert fault(folder, GOOD, override) == message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("allowed_hosts=[http://a]", "allowed_hosts.0: 'http://a' is not a host's name without scheme and port"),
+        ("allowed_hosts=['a:80']", "allowed_hosts.0: 'a:80' is not a host's name without scheme and port"),
+        ("allowed_hosts=['a.*']", "allowed_hosts.0: 'a.*' is not a host's name"),
+        ("allowed_hosts=a", "allowed_hosts: a list is needed here, not 'a'"),
+        ("cors_origins=[app.example.com]", "cors_origins.0: 'app.example.com' is not an origin as browsers send it"),
+        ("cors_origins=['https://a/']", "cors_origins.0: 'https://a/' is not an origin as browsers send it"),
+        ("cors_origins=['https://A']", "cors_origins.0: 'https://A' is not an origin as browsers send it"),
+        ("root_path=fusion", "root_path: 'fusion' is not a path such as /fusion, without a slash at its end"),
+        ("root_path=/", "root_path: '/' is not a path such as /fusion"),
+        ("root_path=/a?b", "root_path: '/a?b' is not a path such as /fusion"),
+        ("root_path=/a/..", "root_path: '/a/..' is not a path such as /fusion"),
+        ("metrics_port=0", "metrics_port: 0 is not a port's number, from 1 to 65535"),
+        ("metrics_port=true", "metrics_port: true is not a number"),
+        ("metrics_host=127.0.0.1", "metrics_host needs metrics_port"),
+    ],
+)
+def test_faults_of_the_network(folder: Path, override: str, message: str) -> None:
+    assert f"http.{message}" in fault(folder, GOOD, f"http.{override}").replace("http: metrics", "http.metrics")
+
+
+def test_names_of_the_network(folder: Path) -> None:
+    names = "http.allowed_hosts=[Models.example.com, '*.svc.cluster.local', 'trailing.dot.', a_b, '*']"
+    origins = "http.cors_origins=['https://app.example.com', 'http://localhost:3000', 'http://[::1]:3000', 'null', '*']"
+    http = load(folder, GOOD, names, origins, "http.root_path=/a/b-c").http
+    assert http.allowed_hosts == ("models.example.com", "*.svc.cluster.local", "trailing.dot", "a_b", "*")
+    assert len(http.cors_origins) == 5
+    assert http.root_path == "/a/b-c"
+
+
+def test_sharing_the_prefix_cache_is_true_or_false(folder: Path) -> None:
+    assert load(folder, GOOD).auth.share_prefix_cache is False
+    assert load(folder, GOOD, "auth.share_prefix_cache=true").auth.share_prefix_cache is True
+    assert "auth.share_prefix_cache: true or false is needed here, not 1" in fault(
+        folder, GOOD, "auth.share_prefix_cache=1"
+    )
 
 
 @pytest.mark.parametrize(

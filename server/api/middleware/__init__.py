@@ -2,6 +2,18 @@
 
 from server.api.middleware.authentication import Authentication, client_of
 from server.api.middleware.body import BodyLimits
+from server.api.middleware.hosts import AllowedHosts
 from server.api.middleware.log import RequestLog
+from server.api.middleware.paths import RequestLine, RootPath
+from server.api.middleware.rates import RateHeaders
 
-__all__ = ["Authentication", "BodyLimits", "RequestLog", "client_of"]
+__all__ = [
+    "AllowedHosts",
+    "Authentication",
+    "BodyLimits",
+    "RateHeaders",
+    "RequestLine",
+    "RequestLog",
+    "RootPath",
+    "client_of",
+]

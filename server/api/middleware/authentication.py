@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import cast
 
+from starlette._utils import get_route_path  # what the router goes by; a path of our own making might be another
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,9 +14,7 @@ from server.api.errors import error_response
 from server.auth import ANYBODY, Client, Keys
 
 # What shows nothing of anybody's and costs nothing; the rest needs a key.
-OPEN_PATHS = frozenset(
-    {"/", "/health", "/ready", "/metrics", "/version", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
-)
+OPEN_PATHS = frozenset({"", "/", "/health", "/ready", "/version", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
 OPEN_FOLDERS = ("/playground/",)
 
 
@@ -50,10 +49,18 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _client(self, scope: Scope) -> Client | None:
-        if not self._keys.required:
-            return ANYBODY
-        # A preflight request carries no key, and is answered without one.
-        if scope["path"] in OPEN_PATHS or scope["path"].startswith(OPEN_FOLDERS) or scope["method"] == "OPTIONS":
+        path = get_route_path(scope)
+        # vLLM's route of the metrics takes whatever follows its name.
+        of_metrics = path.startswith("/metrics")
+        needed = self._keys.required_for_metrics if of_metrics else self._keys.required and not _is_open(path, scope)
+        if not needed:
             return ANYBODY
         scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
-        return self._keys.client(key.strip()) if scheme.lower() == "bearer" else None
+        if scheme.lower() != "bearer":
+            return None
+        return self._keys.metrics_client(key.strip()) if of_metrics else self._keys.client(key.strip())
+
+
+def _is_open(path: str, scope: Scope) -> bool:
+    # A preflight request carries no key, and is answered without one.
+    return path in OPEN_PATHS or path.startswith(OPEN_FOLDERS) or scope["method"] == "OPTIONS"

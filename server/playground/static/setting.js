@@ -17,7 +17,7 @@ export class SettingControls {
 
   /**
    * @param {Element} root
-   * @param {{presets: Record<string, import("./request.js").Preset>, experts: string[]}} server
+   * @param {{presets: Record<string, import("./request.js").Preset>, experts: string[], weightings: string[]}} server
    * @param {() => void} changed called after every change
    */
   constructor(root, server, changed) {
@@ -30,6 +30,7 @@ export class SettingControls {
     this.#experts = root.querySelector(".experts");
     this.#preset.append(...Object.keys(server.presets).map((name) => element("option", { value: name, text: name })));
     this.#experts.append(...server.experts.map((name) => this.#chip(name)));
+    for (const option of [...this.#weighting.options]) if (!server.weightings.includes(option.value)) option.remove();
     this.#preset.addEventListener("change", () => this.choose(this.#preset.value));
     this.#weighting.addEventListener("change", () => this.#settle());
     this.#alphaMax.addEventListener("input", () => this.#changed());

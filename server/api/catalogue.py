@@ -1,0 +1,34 @@
+"""What there is to ask for, as far as a client's key goes: presets as OpenAI's models, and the members behind them."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from server.api.allowed import Allowed
+from server.api.middleware import client_of
+from server.api.state import ServerState
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(raw_request: Request) -> JSONResponse:
+    """The presets, as OpenAI lists models."""
+    state: ServerState = raw_request.app.state
+    models = await state.openai_serving_models.show_available_models()
+    presets = allowed_to(raw_request).presets
+    models.data = [model for model in models.data if model.id in presets]
+    return JSONResponse(models.model_dump())
+
+
+@router.get("/v1/fusion/experts")
+async def list_members(raw_request: Request) -> JSONResponse:
+    """The large model, the base and the experts, with their sizes; the presets over them, and the weightings."""
+    state: ServerState = raw_request.app.state
+    return JSONResponse(allowed_to(raw_request).members(state.members))
+
+
+def allowed_to(raw_request: Request) -> Allowed:
+    """What the client that sent this request may use."""
+    return Allowed.to(client_of(raw_request), raw_request.app.state.config)
