@@ -51,6 +51,12 @@ def integers(address: int, length: int) -> Any:
     return carray(pointer(address), (length,), np.int32)
 
 
+@inlined
+def bytes_at(address: int, length: int) -> Any:
+    """uint8 [length] at `address`."""
+    return carray(pointer(address), (length,), np.uint8)
+
+
 def value(logits: Any, i: int) -> Any:
     """Element i as a float32; int16 arrays hold bfloat16."""
 
