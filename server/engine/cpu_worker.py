@@ -24,7 +24,7 @@ class FusionCPUWorker(CPUWorker):
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """As vLLM's, and Model Runner V2's functions are compiled before the first request."""
         if self.use_v2_model_runner:
-            cpu_runner.warm_up()
+            cpu_runner.warm_up(speculation=self.vllm_config.speculative_config is not None)
         return super().compile_or_warm_up_model()
 
     def sample_tokens(self, grammar_output: Any) -> Any:

@@ -14,6 +14,8 @@ from fusion_kernels.vector import Jitted, as_float, entry, inlined, pointer
 
 # Logits come in the model's dtype (bfloat16 as its bits) or, once a request's settings were applied, in float32.
 LOGITS = ("float32[:,:]", "int16[:,:]")
+# Logits that are worth a thread: to fewer of them it takes longer to start one.
+SHARE = 1 << 15
 
 
 def compiled(*signatures: str) -> Callable[[Jitted], Jitted]:

@@ -46,17 +46,19 @@ def register() -> None:
         kernel = find_kernel(name)
         if kernel is None or isinstance(kernel, KernelOverride):
             continue
-        functions[_WORKER + name] = StandIn(kernel, KERNELS[name]) if name in KERNELS else _refusal(UNSUPPORTED[name])
+        functions[_WORKER + name] = StandIn(kernel, KERNELS[name]) if name in KERNELS else refusal(UNSUPPORTED[name])
     register_kernels(functions)
 
 
-def warm_up() -> None:
-    """Compile all functions, or read their machine code from the disk: some 20 s in the first case, 1 s in the second.
+def warm_up(speculation: bool = False) -> None:
+    """Compile the functions, or read their machine code from the disk; without it the first launch does so.
 
-    Without it the first launch does so.
+    Args:
+        speculation: also those that only speculation launches.
     """
-    for place in KERNELS.values():
-        _function(place)
+    for kernel, place in KERNELS.items():
+        if speculation or ".spec_decode." not in kernel:
+            _function(place)
     _let_llvmlite_be_looked_into()
 
 
@@ -79,7 +81,7 @@ class StandIn:
     def __init__(self, kernel: Callable[..., Any], place: str) -> None:
         self.__name__ = place
         self._place = place
-        self._theirs = plain_names(inspect.signature(kernel).parameters)
+        self.arguments = plain_names(inspect.signature(kernel).parameters)
         self._function: Callable[..., Any] | None = None
 
     def __call__(self, *args: Any, **constants: Any) -> None:
@@ -91,7 +93,7 @@ class StandIn:
         """
         if self._function is None:
             self._function = self._load()
-        values = dict(zip(self._theirs, args, strict=False))
+        values = dict(zip(self.arguments, args, strict=False))
         values.update(zip(plain_names(constants), constants.values(), strict=True))
         self._function(*self._prepared(values))
 
@@ -100,8 +102,9 @@ class StandIn:
 
         warm_up()
         function = _function(self._place)
+        _let_llvmlite_be_looked_into()
         self._ours = list(inspect.signature(getattr(function, "py_func", function)).parameters)
-        unknown = [name for name in self._ours if name not in self._theirs]
+        unknown = [name for name in self._ours if name not in self.arguments]
         if unknown:
             raise RuntimeError(f"{self._place} stands for a kernel of vLLM 0.32; this vLLM's has no {unknown}")
         # A compiled function takes numpy's arrays.
@@ -125,7 +128,9 @@ def _function(place: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
 
 
-def _refusal(feature: str) -> Callable[..., NoReturn]:
+def refusal(feature: str) -> Callable[..., NoReturn]:
+    """What takes the launches of a kernel that nothing stands for: an error that names the feature."""
+
     def refuse(*args: Any, **constants: Any) -> NoReturn:
         raise NotImplementedError(f"{feature} is not supported by Model Runner V2 on CPUs")
 

@@ -37,7 +37,7 @@ KERNELS = {
     "gpu.spec_decode.rejection_sampler._flatten_sampled_kernel": "drafts.flatten_sampled",
     "gpu.spec_decode.standalone_ar.speculator._prepare_prefill_inputs_kernel": "drafts.prepare_prefill_inputs",
     "gpu.spec_decode.rejection_sampler_utils._compute_local_logits_stats_kernel": (
-        "verification.compute_local_logits_stats"
+        "likelihoods.compute_local_logits_stats"
     ),
     "gpu.spec_decode.rejection_sampler_utils._rejection_kernel": "verification.rejection",
     "gpu.spec_decode.rejection_sampler_utils._resample_kernel": "verification.resample",
