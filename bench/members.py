@@ -31,11 +31,10 @@ SMALL = {
 
 def make_members(folder: Path, num_experts: int = 1) -> Path:
     """Write the members into `folder`, unless they are there, and return their configuration file."""
-    tokenizer = Path(zoo.__file__ or "").parent / "models" / "large"
     experts = [f"expert{number}" for number in range(num_experts)]
     for seed, (name, sizes) in enumerate([("large", LARGE), ("base", SMALL), *((name, SMALL) for name in experts)]):
         if not (folder / name / "config.json").is_file():
-            _make_model(folder / name, sizes, seed, tokenizer)
+            make_model(folder / name, sizes, seed)
     config = folder / "fusion.yaml"
     config.write_text(
         f"""\
@@ -53,7 +52,9 @@ engine: {{dtype: bfloat16, max_model_len: {CONTEXT}, max_num_seqs: 32, kv_cache_
     return config
 
 
-def _make_model(folder: Path, sizes: Any, seed: int, tokenizer: Path) -> None:
+def make_model(folder: Path, sizes: Any, seed: int) -> None:
+    """Write a Llama of these sizes with random weights, and the demo family's tokenizer."""
+    tokenizer = Path(zoo.__file__ or "").parent / "models" / "large"
     torch.manual_seed(seed)
     architecture: Any = LlamaForCausalLM
     config = LlamaConfig(

@@ -14,6 +14,8 @@ from fusion_kernels.vector import Jitted, as_float, entry, inlined, pointer
 
 # Logits come in the model's dtype (bfloat16 as its bits) or, once a request's settings were applied, in float32.
 LOGITS = ("float32[:,:]", "int16[:,:]")
+# Logits that are worth a thread: to fewer of them it takes longer to start one.
+SHARE = 1 << 15
 
 
 def compiled(*signatures: str) -> Callable[[Jitted], Jitted]:
@@ -49,6 +51,12 @@ def line(matrix: Any, row: int) -> Any:
 def integers(address: int, length: int) -> Any:
     """int32 [length] at `address`."""
     return carray(pointer(address), (length,), np.int32)
+
+
+@inlined
+def bytes_at(address: int, length: int) -> Any:
+    """uint8 [length] at `address`."""
+    return carray(pointer(address), (length,), np.uint8)
 
 
 def value(logits: Any, i: int) -> Any:

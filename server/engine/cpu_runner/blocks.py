@@ -22,7 +22,7 @@ def apply_write(
     """buffer_utils._apply_write_kernel: write stretches of `write_contents` into rows of one tensor, or of several.
 
     Args:
-        output: [rows, columns] of any dtype; with `multi_group` [G] uint64, the addresses of int32 tensors.
+        output: [rows, columns] int32 or float32; with `multi_group` [G] uint64, the addresses of int32 tensors.
         output_stride: elements from row to row; with `multi_group` [G] int64.
         write_indices, write_starts: [W] int32, row and first column of each write.
         write_contents: the values, one write after the other.
@@ -40,7 +40,6 @@ def apply_write(
 
 @compiled(
     "void(int32[:], int64, int32[:], int32[:], int32[:], int32[:])",
-    "void(int64[:], int64, int32[:], int32[:], int64[:], int32[:])",
     "void(float32[:], int64, int32[:], int32[:], float32[:], int32[:])",
 )
 def write_rows(output: Any, stride: int, rows: Any, starts: Any, contents: Any, ends: Any) -> None:

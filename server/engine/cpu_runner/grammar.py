@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusion_kernels.threads import over_ranges
-from server.engine.cpu_runner.arrays import array, for_logits, line
+from server.engine.cpu_runner.arrays import SHARE, array, for_logits, line
 
 # -inf, and its bits in the dtypes of 16 bits.
 _LOWEST = {torch.float32: -np.inf, torch.bfloat16: -128, torch.float16: -1024}
@@ -39,7 +39,7 @@ def apply_grammar_bitmask(
     def run(first: int, stop: int) -> None:
         forbid(first, stop, raw, lowest, *parts, vocab_size, mask_stride)
 
-    over_ranges(run, logits_indices.numel())
+    over_ranges(run, logits_indices.numel(), -(-SHARE // vocab_size))
 
 
 @for_logits("void(int64, int64, logits, float64, int32[:], int32[:], int32[:,:], int64, int64)")

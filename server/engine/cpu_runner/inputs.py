@@ -3,7 +3,11 @@
 # mypy: disable-error-code="untyped-decorator"
 from typing import Any
 
-from server.engine.cpu_runner.arrays import compiled
+import numpy as np
+import torch
+from torch import Tensor
+
+from server.engine.cpu_runner.arrays import array, bytes_at, compiled
 
 
 @compiled("void(int32[:], int32[:,:], int64[:], int32[:], int32[:,:], int32[:], int32[:])")
@@ -110,3 +114,73 @@ def expand_idx_mapping(
         for row in range(cu_num_logits[i], cu_num_logits[i + 1]):
             expanded_idx_mapping[row] = idx_mapping[i]
             expanded_local_pos[row] = row - cu_num_logits[i]
+
+
+@compiled(
+    "void(int64[:,:], int32[:,:], int32[:], int64[:], int32[:], int32[:], int32[:], int64)",
+)
+def prepare_rope_positions(
+    positions: Any, prefill_positions: Any, prefill_delta: Any, idx_mapping: Any, query_start_loc: Any,
+    prefill_lens: Any, num_computed_tokens: Any, num_dims: int,
+) -> None:  # fmt: skip
+    """mm.rope._prepare_rope_positions_kernel: the positions of each token in several dimensions (M-RoPE).
+
+    Args:
+        positions: [D, tokens] int64, the result.
+        prefill_positions: [slots * D, max_model_len] int32, those of the prompt.
+        prefill_delta: [slots] int32, what to add to the position of a generated token.
+        idx_mapping: [B] int64, slots.
+        query_start_loc: [B + 1] int32.
+        prefill_lens, num_computed_tokens: [slots] int32.
+        num_dims: D.
+    """
+    for i in range(idx_mapping.size):
+        slot = idx_mapping[i]
+        done, first = num_computed_tokens[slot], query_start_loc[i]
+        for dim in range(num_dims):
+            for j in range(query_start_loc[i + 1] - first):
+                position = done + j + prefill_delta[slot]
+                if done < prefill_lens[slot]:
+                    position = prefill_positions[slot * num_dims + dim, done + j]
+                positions[dim, first + j] = position
+
+
+def apply_prompt_embeds(
+    inputs_embeds: Tensor,
+    embeds_ptrs: Tensor,
+    mask_ptrs: Tensor,
+    embeds_lens: Tensor,
+    idx_mapping: Tensor,
+    query_start_loc: Tensor,
+    num_computed_tokens: Tensor,
+    hidden_size: int,
+) -> None:
+    """model_states.prompt_embeds._apply_prompt_embeds_kernel: a request's own embeddings in place of its tokens'.
+
+    Args:
+        inputs_embeds: [tokens, hidden_size], changed; the embeddings have its dtype.
+        embeds_ptrs: [slots] uint64, addresses of [length, hidden_size].
+        mask_ptrs: [slots] uint64, addresses of [length] uint8, 1 where a token is meant after all; 0 is no mask.
+        embeds_lens: [slots] int32; 0 where a request has none.
+        idx_mapping: [B] int64, slots.
+        query_start_loc: [B + 1] int32.
+        num_computed_tokens: [slots] int32.
+        hidden_size: numbers per token.
+    """
+    tables = [array(part) for part in (embeds_ptrs, mask_ptrs, embeds_lens)]
+    batch = [array(part) for part in (idx_mapping, query_start_loc, num_computed_tokens)]
+    overlay(inputs_embeds.view(torch.uint8).numpy(), *tables, *batch, hidden_size * inputs_embeds.element_size())
+
+
+@compiled("void(uint8[:,:], uint64[:], uint64[:], int32[:], int64[:], int32[:], int32[:], int64)")
+def overlay(
+    target: Any, addresses: Any, masks: Any, lengths: Any, slots: Any, starts: Any, computed: Any, size: int
+) -> None:
+    """`apply_prompt_embeds` on bytes, `size` of them per token."""
+    for i in range(slots.size):
+        slot, first = slots[i], starts[i]
+        done = np.int64(computed[slot])
+        for j in range(min(starts[i + 1] - first, lengths[slot] - done)):
+            if masks[slot] != 0 and bytes_at(np.int64(masks[slot]) + done + j, 1)[0] != 0:
+                continue
+            target[first + j, :size] = bytes_at(np.int64(addresses[slot]) + (done + j) * size, size)

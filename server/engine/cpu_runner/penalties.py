@@ -7,7 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from fusion_kernels.threads import over_ranges
-from server.engine.cpu_runner.arrays import array, compiled, line
+from server.engine.cpu_runner.arrays import SHARE, array, compiled, line
 
 # Tokens of one share of work.
 BLOCK = 8192
@@ -46,7 +46,7 @@ def penalties(
     def run(first: int, stop: int) -> None:
         penalise(first, stop, blocks, *parts)
 
-    over_ranges(run, blocks * logits.shape[0])
+    over_ranges(run, blocks * logits.shape[0], SHARE // BLOCK)
 
 
 @compiled(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from server.engine.cpu_runner.arrays import array, compiled
+from server.engine.cpu_runner.arrays import array, compiled, for_logits, line, readable, value
 
 _NO_COUNTS = np.zeros((0, 0), np.int32)
 _NO_STARTS = np.zeros(0, np.int32)
@@ -102,3 +102,69 @@ def post_update_num_computed_tokens(idx_mapping: Any, num_computed_tokens: Any, 
     """
     for i in range(idx_mapping.size):
         num_computed_tokens[idx_mapping[i]] += query_start_loc[i + 1] - query_start_loc[i]
+
+
+@compiled("void(int64[:], int64[:], int32[:,:], int32[:], int32[:], int32[:])")
+def trace_replay(
+    sampled: Any, idx_mapping: Any, trace_token_ids: Any, trace_len: Any, total_len: Any, prompt_len: Any
+) -> None:
+    """sample.trace_replay._trace_replay_kernel: the token that a request prescribes, in place of the sampled one.
+
+    Args:
+        sampled: [B] int64, changed.
+        idx_mapping: [B] int64, slots; rows of -1 are skipped.
+        trace_token_ids: [slots, max_model_len] int32.
+        trace_len, total_len, prompt_len: [slots] int32.
+    """
+    for i in range(idx_mapping.size):
+        slot = idx_mapping[i]
+        if slot < 0:
+            continue
+        step = total_len[slot] - prompt_len[slot]
+        if 0 <= step < trace_len[slot]:
+            sampled[i] = trace_token_ids[slot, step]
+
+
+def compact_sampling_mask(
+    logits: Tensor,
+    cu_num_logits: Tensor,
+    num_sampled_tokens: Tensor,
+    token_ids: Tensor,
+    packed_mask: Tensor,
+    counts: Tensor,
+    max_num_kept: int,
+    rows_per_request: int,
+) -> None:
+    """sample.output._compact_sampling_mask_kernel: which tokens a sampled one was drawn from.
+
+    Args:
+        logits: [rows, V]; tokens with finite logits count.
+        cu_num_logits: [B + 1] int32.
+        num_sampled_tokens: [B] int32.
+        token_ids: [B * `rows_per_request`, `max_num_kept`] int32, a result: the first of them.
+        packed_mask: [B * `rows_per_request`, V / 8] uint8, a result: a bit for each token.
+        counts: [B * `rows_per_request`] int32, a result: how many there are.
+        max_num_kept, rows_per_request: the results' sizes.
+    """
+    parts = (cu_num_logits, num_sampled_tokens, token_ids, packed_mask, counts)
+    support(readable(logits), *(array(part) for part in parts), max_num_kept, rows_per_request)
+
+
+@for_logits("void(logits, int32[:], int32[:], int32[:,:], uint8[:,:], int32[:], int64, int64)")
+def support(
+    logits: Any, starts: Any, sampled: Any, tokens: Any, packed: Any, counts: Any, most: int, stride: int
+) -> None:
+    """`compact_sampling_mask`."""
+    for i in range(counts.size):
+        request, place = i // stride, i % stride
+        counts[i] = 0
+        if place >= sampled[request]:
+            continue
+        packed[i, :] = 0
+        entries = line(logits, starts[request] + place)
+        for token in range(entries.size):
+            if -np.inf < value(entries, token) < np.inf:
+                if counts[i] < most:
+                    tokens[i, counts[i]] = token
+                counts[i] += 1
+                packed[i, token >> 3] |= np.uint8(1 << (token & 7))

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor
 
 from fusion_kernels.threads import over_ranges
-from fusion_kernels.vector import jit, ordered, unordered
-from server.engine.cpu_runner.arrays import array, for_logits, line, readable, value
+from fusion_kernels.vector import entry, jit, ordered, unordered
+from server.engine.cpu_runner.arrays import SHARE, array, for_logits, line, readable, value
 from server.engine.cpu_runner.noise import DRAFT_SALT, gumbel, gumbel64, stream
 
 # Tokens of one block: each has its own winner, vLLM takes the best of them.
 BLOCK = 1024
-# Fewer blocks than this are not worth a second thread: they take less time than starting it.
-SHARE = 8
 _DOMAIN_64 = 0x9E3779B9
 _LEAST = np.int32(-2147483648)
 
@@ -92,7 +90,7 @@ def choose(
     def run(first: int, stop: int) -> None:
         function(first, stop, *parts, source, *rest, DRAFT_SALT if drafting else 0, divide)
 
-    over_ranges(run, winners.numel(), SHARE)
+    over_ranges(run, winners.numel(), SHARE // BLOCK)
 
 
 @for_logits(
@@ -129,14 +127,12 @@ def block_winners(
         tops[row, block] = unordered(top) if top != _LEAST else -np.inf
 
 
-@for_logits(
-    "void(int64, int64, int64[:,:], float64[:,:], logits, int64[:], int64[:], int64[:], float32[:], int64, boolean)"
-)
+@entry
 def block_winners_64(
     first: int, stop: int, winners: Any, tops: Any, logits: Any, slots: Any, seeds: Any, positions: Any, temps: Any,
     salt: int, divide: bool,
 ) -> None:  # fmt: skip
-    """Blocks first .. stop, counted through all rows, with float64 noise."""
+    """Blocks first .. stop, counted through all rows, with float64 noise: compiled at its first use, for few use it."""
     blocks, vocabulary = winners.shape[1], logits.shape[1]
     for unit in range(first, stop):
         row, block = unit // blocks, unit % blocks
