@@ -17,6 +17,7 @@ from server.config.engine import OWNED
 from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig
 from server.config.section import Section
 from server.config.source import RULE
+from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("presets.NAME.", PresetConfig),
     ("admission.", AdmissionConfig),
     ("limits.", LimitsConfig),
+    ("structures.", StructuresConfig),
     ("auth.", AuthConfig),
 )
 TYPE_NAMES: dict[Any, str] = {str: "text", float: "number", int: "integer", bool: "true or false", Any: "value"}

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from server.config.section import Section, not_a_truth_value
 from server.config.source import ModelSource
+from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 from server.errors import nearest
 
@@ -187,6 +188,9 @@ class Config(Section):
         AdmissionConfig(), description="How much work the engine holds at once, and how the rest waits."
     )
     limits: LimitsConfig = Field(LimitsConfig(), description="What one request may ask, and how long it may take.")
+    structures: StructuresConfig = Field(
+        StructuresConfig(), description="What the schemas, grammars and tools of one request may hold and cost."
+    )
     auth: AuthConfig = Field(AuthConfig(), description="Who may ask.")
 
     @model_validator(mode="after")

@@ -13,6 +13,7 @@ from server.config import Config
 from server.engine.client import FusionEngine
 from server.engine.members import Members
 from server.engine.plugin import ARCHITECTURE
+from server.engine.structures.pinned import pinned
 from server.logs import loading_shows_progress
 
 
@@ -32,6 +33,7 @@ def start_engine(config: Config, members: Members) -> FusionEngine:
 def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     """vLLM's engine arguments: those of the configuration, and those that make the model the composite."""
     arguments: dict[str, Any] = dict(config.engine)
+    arguments["structured_outputs_config"] = pinned(arguments.get("structured_outputs_config"))
     arguments.setdefault("use_tqdm_on_load", loading_shows_progress())
     if current_platform.is_cuda_alike():
         # Only the members' own layers go into CUDA graphs. A full graph would also freeze the composite's look at
