@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from typing import Any
 
 from vllm import RequestOutput
@@ -39,11 +39,11 @@ class Completions(OpenAIServingCompletion):
         return super().request_output_to_completion_response(final_res_batch, request, *args, **kwargs)
 
 
-def attach_text_offsets(answer: dict[str, Any], hidden: dict[int, int]) -> None:
+def attach_text_offsets(answer: dict[str, Any], special: Collection[str], hidden: dict[int, int]) -> None:
     """Correct the offsets of an answer, or of one event of a stream, that echoes its prompt.
 
-    vLLM 0.32 counts the token that begins the prompt (`<s>`), which the text leaves out. `hidden` keeps, by choice, for
-    the stream's later events, how many characters that were.
+    vLLM 0.32 counts the token that begins the prompt (`<s>`, one of the `special` ones), which the text leaves out.
+    `hidden` keeps, by choice, for the stream's later events, how many characters that were.
     """
     for choice in answer.get("choices", ()):
         logprobs = choice.get("logprobs")
@@ -52,7 +52,8 @@ def attach_text_offsets(answer: dict[str, Any], hidden: dict[int, int]) -> None:
         first = logprobs["tokens"][0]
         begins = choice["index"] not in hidden
         if begins:
-            hidden[choice["index"]] = 0 if choice["text"].startswith(first) else len(first)
+            shown = first not in special or choice["text"].startswith(first)
+            hidden[choice["index"]] = 0 if shown else len(first)
         shift, offsets = hidden[choice["index"]], logprobs["text_offset"]
         logprobs["text_offset"] = [max(0, offset - shift) for offset in offsets]
 

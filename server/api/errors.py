@@ -20,6 +20,7 @@ from server.admission.policy import Reason
 from server.api.field import FusionField
 from server.errors import nearest
 
+_UNREADABLE = "There was an error parsing the body"  # FastAPI's, of a body that json.loads cannot decode
 MAX_REPORTED_FAULTS = 3
 MAX_VALUE_CHARACTERS = 100
 ENGINE_DEAD = "the engine has died; the server stops, and answers again when it has been restarted"
@@ -92,6 +93,8 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     status = HTTPStatus(error.status_code)
     if isinstance(error, FieldError):
         return error_response(error.detail, error.param, status)
+    if error.detail == _UNREADABLE:
+        return error_response("body: it is not UTF-8 text", "body", status)
     if error.detail == status.phrase:  # such as "Not Found", of a path that there is not
         return error_response(
             f"{request.method} {request.url.path}: {error.detail}", None, status, dict(error.headers or {})

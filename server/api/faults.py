@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from http import HTTPStatus
 
 from pydantic import BaseModel
@@ -16,6 +17,10 @@ PROMPT = "PROMPT"
 
 # What vLLM 0.32 says, the field to blame, and what a client can make use of; None keeps vLLM's words.
 _SENTENCES: tuple[tuple[str, str, str | None], ...] = (
+    (r"must use one kind of structured outputs", "structured_outputs",
+     "one of json, json_object, regex, choice, grammar and structural_tag is needed"),
+    (r"can only use one kind", "structured_outputs",
+     "only one of json, json_object, regex, choice, grammar and structural_tag can be followed"),
     (r"render\(\) got multiple values|apply_chat_template\(\) got", "chat_template_kwargs",
      "it holds an argument that the server sets itself, such as 'messages' or 'tools'"),
     (r"--trust-request-chat-template", "chat_template", "a template of the request's own is not accepted here"),
@@ -48,6 +53,13 @@ def named(error: Exception, request: BaseModel, prompt_field: str, max_model_len
     return named_text(str(error), parameter, request, prompt_field, max_model_len)
 
 
+def named_early(error: VLLMValidationError, fields: Collection[str]) -> RequestError:
+    """The same of a complaint from a request model, before there is a request."""
+    message = _TAIL.sub("", str(error))
+    field, words = _blamed(message, error.parameter, fields)
+    return _sentence(field, words)
+
+
 def renamed(answer: ErrorResponse, request: BaseModel, prompt_field: str, max_model_len: int) -> ErrorResponse:
     """The same of an error that vLLM returns rather than raises."""
     error = answer.error
@@ -62,7 +74,7 @@ def named_text(
 ) -> RequestError:
     """One complaint, told by its words and by the parameter that vLLM names."""
     message = _TAIL.sub("", message)
-    field, words = _blamed(message, parameter, request)
+    field, words = _blamed(message, parameter, type(request).model_fields)
     if field in ("input_text", "input_tokens", PROMPT):
         field = prompt_field
     if field in _TOKENS_FIELDS:
@@ -73,13 +85,16 @@ def named_text(
             words = f"it fills the model's whole context of {max_model_len} tokens, and leaves none for the answer"
         elif asked is not None:
             field, words = asked, words.replace("max_tokens", asked)
+    return _sentence(field, words)
+
+
+def _sentence(field: str | None, words: str) -> RequestError:
     if field is None or words.startswith(field):
         return RequestError(words, field)
     return RequestError(f"{field}: {words}", field)
 
 
-def _blamed(message: str, parameter: str | None, request: BaseModel) -> tuple[str | None, str]:
-    fields = type(request).model_fields
+def _blamed(message: str, parameter: str | None, fields: Collection[str]) -> tuple[str | None, str]:
     for pattern, field, words in _SENTENCES:
         if re.search(pattern, message) and (field == PROMPT or field in fields):
             return field, words or message

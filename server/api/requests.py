@@ -21,6 +21,7 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.exceptions import VLLMValidationError
 
 from server.api.errors import RequestError
+from server.api.faults import named_early
 from server.api.field import FusionField
 from server.engine.client import Trace
 from server.engine.settings import FusionSettings
@@ -47,9 +48,9 @@ def without_tag(data: Any) -> tuple[Any, SetAside | None]:
     free = {"grammar": FREE_TEXT}
     asked = data.get("response_format")
     if isinstance(asked, dict) and asked.get("type") == "structural_tag":
-        tag = {key: value for key, value in asked.items() if key != "type"}
+        asked = {key: value for key, value in asked.items() if key != "type"}
         rest = {key: value for key, value in data.items() if key != "response_format"}
-        return rest | {"structured_outputs": free}, SetAside("response_format", "structural_tag", tag)
+        return rest | {"structured_outputs": free}, SetAside("response_format", "structural_tag", asked)
     outputs = data.get("structured_outputs")
     if isinstance(outputs, dict) and isinstance(outputs.get("structural_tag"), str | dict):
         others = {key: value for key, value in outputs.items() if key != "structural_tag"}
@@ -78,6 +79,8 @@ class FusionRequest(BaseModel):
             request = handler(data)
             request._structural_tag = tag
             return request
+        except VLLMValidationError as error:
+            raise named_early(error, cls.model_fields) from error
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
             name, message = _fault(cls, data)
             raise VLLMValidationError(message, parameter=name) from error

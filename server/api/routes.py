@@ -152,7 +152,7 @@ async def _generate(
     if trace is not None:
         attaches.append(attaching(trace, list(config.experts), settings.experts))
     if getattr(request, "echo", False) and getattr(request, "logprobs", None) is not None:
-        attaches.append(partial(attach_text_offsets, hidden={}))
+        attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))
     request.fuse_with(settings, trace)
 
     seconds = config.limits.request_timeout_s

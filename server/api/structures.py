@@ -51,6 +51,7 @@ class Structures:
             RequestError: one is too large, cannot be followed, or contradicts another field.
         """
         masks = masks_of(request, self._tokenizer)
+        _check_with_tools(request)
         budget = Budget(self._config.structures, self._config.limits.max_json_depth)
         for name, field in _tool_names(request):
             _named(field, budget.count_name, name)
@@ -92,11 +93,25 @@ class Structures:
         return text
 
 
+def _check_with_tools(request: Any) -> None:
+    """Refuse what vLLM cannot put beside tools that the model may call or not, and would leave out without a word."""
+    outputs = getattr(request, _OUTPUTS, None)
+    if outputs is None or not getattr(request, "tools", None) or getattr(request, "tool_choice", None) != "auto":
+        return
+    tag = getattr(request, "structural_tag", None)
+    if outputs.grammar is not None:  # free text, in the place of a tag
+        field = f"{_OUTPUTS}.grammar" if tag is None else tag.field
+        raise RequestError(f"{field}: it cannot stand beside tools whose tool_choice is 'auto'", field)
+
+
 def _structures(request: Any) -> Iterator[Structure]:
     tag = getattr(request, "structural_tag", None)
     if tag is not None:
         yield Structure(*tag)
     elif (outputs := getattr(request, _OUTPUTS, None)) is not None:
+        if outputs.json_object is False:
+            field = f"{_OUTPUTS}.json_object"
+            raise RequestError(f"{field}: true is needed here; leave it out for free text", field)
         for kind in _KINDS:
             if (value := getattr(outputs, kind)) is not None:
                 yield Structure(f"{_OUTPUTS}.{kind}", kind, value)

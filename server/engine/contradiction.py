@@ -48,7 +48,8 @@ async def obeying(
                     outside = bool(allowed) and token not in allowed
                     if outside or any(tuple(text[-len(ids) :]) == ids for ids in banned):
                         raise _nothing_left(fields, choice.index, len(text) - 1)
-                if choice.finish_reason == "error":
+                too_early = choice.finish_reason == "stop" and len(text) < params.min_tokens
+                if choice.finish_reason == "error" or too_early:
                     raise _nothing_left(fields, choice.index, max(0, len(text) - 1))
             yield output
 

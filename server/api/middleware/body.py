@@ -58,8 +58,7 @@ class BodyLimits:
                 if not message.get("more_body", False):
                     whole = b"".join(chunks)
                     if deeper_than(limits.max_json_depth, whole):
-                        detail = f"body: its JSON is nested deeper than {limits.max_json_depth} levels"
-                        raise HTTPException(HTTPStatus.BAD_REQUEST, detail)
+                        raise FieldError(f"body: its JSON is nested deeper than {limits.max_json_depth} levels", "body")
                     if (place := lone_surrogate(whole)) is not None:
                         raise FieldError(
                             f"{place}: it holds half a character (a lone surrogate), which is no text", place

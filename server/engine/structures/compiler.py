@@ -81,6 +81,13 @@ class Compiler:
             raise found
         return found
 
+    def close(self) -> None:
+        """End the workers that wait for work."""
+        for worker in self._idle:
+            with contextlib.suppress(ProcessLookupError):
+                worker.kill()
+        self._idle.clear()
+
     async def _try(self, trial: Trial) -> Outcome | StructureError:
         await self._turn(len(trial.spec))
         worker = None

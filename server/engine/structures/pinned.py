@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
@@ -24,7 +24,7 @@ def leave_checks_to_api(processor: InputProcessor) -> None:
     The API has tried each in a process of its own (`server.api.structures`). vLLM 0.32 skips its own check where it has
     no configuration to check against.
     """
-    processor.structured_outputs_config = None
+    processor.structured_outputs_config = cast(Any, None)
 
 
 def readable(params: StructuredOutputsParams, compact: bool) -> StructuredOutputsParams:
