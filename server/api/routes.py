@@ -146,11 +146,9 @@ async def _generate(
         )
     check_extra_arguments(request)
     state.openai_serving_models.answer_as(name)
-    attaches: list[Attach] = []
     asked_to_trace = request.fusion is not None and request.fusion.trace and not only_echoes(request)
     trace = engine.open_trace() if asked_to_trace else None
-    if trace is not None:
-        attaches.append(attaching(trace, list(config.experts), settings.experts))
+    attaches = [] if trace is None else [attaching(trace, list(config.experts), settings.experts)]
     if getattr(request, "echo", False) and getattr(request, "logprobs", None) is not None:
         attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))
     request.fuse_with(settings, trace)

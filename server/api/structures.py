@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from vllm.sampling_params import StructuredOutputsParams
 from vllm.tokenizers import TokenizerLike
+from vllm.v1.structured_output.backend_guidance import process_for_additional_properties
 
 from server.api.errors import RequestError
 from server.api.masks import masks_of
@@ -20,6 +21,7 @@ from server.engine.structures.limits import Budget, parsed
 from server.engine.structures.tags import LENIENT
 
 _OUTPUTS = "structured_outputs"
+_OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 _KINDS: tuple[Kind, ...] = ("json", "regex", "grammar", "choice", "structural_tag")
 # Of a tool that says so itself: all of its schema that can be followed.
 _LENIENT = {"x-guidance": LENIENT}
@@ -52,6 +54,7 @@ class Structures:
         """
         masks = masks_of(request, self._tokenizer)
         _check_with_tools(request)
+        _settle_options(request, self._config.limits.max_json_depth)
         budget = Budget(self._config.structures, self._config.limits.max_json_depth)
         for name, field in _tool_names(request):
             _named(field, budget.count_name, name)
@@ -102,6 +105,29 @@ def _check_with_tools(request: Any) -> None:
     if outputs.grammar is not None:  # free text, in the place of a tag
         field = f"{_OUTPUTS}.grammar" if tag is None else tag.field
         raise RequestError(f"{field}: it cannot stand beside tools whose tool_choice is 'auto'", field)
+
+
+def _settle_options(request: Any, max_depth: int) -> None:
+    """Write the options beside a JSON schema into it, where llguidance reads them; vLLM's engine would not."""
+    outputs = getattr(request, _OUTPUTS, None)
+    if outputs is None:
+        return
+    given = [name for name in _OPTIONS if getattr(outputs, name)]
+    if not given:
+        return
+    schema = {"type": "object"} if outputs.json_object else outputs.json
+    if schema is None:
+        field = f"{_OUTPUTS}.{given[0]}"
+        raise RequestError(f"{field}: it is for json and json_object only", field)
+    schema = _named(f"{_OUTPUTS}.json", parsed, schema, max_depth) if isinstance(schema, str) else schema
+    if not isinstance(schema, dict):
+        return  # what is tried next says so
+    if outputs.disable_additional_properties:
+        schema = process_for_additional_properties(schema)
+    options: dict[str, Any] = {"whitespace_flexible": False} if outputs.disable_any_whitespace else {}
+    if outputs.whitespace_pattern is not None:
+        options["whitespace_pattern"] = outputs.whitespace_pattern
+    request.structured_outputs = StructuredOutputsParams(json={"x-guidance": options} | schema)
 
 
 def _structures(request: Any) -> Iterator[Structure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 import time
 from typing import Any
@@ -110,6 +111,20 @@ def test_followed_to_the_letter(server: ServerProcess, schema: dict[str, Any], t
         choice = httpx.post(server.url + CHAT, json=body).json()["choices"][0]
         assert choice["finish_reason"] == "stop", choice
         jsonschema.validate(json.loads(choice["message"]["content"]), schema)
+
+
+def test_options_beside_a_schema_are_followed(server: ServerProcess) -> None:
+    schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
+    for options, expected in (
+        ({"disable_any_whitespace": True, "disable_additional_properties": True}, r'\{"a":1\}'),
+        ({"whitespace_pattern": " ", "disable_additional_properties": True}, r'\{ ?"a" ?: ?1 ?\}'),
+    ):
+        body = structured(json=schema, **options) | {"max_tokens": 30}
+        assert re.fullmatch(expected, httpx.post(server.url + TEXT, json=body).json()["choices"][0]["text"])
+    for options, words in (({"json": schema, "whitespace_pattern": "("}, "unclosed"), ({"regex": "a"}, "only")):
+        answer = httpx.post(server.url + TEXT, json=structured(**{"disable_any_whitespace": True, **options}))
+        assert answer.status_code == 400
+        assert words in error_of(answer)["message"]
 
 
 def test_a_structural_tag_is_followed(server: ServerProcess) -> None:

@@ -10,16 +10,21 @@ from typing import Any
 import pytest
 import torch
 import vllm
+from vllm import SamplingParams
 from vllm.config import CacheConfig, ParallelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.plugins import DEFAULT_PLUGINS_GROUP
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.sample import logits_processor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.interface import AddedRequest, MovedRequest
+from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.structured_output.backend_guidance import serialize_guidance_grammar
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -129,3 +134,26 @@ class TestGeneratorsOnCPU:
         assert "self.input_batch.generators.get(" in source(GPUModelRunner._bookkeeping_sync)
         assert "self.discard_request_mask.np" in source(GPUModelRunner._prepare_inputs)
         assert "_bookkeeping_sync(" in source(GPUModelRunner.sample_tokens)
+
+
+class TestStructuredOutputs:
+    """Why the API tries constraints itself, and what it leans on."""
+
+    def test_one_backend_for_all_requests_named_by_the_first(self) -> None:
+        made = source(StructuredOutputManager.grammar_init)
+        assert in_order(made, "if self.backend is None:", "structured_outputs._backend", "GuidanceBackend(")
+
+    def test_vllms_own_check_is_skipped_without_a_configuration(self) -> None:
+        assert "self.structured_outputs_config, self.tokenizer" in source(InputProcessor._validate_params)
+        skipped = "if structured_outputs_config is None or self.structured_outputs is None: return"
+        assert skipped in source(SamplingParams._validate_structured_outputs)
+
+    def test_its_backend_knows_the_older_structural_tag_alone(self) -> None:
+        assert 's_tag["triggers"]' in source(serialize_guidance_grammar)
+        assert '"format"' not in source(serialize_guidance_grammar), "no longer needed: server.engine.structures.tags?"
+
+    def test_stream_of_text_completions_asks_for_the_prompt_at_each_choice(self) -> None:
+        streamed = source(OpenAIServingCompletion.completion_stream_generator)
+        assert in_order(streamed, "prompt_logprobs = res.prompt_logprobs", "has_echoed[i]", "*(prompt_logprobs or [])")
+        whole = source(OpenAIServingCompletion.request_output_to_completion_response)
+        assert "num_generated_tokens += len(output.token_ids)" in whole
