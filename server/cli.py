@@ -229,11 +229,13 @@ def _print_members(console: Console, report: Report) -> None:
 def _print_capacity(console: Console, report: Report, capacity: Capacity) -> None:
     from rich.table import Table
 
+    from server.config.structures import STRUCTURES_BACKEND
     from server.engine.checks.capacity import format_bytes
 
     table = Table(title="What fits", title_justify="left", title_style="bold", show_header=False)
     table.add_row("device", capacity.device)
     table.add_row("number format", report.dtype)
+    table.add_row("structured outputs", STRUCTURES_BACKEND)
     table.add_row("weights per device", format_bytes(capacity.weight_bytes))
     table.add_row("KV cache", f"{format_bytes(capacity.kv_bytes)} ({capacity.budget})")
     large, *small = (row.kv_bytes_per_token for row in report.reports)

@@ -20,6 +20,7 @@ from server.admission.policy import Reason
 from server.api.field import FusionField
 from server.errors import nearest
 
+_UNREADABLE = "There was an error parsing the body"  # FastAPI's, of a body that json.loads cannot decode
 MAX_REPORTED_FAULTS = 3
 MAX_VALUE_CHARACTERS = 100
 # About what a small server takes to be started again; a large one takes longer, and is not there to say so.
@@ -28,12 +29,20 @@ ENGINE_DEAD = "the engine has died; the server stops, and answers again when it 
 
 
 class RequestError(Exception):
-    """A request that cannot be served as it is; `param` names the field."""
+    """A request that cannot be served as it is; `param` names the field, if one is to blame."""
 
-    def __init__(self, message: str, param: str, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
+    def __init__(self, message: str, param: str | None, status: HTTPStatus = HTTPStatus.BAD_REQUEST) -> None:
         super().__init__(message)
         self.param = param
         self.status = status
+
+
+class FieldError(HTTPException):
+    """A fault that is found while the body is read, where FastAPI lets only its own errors through."""
+
+    def __init__(self, message: str, param: str) -> None:
+        super().__init__(HTTPStatus.BAD_REQUEST, message)
+        self.param = param
 
 
 def register(app: FastAPI) -> None:
@@ -85,6 +94,10 @@ async def _engine_failed(request: Request, error: EngineGenerateError) -> JSONRe
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
     status = HTTPStatus(error.status_code)
+    if isinstance(error, FieldError):
+        return error_response(error.detail, error.param, status)
+    if error.detail == _UNREADABLE:
+        return error_response("body: it is not UTF-8 text", "body", status)
     if error.detail == status.phrase:  # such as "Not Found", of a path that there is not
         return error_response(
             f"{request.method} {request.url.path}: {error.detail}", None, status, dict(error.headers or {})

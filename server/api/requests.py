@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import (
     BaseModel,
@@ -20,9 +20,43 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.exceptions import VLLMValidationError
 
+from server.api.errors import RequestError
+from server.api.faults import named_early
 from server.api.field import FusionField
 from server.engine.client import Trace
 from server.engine.settings import FusionSettings
+
+_ENGINES_OWN = ("kv_transfer_params", "ec_transfer_params")
+FREE_TEXT = r"start: /(.|\n)*/"
+
+
+class SetAside(NamedTuple):
+    """A structural tag, and the field that holds it; the order is `Structure`'s."""
+
+    field: str
+    kind: Literal["structural_tag"]
+    value: Any
+
+
+def without_tag(data: Any) -> tuple[Any, SetAside | None]:
+    """A request's fields with free text in the place of a structural tag, and the tag.
+
+    vLLM 0.32 compiles a tag while it reads the request, without a bound, and for a backend that is not used.
+    """
+    if not isinstance(data, dict):
+        return data, None
+    free = {"grammar": FREE_TEXT}
+    asked = data.get("response_format")
+    if isinstance(asked, dict) and asked.get("type") == "structural_tag":
+        asked = {key: value for key, value in asked.items() if key != "type"}
+        rest = {key: value for key, value in data.items() if key != "response_format"}
+        return rest | {"structured_outputs": free}, SetAside("response_format", "structural_tag", asked)
+    outputs = data.get("structured_outputs")
+    if isinstance(outputs, dict) and isinstance(outputs.get("structural_tag"), str | dict):
+        others = {key: value for key, value in outputs.items() if key != "structural_tag"}
+        tag = SetAside("structured_outputs.structural_tag", "structural_tag", outputs["structural_tag"])
+        return data | {"structured_outputs": others | free}, tag
+    return data, None
 
 
 class FusionRequest(BaseModel):
@@ -34,16 +68,27 @@ class FusionRequest(BaseModel):
     _settings: FusionSettings = PrivateAttr(default_factory=FusionSettings)
     _trace: Trace | None = PrivateAttr(None)
     _prompts: int = PrivateAttr(0)
+    _structural_tag: SetAside | None = PrivateAttr(None)
 
     @model_validator(mode="wrap")
     @classmethod
     def _name_the_fault(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """vLLM 0.32 looks into some fields before their types are checked, and stumbles over wrong ones."""
+        data, tag = without_tag(data)
         try:
-            return handler(data)
+            request = handler(data)
+            request._structural_tag = tag
+            return request
+        except VLLMValidationError as error:
+            raise named_early(error, cls.model_fields) from error
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
             name, message = _fault(cls, data)
             raise VLLMValidationError(message, parameter=name) from error
+
+    @property
+    def structural_tag(self) -> SetAside | None:
+        """The structural tag that the client wrote, set aside until it has been checked."""
+        return self._structural_tag
 
     def fuse_with(self, settings: FusionSettings, trace: Trace | None) -> None:
         """Settle what this request asks of the engine, before vLLM's serving class takes it."""
@@ -58,6 +103,17 @@ class FusionRequest(BaseModel):
         self._prompts += 1
         settings.attach(params)
         return params
+
+
+def check_extra_arguments(request: Any) -> None:
+    """Refuse arguments that would reach vLLM's cache transfer by the back door.
+
+    Raises:
+        RequestError: one is there.
+    """
+    for name in getattr(request, "vllm_xargs", None) or ():
+        if name in _ENGINES_OWN:
+            raise RequestError(f"vllm_xargs.{name}: it is the engine's own", f"vllm_xargs.{name}")
 
 
 def _fault(model: type[BaseModel], data: Any) -> tuple[str | None, str]:

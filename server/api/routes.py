@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -16,12 +17,13 @@ from vllm.entrypoints.openai.responses.api_router import (  # the same events as
 )
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
-from vllm.exceptions import VLLMValidationError
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from server.api.allowed import Allowed
 from server.api.cache import cache_salt
+from server.api.completions import attach_text_offsets, only_echoes
 from server.api.errors import RequestError
+from server.api.faults import is_clients_fault, named, renamed
 from server.api.fusion import resolve
 from server.api.middleware import client_of
 from server.api.requests import (
@@ -29,6 +31,7 @@ from server.api.requests import (
     FusionCompletionRequest,
     FusionRequest,
     FusionResponsesRequest,
+    check_extra_arguments,
 )
 from server.api.state import ServerState
 from server.api.stream import ClosingStream, until
@@ -130,11 +133,13 @@ async def _generate(
             "use_beam_search: beams are searched by the large model only; drop it, or ask for weighting 'none'",
             "use_beam_search",
         )
+    check_extra_arguments(request)
     state.openai_serving_models.answer_as(name)
-    attach = None
-    trace = engine.open_trace() if request.fusion is not None and request.fusion.trace else None
-    if trace is not None:
-        attach = attaching(trace, list(config.experts), settings.experts)
+    asked_to_trace = request.fusion is not None and request.fusion.trace and not only_echoes(request)
+    trace = engine.open_trace() if asked_to_trace else None
+    attaches = [] if trace is None else [attaching(trace, list(config.experts), settings.experts)]
+    if getattr(request, "echo", False) and getattr(request, "logprobs", None) is not None:
+        attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))
     request.fuse_with(settings, trace)
     request.cache_salt = cache_salt(client, request.cache_salt, config.auth.share_prefix_cache)  # type: ignore[attr-defined]
 
@@ -144,12 +149,13 @@ async def _generate(
     place.set(claim)
     try:
         async with asyncio.timeout_at(deadline) as timeout:
-            answer = await _naming_the_prompt(create, request)
+            await state.structures.check(request)
+            answer = await _naming_the_fault(create, request, state)
             if timeout.expired():  # vLLM turns the cancellation into an answer, "Client disconnected"
                 raise TimeoutError
             if isinstance(answer, BaseModel):
                 claim.close()
-                return _json(answer, attach)
+                return _json(answer, attaches)
             # A stream has not asked the engine yet: whoever is refused gets a status rather than an event.
             await claim.wait()
     except BaseException as error:
@@ -158,28 +164,31 @@ async def _generate(
             message = f"the request took longer than the {seconds:g} s that it may take"
             raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, message) from None
         raise
-    if attach is not None:
+    for attach in attaches:
         answer = attach_to_events(answer, attach)
     events = until(seconds, deadline, answer, named_events=isinstance(request, FusionResponsesRequest))
     return ClosingStream(events, claim.close)
 
 
-async def _naming_the_prompt(create: Callable[[], Awaitable[Answer]], request: FusionRequest) -> Answer:
-    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name."""
+async def _naming_the_fault(
+    create: Callable[[], Awaitable[Answer]], request: FusionRequest, state: ServerState
+) -> Answer:
+    """Of what it refuses, vLLM names parameters of its own code, or none; the client knows a field."""
+    told = (request, PROMPT_FIELDS[type(request)], state.engine_client.model_config.max_model_len)
     try:
-        return await create()
-    except VLLMValidationError as error:
-        if error.parameter not in ("input_text", "input_tokens"):
+        answer = await create()
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
+        if not isinstance(cause, Exception) or isinstance(cause, UnicodeEncodeError) or not is_clients_fault(cause):
             raise
-        field = PROMPT_FIELDS[type(request)]
-        message = str(error).partition(" (parameter=")[0]
-        raise RequestError(f"{field}: {message}", field) from error
+        raise named(cause, *told) from error
+    return renamed(answer, *told) if isinstance(answer, ErrorResponse) else answer
 
 
-def _json(answer: BaseModel, attach: Attach | None) -> Response:
+def _json(answer: BaseModel, attaches: Sequence[Attach]) -> Response:
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
     body = answer.model_dump(mode="json", by_alias=True)
-    if attach is not None:
+    for attach in attaches:
         attach(body)
     return JSONResponse(body)

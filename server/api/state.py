@@ -13,9 +13,12 @@ from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from server.api.admission import Admission
+from server.api.completions import Completions
 from server.api.presets import PresetModels
+from server.api.structures import Structures
 from server.config import Config
 from server.engine.client import FusionEngine
+from server.engine.structures.compiler import Compiler
 
 # How a model writes its tool calls: <tool_call>{"name": ..., "arguments": ...}</tool_call>, the form of Qwen's and many
 # others' chat templates. Calls that the request requires have it forced by a grammar, so any model makes them.
@@ -29,6 +32,7 @@ class ServerState(Protocol):
     members: dict[str, Any]
     engine_client: FusionEngine
     admission: Admission
+    structures: Structures
     openai_serving_models: PresetModels
     serving_tokenization: ServingTokenization
     chat: OpenAIServingChat
@@ -41,6 +45,10 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
     typed = cast(ServerState, state)
     typed.config, typed.members, typed.engine_client = config, members, engine
     typed.admission = Admission(config, engine.vllm_config, members)
+    tokenizer = engine.get_tokenizer()
+    compact = engine.vllm_config.structured_outputs_config.disable_any_whitespace
+    compiler = Compiler(tokenizer, engine.model_config.get_vocab_size(), config.structures.compile_cpu_s, compact)
+    typed.structures = Structures(config, tokenizer, compiler)
     # vLLM's routes and handlers read these options of its command line.
     state.args = SimpleNamespace(log_error_stack=False)
     state.log_stats = engine.log_stats
@@ -59,7 +67,7 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
     serving: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
     typed.serving_tokenization = ServingTokenization(models, **serving, **templates)
     typed.chat = OpenAIServingChat(engine, models, "assistant", **serving, **templates, **tools)
-    typed.completion = OpenAIServingCompletion(engine, models, **serving)
+    typed.completion = Completions(engine, models, **serving)
     typed.responses = OpenAIServingResponses(engine, models, **serving, **templates, **tools)
     if config.limits.max_tokens is not None:
         for answering in (typed.chat, typed.completion, typed.responses):

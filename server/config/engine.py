@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from server.config.structures import STRUCTURES_BACKEND
 from server.errors import nearest
 
 _MEMBERS = "the models come from large, base and experts"
@@ -80,6 +81,10 @@ def check_engine_arguments(arguments: Mapping[str, Any]) -> None:
     for name in arguments:
         if name in OWNED:
             raise EngineArgumentError(name, f"engine.{name} cannot be set: {OWNED[name]}")
+    structured = arguments.get("structured_outputs_config")
+    if isinstance(structured, dict) and structured.get("backend", STRUCTURES_BACKEND) != STRUCTURES_BACKEND:
+        name = "structured_outputs_config"
+        raise EngineArgumentError(name, f"engine.{name}.backend cannot be set: it is always {STRUCTURES_BACKEND}")
     if not arguments:
         return
     valid = _argument_types()

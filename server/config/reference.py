@@ -18,6 +18,7 @@ from server.config.http import HttpConfig
 from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig
 from server.config.section import Section
 from server.config.source import RULE
+from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("presets.NAME.", PresetConfig),
     ("admission.", AdmissionConfig),
     ("limits.", LimitsConfig),
+    ("structures.", StructuresConfig),
     ("auth.", AuthConfig),
     ("http.", HttpConfig),
 )

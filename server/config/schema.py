@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 from server.config.http import HttpConfig
 from server.config.section import Section, not_a_truth_value
 from server.config.source import ModelSource
+from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 from server.errors import nearest
 
@@ -188,6 +189,9 @@ class Config(Section):
         AdmissionConfig(), description="How much work the engine holds at once, and how the rest waits."
     )
     limits: LimitsConfig = Field(LimitsConfig(), description="What one request may ask, and how long it may take.")
+    structures: StructuresConfig = Field(
+        StructuresConfig(), description="What the schemas, grammars and tools of one request may hold and cost."
+    )
     auth: AuthConfig = Field(AuthConfig(), description="Who may ask.")
     http: HttpConfig = Field(
         HttpConfig(), description="Where the server is on the network: its names, its path, the browsers that may call."

@@ -16,9 +16,10 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from server.engine.contradiction import masking_fields, obeying
 from server.engine.place import Place, place
 from server.engine.settings import FusionSettings
-from server.engine.structures import keep_strings_parseable
+from server.engine.structures.pinned import leave_checks_to_api, readable
 from server.engine.trace import Top, TraceRow
 
 logger = init_logger("vllm." + __name__)
@@ -66,6 +67,8 @@ class FusionEngine(AsyncLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._traces: WeakValueDictionary[str, Trace] = WeakValueDictionary()
+        self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
+        leave_checks_to_api(self.input_processor)
 
     def open_trace(self) -> Trace:
         """Start to follow a request, whose settings name the trace's `prompt_key`s; hold on to it until the end."""
@@ -89,10 +92,12 @@ class FusionEngine(AsyncLLM):
     ) -> AsyncGenerator[RequestOutput, None]:
         """As `AsyncLLM.generate`; each output of a traced request comes after its tokens' trace."""
         if sampling_params.structured_outputs is not None:
-            keep_strings_parseable(sampling_params.structured_outputs)
+            sampling_params.structured_outputs = readable(sampling_params.structured_outputs, self._compact)
         settings = FusionSettings.of(sampling_params)
         prompt = _salted(prompt, settings)
         outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+        if len(masking_fields(sampling_params)) > 1:
+            outputs = obeying(outputs, sampling_params, self.get_tokenizer())
         here = place.get()
         if here is not None and not here.taken:
             length = len(prompt["prompt_token_ids"])

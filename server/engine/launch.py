@@ -16,6 +16,7 @@ from server.config import Config
 from server.engine import plugin
 from server.engine.client import FusionEngine
 from server.engine.members import Members
+from server.engine.structures.pinned import pinned
 from server.errors import ConfigError
 from server.logs import loading_shows_progress
 
@@ -42,6 +43,7 @@ def start_engine(config: Config, members: Members) -> FusionEngine:
 def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     """vLLM's engine arguments: those of the configuration, and those that make the model the composite."""
     arguments: dict[str, Any] = dict(config.engine)
+    arguments["structured_outputs_config"] = pinned(arguments.get("structured_outputs_config"))
     arguments.setdefault("use_tqdm_on_load", loading_shows_progress())
     return AsyncEngineArgs(
         model=str(members.large.folder),

@@ -49,7 +49,7 @@ def configured(family: Path) -> Iterator[Configured]:
     with Collector() as collector:
         settings = {
             "engine.otlp_traces_endpoint": collector.endpoint,
-            "engine.structured_outputs_config": "{backend: xgrammar, disable_any_whitespace: true}",
+            "engine.structured_outputs_config": "{disable_any_whitespace: true}",
             "engine.max_num_seqs": 32,
             "http.root_path": "/fusion",
             "http.allowed_hosts": "[models.example.com]",

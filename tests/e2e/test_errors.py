@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -54,8 +55,38 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str]] = [
     (TEXT, {"model": "giant-red", "prompt": [9] * 400}, 400, "prompt", "maximum context length"),
     (RESPONSES, {"model": "giant-red", "input": LONG}, 400, "input", "maximum context length"),
     (CHAT, chat(temperature=-1), 400, "temperature", "non-negative"),
+    (TEXT, {"model": "giant-red", "prompt": [9] * 256}, 400, "prompt", "whole context of 256 tokens"),
+    (TEXT, {"model": "giant-red", "prompt": [9] * 256, "max_tokens": None}, 400, "prompt", "whole context"),
+    (RESPONSES, {"model": "giant-red", "input": "hi", "max_output_tokens": 0}, 400, "max_output_tokens", "at least 1"),
+    (CHAT, chat(max_tokens=0), 400, "max_tokens", "at least 1"),
+    (CHAT, chat(n=-1), 400, "n", "at least 1"),
+    (CHAT, chat(n=2, temperature=0), 400, "n", "greedy"),
+    (CHAT, chat(min_tokens=-1), 400, "min_tokens", "0"),
+    (CHAT, chat(min_tokens=9), 400, "min_tokens", "max_tokens"),
+    (CHAT, chat(min_p=2), 400, "min_p", "[0, 1]"),
+    (CHAT, chat(top_k=-5), 400, "top_k", "0"),
+    (CHAT, chat(presence_penalty=9), 400, "presence_penalty", "[-2, 2]"),
+    (CHAT, chat(frequency_penalty=-9), 400, "frequency_penalty", "[-2, 2]"),
+    (CHAT, chat(repetition_penalty=0), 400, "repetition_penalty", "greater than zero"),
+    (CHAT, chat(stop=[""]), 400, "stop", "empty"),
+    (TEXT, {"model": "giant", "prompt": "a", "bad_words": [""]}, 400, "bad_words", "empty"),
+    (CHAT, chat(logprobs=True, top_logprobs=100), 400, "top_logprobs", "20"),
+    (CHAT, chat(chat_template="{{ oops("), 400, "chat_template", "not accepted"),
+    (CHAT, chat(chat_template_kwargs={"messages": 1}), 400, "chat_template_kwargs", "sets itself"),
+    (CHAT, chat(add_generation_prompt=True, continue_final_message=True), 400, "continue_final_message", "both"),
+    (CHAT, chat(repetition_detection={"max_pattern_size": -1}), 400, "repetition_detection", "max_pattern_size"),
+    (CHAT, chat(thinking_token_budget=3), 400, "thinking_token_budget", "reason apart"),
+    (CHAT, chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y"}}]}]),
+     400, "messages", "only text"),
+    (RESPONSES, {"model": "giant-red", "input": []}, 400, "input", "at least one message"),
+    (TEXT, {"model": "giant-red", "prompt": [10**6]}, 400, "prompt", "out of vocabulary"),
+    (TEXT, {"model": "giant-red", "prompt": []}, 400, "prompt", "at least one token"),
+    (TEXT, {"model": "giant-red", "prompt": "a", "vllm_xargs": {"kv_transfer_params": "x"}},
+     400, "vllm_xargs.kv_transfer_params", "engine's own"),
     (CHAT, chat(use_beam_search=True, n=2), 400, "use_beam_search", "large model only"),
-]
+]  # fmt: skip
+INTERNALS = ("()", "parameter=", "Union[", "--", "VLLM_", "Traceback", "__", "0x", "jinja2", "pydantic")
+HALF = "\ud800"
 
 
 def error_of(answer: httpx.Response) -> dict[str, Any]:
@@ -73,6 +104,38 @@ def test_wrong_field(
     error = error_of(answer)
     assert (answer.status_code, error["param"]) == (status, param), error
     assert words in error["message"]
+    assert not [part for part in INTERNALS if part in error["message"]], error
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (TEXT, {"prompt": HALF}, "prompt"),
+        (TEXT, {"prompt": ["a", HALF]}, "prompt.1"),
+        (TEXT, {"prompt": "a", "bad_words": [HALF]}, "bad_words.0"),
+        (TEXT, {"prompt": "a", "stop": HALF}, "stop"),
+        (TEXT, {"prompt": "a", "user": HALF}, "user"),
+        (TEXT, {"prompt": "a", "structured_outputs": {"choice": [HALF]}}, "structured_outputs.choice.0"),
+        (CHAT, {"messages": [{"role": "user", "content": HALF}]}, "messages.0.content"),
+        (CHAT, {"messages": MESSAGES, "tools": [{"function": {"name": HALF}}]}, "tools.0.function.name"),
+        (RESPONSES, {"input": HALF}, "input"),
+        ("/tokenize", {"prompt": HALF}, "prompt"),
+        ("/detokenize", {"tokens": [1], HALF: 1}, "body"),
+    ],
+)
+def test_half_a_character(server: ServerProcess, path: str, body: dict[str, Any], param: str) -> None:
+    content = json.dumps({"model": "giant-red", **body})
+    answer = httpx.post(server.url + path, content=content, headers={"Content-Type": "application/json"})
+    error = error_of(answer)
+    assert (answer.status_code, error["param"]) == (400, param), error
+    assert "half a character" in error["message"]
+
+
+def test_whole_characters_in_halves_are_text(server: ServerProcess) -> None:
+    content = json.dumps({"model": "giant-red", "prompt": "\U0001f600 \\ud800", "max_tokens": 1})
+    assert "\\ud83d" in content
+    answer = httpx.post(server.url + TEXT, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])

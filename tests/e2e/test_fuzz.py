@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -16,6 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e import plausible
+from tests.e2e.plausible import together, with_odd_text
+from tests.e2e.test_errors import INTERNALS
 from tests.e2e.traffic import body, metric, wait_for
 from tests.server_process import ServerProcess
 
@@ -111,7 +115,7 @@ async def send_all(
     """Send `count` requests, 16 at once; return how often each status came."""
     rng = random.Random(count)
     statuses: Counter[int] = Counter()
-    bad: list[tuple[str, bytes, str]] = []
+    bad: list[tuple[str, str, str]] = []
 
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         turns = asyncio.Semaphore(16)
@@ -122,12 +126,36 @@ async def send_all(
                 async with client.stream("POST", route, content=content, headers=headers) as response:
                     text = (await response.aread()).decode(errors="replace")
             statuses[response.status_code] += 1
-            if response.status_code >= 500 or (response.status_code >= 400 and "error" not in text):
-                bad.append((route, content[:300], text[:300]))
+            fault = fault_of(content, response, text)
+            if fault is not None:
+                bad.append((fault, content[:300].decode(errors="replace"), text[-300:]))
 
         await asyncio.gather(*(one(*make(rng)) for _ in range(count)))
     assert not bad, f"{len(bad)} of {count}, such as {bad[:3]}"
     return statuses
+
+
+def fault_of(content: bytes, response: httpx.Response, text: str) -> str | None:
+    """What is wrong with an answer, whatever was asked."""
+    if response.status_code >= 500:
+        return f"status {response.status_code}"
+    if response.status_code >= 400:
+        error = json.loads(text).get("error", {})
+        if response.status_code == 400 and not error.get("param"):
+            return "no param"
+        if any(part in error["message"] for part in INTERNALS if part.encode() not in content):
+            return "internals in the message"
+    elif response.headers["content-type"].startswith("text/event-stream"):
+        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        errors = [event.get("error", event) for event in events if "error" in event or event.get("type") == "error"]
+        if any(not str(error["code"]).startswith(("4", "BadRequest")) for error in errors):
+            return "a stream that breaks off"
+    elif "allowed_token_ids" in (asked := json.loads(content)):
+        allowed = set(asked["allowed_token_ids"] or ())
+        for choice in json.loads(text).get("choices", ()):
+            if allowed and not allowed.issuperset(choice.get("token_ids") or ()):
+                return "a token that is not allowed"
+    return None
 
 
 def spoilt(rng: random.Random) -> tuple[str, bytes]:
@@ -159,6 +187,51 @@ async def test_malformed_requests(server: ServerProcess, count: int) -> None:
     print(f"\n{count} malformed requests: {dict(sorted(statuses.items()))}")
     assert statuses[400] > count / 2
     await asyncio.to_thread(still_right, server, expected)
+
+
+def encoded(request: dict[str, Any]) -> bytes:
+    return json.dumps(request).encode(errors="surrogatepass")
+
+
+@pytest.mark.parametrize("count", [400, pytest.param(10_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+async def test_fields_together(server: ServerProcess, count: int) -> None:
+    """Fields that are right, or nearly, each by itself; and texts of half characters wherever there is a text."""
+    expected = await asyncio.to_thread(greedy, server)
+
+    def make(rng: random.Random) -> tuple[str, bytes]:
+        route, request = with_odd_text(rng) if rng.random() < 0.3 else together(rng)
+        return route, encoded(request | ({"return_token_ids": True} if route == plausible.TEXT else {}))
+
+    statuses = await send_all(server, count, make)
+    print(f"\n{count} requests of fields together: {dict(sorted(statuses.items()))}")
+    assert statuses[200] > count / 10
+    await asyncio.to_thread(still_right, server, expected)
+
+
+@pytest.mark.parametrize("orders", [2, pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
+def test_no_order_of_requests_matters(server: ServerProcess, orders: int) -> None:
+    """Each request gets the same answer whatever came before it on this server."""
+    rng = random.Random(orders)
+    requests = [together(rng) for _ in range(60)]
+    for _, request in requests:
+        # An answer that chance does not change.
+        request |= {"temperature": 0}
+        request.pop("n", None)
+    answers: dict[int, Any] = {}
+    with httpx.Client(base_url=server.url, timeout=60) as client:
+        for _ in range(orders):
+            for number in rng.sample(range(len(requests)), len(requests)):
+                route, request = requests[number]
+                response = client.post(route, content=encoded(request), headers={"Content-Type": "application/json"})
+                assert fault_of(encoded(request), response, response.text) is None, (request, response.text[-300:])
+                found = (response.status_code, said(response))
+                assert answers.setdefault(number, found) == found, request
+
+
+def said(response: httpx.Response) -> str:
+    """What an answer says, without what differs each time."""
+    texts = re.findall(r'"(?:text|content|arguments|message|delta)":\s*"((?:[^"\\]|\\.)*)"', response.text)
+    return "".join(texts)
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(2_000, marks=pytest.mark.long)])

@@ -9,8 +9,10 @@ from typing import Any
 
 import vllm
 import vllm.v1.worker.cpu.shm
+from vllm import SamplingParams
 from vllm.config import CacheConfig, ParallelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.forward_context import ForwardContext, create_forward_context, override_forward_context
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.model_loader import DefaultModelLoader
@@ -20,6 +22,8 @@ from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.sample import logits_processor
+from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.structured_output.backend_guidance import serialize_guidance_grammar
 from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu import cudagraph_utils
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
@@ -202,3 +206,26 @@ def test_engine_client_methods() -> None:
     assert list(inspect.signature(AsyncLLM.generate).parameters)[1:4] == ["prompt", "sampling_params", "request_id"]
     assert {"timeout", "args"} <= set(inspect.signature(AsyncLLM.collective_rpc).parameters)
     assert isinstance(AsyncLLM.errored, property)
+
+
+class TestStructuredOutputs:
+    """Why the API tries constraints itself, and what it leans on."""
+
+    def test_one_backend_for_all_requests_named_by_the_first(self) -> None:
+        made = source(StructuredOutputManager.grammar_init)
+        assert in_order(made, "if self.backend is None:", "structured_outputs._backend", "GuidanceBackend(")
+
+    def test_vllms_own_check_is_skipped_without_a_configuration(self) -> None:
+        assert "self.structured_outputs_config, self.tokenizer" in source(InputProcessor._validate_params)
+        skipped = "if structured_outputs_config is None or self.structured_outputs is None: return"
+        assert skipped in source(SamplingParams._validate_structured_outputs)
+
+    def test_its_backend_knows_the_older_structural_tag_alone(self) -> None:
+        assert 's_tag["triggers"]' in source(serialize_guidance_grammar)
+        assert '"format"' not in source(serialize_guidance_grammar), "no longer needed: server.engine.structures.tags?"
+
+    def test_stream_of_text_completions_asks_for_the_prompt_at_each_choice(self) -> None:
+        streamed = source(OpenAIServingCompletion.completion_stream_generator)
+        assert in_order(streamed, "prompt_logprobs = res.prompt_logprobs", "has_echoed[i]", "*(prompt_logprobs or [])")
+        whole = source(OpenAIServingCompletion.request_output_to_completion_response)
+        assert "num_generated_tokens += len(output.token_ids)" in whole

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from server.config.schema import Config
+from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, LimitsConfig
 from tests.examples.pages import PAGES, ROOT, blocks
 
@@ -48,7 +49,8 @@ def test_every_limit_is_explained_to_operators() -> None:
     """With its default, what the client sees, and which metric shows it."""
     page = (ROOT / "docs" / "operations.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
-    for section, limits in (("admission", AdmissionConfig), ("limits", LimitsConfig)):
+    sections = (("admission", AdmissionConfig), ("limits", LimitsConfig), ("structures", StructuresConfig))
+    for section, limits in sections:
         for name, field in limits.model_fields.items():
             default, *seen = next(row[1:] for row in rows if row[0].startswith(f"`{section}.{name}`"))
             if field.default is not None:

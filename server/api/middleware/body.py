@@ -11,6 +11,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.api.errors import FieldError
+from server.api.middleware.surrogates import lone_surrogate
 from server.config.traffic import LimitsConfig
 
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
@@ -54,9 +56,13 @@ class BodyLimits:
                     raise self._too_large()
                 chunks.append(body)
                 if not message.get("more_body", False):
-                    if deeper_than(limits.max_json_depth, b"".join(chunks)):
-                        detail = f"body: its JSON is nested deeper than {limits.max_json_depth} levels"
-                        raise HTTPException(HTTPStatus.BAD_REQUEST, detail)
+                    whole = b"".join(chunks)
+                    if deeper_than(limits.max_json_depth, whole):
+                        raise FieldError(f"body: its JSON is nested deeper than {limits.max_json_depth} levels", "body")
+                    if (place := lone_surrogate(whole)) is not None:
+                        raise FieldError(
+                            f"{place}: it holds half a character (a lone surrogate), which is no text", place
+                        )
                     chunks = None
             return message
 

@@ -1,0 +1,62 @@
+"""The fields that rule tokens out, and whether together they leave any."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.tokenizers import TokenizerLike
+
+from server.api.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a request allows and bans at the first place of its answer; `fields` do so."""
+
+    allowed: frozenset[int] | None
+    banned: frozenset[int]
+    fields: tuple[str, ...]
+
+    def first_token(self) -> tuple[tuple[int, ...] | None, tuple[int, ...]]:
+        """The ids that are allowed, all if None, and those that are banned."""
+        return None if self.allowed is None else tuple(sorted(self.allowed)), tuple(sorted(self.banned))
+
+
+def masks_of(request: Any, tokenizer: TokenizerLike) -> Masks:
+    """The masks of a request.
+
+    Raises:
+        RequestError: they leave nothing.
+    """
+    allowed = getattr(request, "allowed_token_ids", None)
+    bans = {
+        "bad_words": _single_tokens(getattr(request, "bad_words", None) or (), tokenizer),
+        "min_tokens": _stops(request, tokenizer) if getattr(request, "min_tokens", None) else frozenset(),
+    }
+    fields = ["allowed_token_ids"] if allowed else []
+    fields += [name for name, ids in bans.items() if ids]
+    banned = frozenset().union(*bans.values())
+    if allowed and banned.issuperset(allowed):
+        guilty = [name for name, ids in bans.items() if ids.intersection(allowed)]
+        raise RequestError(
+            f"allowed_token_ids and {' and '.join(guilty)} contradict each other: no token is left", "allowed_token_ids"
+        )
+    return Masks(frozenset(allowed) if allowed else None, banned, tuple(fields))
+
+
+def _single_tokens(words: Iterable[str], tokenizer: TokenizerLike) -> frozenset[int]:
+    words = [word for word in words if word]
+    if not words:
+        return frozenset()
+    # vLLM's own reading of the words.
+    params = SamplingParams(bad_words=words)
+    params.update_from_tokenizer(tokenizer)
+    return frozenset(ids[0] for ids in params.bad_words_token_ids or () if len(ids) == 1)
+
+
+def _stops(request: Any, tokenizer: TokenizerLike) -> frozenset[int]:
+    stops = set(getattr(request, "stop_token_ids", None) or ())
+    return frozenset(stops | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))

@@ -1,0 +1,34 @@
+"""Finds half characters in JSON: Python reads them, and then no tokenizer, queue or answer takes them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+# An escape of a low surrogate after none, or of a high one before none; the walk decides.
+_MAYBE_LONE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F]"
+)
+_LONE = re.compile("[\ud800-\udfff]")
+
+
+def lone_surrogate(body: bytes) -> str | None:
+    """The dotted place of the first text with half a character in what may be JSON."""
+    if not _MAYBE_LONE.search(body):
+        return None
+    try:
+        pending: list[tuple[str, Any]] = [("", json.loads(body))]
+    except (ValueError, RecursionError):
+        return None
+    while pending:
+        place, value = pending.pop()
+        if isinstance(value, str) and _LONE.search(value):
+            return place[1:] or "body"
+        if isinstance(value, dict):
+            if any(_LONE.search(key) for key in value):
+                return place[1:] or "body"
+            pending += [(f"{place}.{key}", part) for key, part in reversed(value.items())]
+        elif isinstance(value, list):
+            pending += [(f"{place}.{number}", part) for number, part in reversed(list(enumerate(value)))]
+    return None
