@@ -10,11 +10,10 @@ from fastapi import FastAPI
 from vllm.entrypoints.launchers.utils.server_utils import lifespan
 from vllm.entrypoints.openai.models.api_router import attach_router as attach_models
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
-from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 
 from server import metrics, playground
-from server.api import errors, probes, routes, state
-from server.api.middleware import Authentication, BodyLimits, RequestLog
+from server.api import errors, probes, routes, state, tokenize
+from server.api.middleware import Authentication, BodyLimits, Draining, RequestLog
 from server.auth import Keys
 from server.config import Config
 from server.engine.client import FusionEngine
@@ -27,9 +26,9 @@ def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], key
     app = FastAPI(title="logit-fusion", version=version("logit-fusion"), description=DESCRIPTION, lifespan=lifespan)
     state.fill(app.state, engine, config, members)
     app.include_router(routes.router)
+    app.include_router(tokenize.router)
     app.include_router(probes.router)
     attach_models(app)
-    attach_tokenize(app)
     attach_metrics(app)
     playground.attach(app)
     metrics.attach(app, engine, config)
@@ -37,6 +36,7 @@ def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], key
     # The last one added sees a request first.
     app.add_middleware(BodyLimits, limits=config.limits)
     app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(Draining, gate=app.state.admission.gate)
     app.add_middleware(RequestLog)
 
     @app.get("/version")

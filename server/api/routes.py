@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from typing import Any
@@ -10,17 +11,16 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException
 from vllm.entrypoints.openai.responses.api_router import (  # the same events as vLLM's own route sends
     _convert_stream_to_sse_events,
 )
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
-from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.api.admission import check_preset
-from server.api.errors import RequestError
+from server.api.deadline import within_deadline
+from server.api.errors import ERRORS, RequestError, naming_the_prompt
 from server.api.fusion import resolve
 from server.api.middleware import client_of
 from server.api.requests import (
@@ -29,29 +29,15 @@ from server.api.requests import (
     FusionRequest,
     FusionResponsesRequest,
 )
-from server.api.state import ServerState
-from server.api.stream import ClosingStream, until
+from server.api.state import state_of
+from server.api.stream import ClosingStream, placed, until
+from server.api.texts import Sender, sender
 from server.api.trace import Attach, attach_to_choices, attach_to_events, attach_to_response
 from server.engine.place import place
 from server.errors import nearest
 
 router = APIRouter()
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status.value: {"model": ErrorResponse}
-    for status in (
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.GATEWAY_TIMEOUT,
-    )
-}
 GENERATION: dict[str, Any] = {
     "dependencies": [Depends(validate_json_request)],
     "responses": {HTTPStatus.OK.value: {"content": {"text/event-stream": {}}}, **ERRORS},
@@ -71,7 +57,7 @@ Answer = ErrorResponse | BaseModel | AsyncIterator[str]
 @load_aware_call
 async def create_chat_completion(request: FusionChatCompletionRequest, raw_request: Request) -> Response:
     """Answer a conversation, in OpenAI's chat format."""
-    state = _state(raw_request)
+    state = state_of(raw_request)
     if not request.messages:
         raise RequestError("messages: at least one message is needed", "messages")
     return await _generate(
@@ -84,7 +70,7 @@ async def create_chat_completion(request: FusionChatCompletionRequest, raw_reque
 @load_aware_call
 async def create_completion(request: FusionCompletionRequest, raw_request: Request) -> Response:
     """Continue a text, in OpenAI's completions format."""
-    state = _state(raw_request)
+    state = state_of(raw_request)
     return await _generate(
         raw_request, request, lambda: state.completion.create_completion(request, raw_request), attach_to_choices
     )
@@ -95,7 +81,7 @@ async def create_completion(request: FusionCompletionRequest, raw_request: Reque
 @load_aware_call
 async def create_response(request: FusionResponsesRequest, raw_request: Request) -> Response:
     """Answer in OpenAI's responses format."""
-    state = _state(raw_request)
+    state = state_of(raw_request)
 
     async def create() -> Answer:
         answer = await state.responses.create_responses(request, raw_request)
@@ -109,12 +95,7 @@ async def create_response(request: FusionResponsesRequest, raw_request: Request)
 @router.get("/v1/fusion/experts")
 async def list_members(raw_request: Request) -> JSONResponse:
     """The large model, the base and the experts, with their sizes, and the presets over them."""
-    return JSONResponse(_state(raw_request).members)
-
-
-def _state(raw_request: Request) -> ServerState:
-    state: ServerState = raw_request.app.state
-    return state
+    return JSONResponse(state_of(raw_request).members)
 
 
 async def _generate(
@@ -124,7 +105,7 @@ async def _generate(
     attaching: Callable[..., Attach],
 ) -> Response:
     """Settle the request's fusion, find it a place, let vLLM's serving class answer, and add the trace if asked for."""
-    state = _state(raw_request)
+    state = state_of(raw_request)
     config, engine, client = state.config, state.engine_client, client_of(raw_request)
     if engine.errored:
         raise EngineDeadError
@@ -148,42 +129,30 @@ async def _generate(
         attach = attaching(trace, list(config.experts), settings.experts)
     request.fuse_with(settings, trace)
 
-    seconds = config.limits.request_timeout_s
+    seconds, keep_alive_s = config.limits.request_timeout_s, config.limits.keep_alive_s
     deadline = asyncio.get_running_loop().time() + seconds
     claim = state.admission.claim(client, request, raw_request, settings)
     place.set(claim)
+    sender.set(Sender(client, len(await raw_request.body())))
     try:
-        async with asyncio.timeout_at(deadline) as timeout:
-            answer = await _naming_the_prompt(create, request)
-            if timeout.expired():  # vLLM turns the cancellation into an answer, "Client disconnected"
-                raise TimeoutError
-            if isinstance(answer, BaseModel):
-                claim.close()
-                return _json(answer, attach)
-            # A stream has not asked the engine yet: whoever is refused gets a status rather than an event.
-            await claim.wait()
-    except BaseException as error:
+        async with within_deadline(seconds, deadline):
+            answer = await naming_the_prompt(PROMPT_FIELDS[type(request)], create)
+            if not isinstance(answer, BaseModel):
+                # A stream has not asked the engine yet: whoever is refused soon gets a status rather than an event.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(keep_alive_s):
+                        await claim.wait()
+    except BaseException:
         claim.close()
-        if isinstance(error, TimeoutError) and timeout.expired():
-            message = f"the request took longer than the {seconds:g} s that it may take"
-            raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, message) from None
         raise
+    if isinstance(answer, BaseModel):
+        claim.close()
+        return _json(answer, attach)
     if attach is not None:
         answer = attach_to_events(answer, attach)
-    events = until(seconds, deadline, answer, named_events=isinstance(request, FusionResponsesRequest))
-    return ClosingStream(events, claim.close)
-
-
-async def _naming_the_prompt(create: Callable[[], Awaitable[Answer]], request: FusionRequest) -> Answer:
-    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name."""
-    try:
-        return await create()
-    except VLLMValidationError as error:
-        if error.parameter not in ("input_text", "input_tokens"):
-            raise
-        field = PROMPT_FIELDS[type(request)]
-        message = str(error).partition(" (parameter=")[0]
-        raise RequestError(f"{field}: {message}", field) from error
+    events = placed(claim.wait, answer)
+    events = until(seconds, deadline, events, named_events=isinstance(request, FusionResponsesRequest))
+    return ClosingStream(events, claim.close, keep_alive_s)
 
 
 def _json(answer: BaseModel, attach: Attach | None) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -12,11 +13,11 @@ from weakref import WeakValueDictionary
 
 from vllm import RequestOutput, SamplingParams
 from vllm.logger import init_logger
-from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from server.engine.place import Place, place
+from server.engine.place import place
+from server.engine.sequences import seated
 from server.engine.settings import FusionSettings
 from server.engine.structures import keep_strings_parseable
 from server.engine.trace import Top, TraceRow
@@ -66,6 +67,13 @@ class FusionEngine(AsyncLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._traces: WeakValueDictionary[str, Trace] = WeakValueDictionary()
+        self.asked = asyncio.Event()
+        """Set whenever a sequence starts; whoever waits for it clears it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being generated."""
+        return bool(self.output_processor.has_unfinished_requests())
 
     def open_trace(self) -> Trace:
         """Start to follow a request, whose settings name the trace's `prompt_key`s; hold on to it until the end."""
@@ -90,14 +98,18 @@ class FusionEngine(AsyncLLM):
         """As `AsyncLLM.generate`; each output of a traced request comes after its tokens' trace."""
         if sampling_params.structured_outputs is not None:
             keep_strings_parseable(sampling_params.structured_outputs)
-        outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
         here = place.get()
-        if here is not None and not here.taken:
-            length = len(prompt["prompt_token_ids"])
-            here.add(sampling_params.n, sampling_params.n * (length + (sampling_params.max_tokens or 0)))
-            # A stream is not read before it has its place.
-            if sampling_params.output_kind is RequestOutputKind.FINAL_ONLY:
-                outputs = _once_placed(here, outputs)
+
+        def start(params: SamplingParams, name: str) -> AsyncGenerator[RequestOutput, None]:
+            self.asked.set()
+            return super(FusionEngine, self).generate(prompt, params, name, **kwargs)
+
+        if here is None:
+            outputs = start(sampling_params, request_id)
+        else:
+            tokens = len(prompt["prompt_token_ids"]) + (sampling_params.max_tokens or 0)
+            here.add(sampling_params.n, tokens)
+            outputs = seated(here, tokens, start, sampling_params, request_id)
         settings = FusionSettings.of(sampling_params)
         key, _, prompt_index = (settings.trace or "").partition("/")
         trace = self._traces.get(key)
@@ -129,15 +141,6 @@ class FusionEngine(AsyncLLM):
     async def _take(self, name: str, last: bool = False) -> list[TraceRow]:
         engines = await self.on_workers("take_fusion_trace", name, last)
         return [TraceRow(*row) for workers in engines for rows in workers for row in rows]
-
-
-async def _once_placed(
-    here: Place, outputs: AsyncGenerator[RequestOutput, None]
-) -> AsyncGenerator[RequestOutput, None]:
-    async with aclosing(outputs):
-        await here.wait()
-        async for output in outputs:
-            yield output
 
 
 async def _unfused(

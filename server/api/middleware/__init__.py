@@ -2,6 +2,7 @@
 
 from server.api.middleware.authentication import Authentication, client_of
 from server.api.middleware.body import BodyLimits
+from server.api.middleware.draining import Draining
 from server.api.middleware.log import RequestLog
 
-__all__ = ["Authentication", "BodyLimits", "RequestLog", "client_of"]
+__all__ = ["Authentication", "BodyLimits", "Draining", "RequestLog", "client_of"]

@@ -1,4 +1,4 @@
-"""Bounds what a request's body may cost before anything reads it: its size, its depth and its time."""
+"""Bounds what a request's body may cost before anything reads it: its size, its structure and its time."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.config.traffic import LimitsConfig
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
 class BodyLimits:
-    """Refuses bodies that are too large (413), too deep (400), or too slow (408)."""
+    """Refuses bodies that are too large (413), too deep or too finely divided (400), or too slow (408)."""
 
     def __init__(self, app: ASGIApp, limits: LimitsConfig) -> None:
         self._app = app
@@ -54,17 +55,35 @@ class BodyLimits:
                     raise self._too_large()
                 chunks.append(body)
                 if not message.get("more_body", False):
-                    if deeper_than(limits.max_json_depth, b"".join(chunks)):
-                        detail = f"body: its JSON is nested deeper than {limits.max_json_depth} levels"
-                        raise HTTPException(HTTPStatus.BAD_REQUEST, detail)
+                    self._check_structure(b"".join(chunks))
                     chunks = None
             return message
 
         await self._app(scope, receive_within_limits, send)
 
+    def _check_structure(self, body: bytes) -> None:
+        """Reading many small values takes seconds, in which nobody else is served."""
+        values, depth = self._limits.max_json_values, self._limits.max_json_depth
+        if more_than(values, body):
+            detail = f"body: its JSON holds more than {values:,} objects and lists"
+        elif deeper_than(depth, body):
+            detail = f"body: its JSON is nested deeper than {depth} levels"
+        else:
+            return
+        raise HTTPException(HTTPStatus.BAD_REQUEST, detail)
+
     def _too_large(self) -> HTTPException:
         limit = self._limits.max_body_bytes
         return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: it is larger than {limit:,} bytes")
+
+
+def more_than(limit: int, body: bytes) -> bool:
+    """Whether what may be JSON holds more than `limit` objects and lists."""
+
+    def openings(text: bytes) -> int:
+        return text.count(b"{") + text.count(b"[")
+
+    return openings(body) > limit and openings(_STRING.sub(b"", body)) > limit
 
 
 def deeper_than(limit: int, body: bytes) -> bool:
