@@ -16,8 +16,9 @@ The contract, for one engine that many clients share:
 5. Patience. A ticket that waited `queue_timeout_s` is refused.
 6. Width. A request of many sequences has one ticket as every other, on which they run one after another, and an
    `extra` ticket for each that runs beside. Extras wait as long as the request does, in no queue's count, and within a
-   client come after everything else. They leave room for whoever comes next: an eighth of the places and tokens always,
-   half of them where requests of a single sequence run or came within the last minute.
+   client come after everything else. They leave the last eighth of the places (one at least) and of the tokens to
+   whoever comes next, and hold half of all at most where requests of a single sequence run or came within the last
+   minute.
 
 Fair queueing is start-time fair queueing (Goyal, Vin, Cheng; SIGCOMM 1996), with a client's account corrected to the
 tokens that its request really used when it ends, as virtual token counters do (Sheng et al., OSDI 2024).
@@ -33,7 +34,6 @@ from itertools import count
 
 RESERVED_SHARE = 8
 RESERVE_SECONDS = 60.0
-EXTRAS_SHARE = 0.875
 EXTRAS_SHARE_BESIDE_OTHERS = 0.5
 # Ends of requests that the drain rate is measured over.
 _RATE_ENDS = 256
@@ -223,8 +223,14 @@ class Policy:
         return self._only_reserve_is_left(ticket) or (ticket.extra and not self._leaves_room(ticket, now))
 
     def _leaves_room(self, extra: Ticket, now: float) -> bool:
-        others = self._running_narrow or now - self._narrow_seen <= RESERVE_SECONDS
-        share = EXTRAS_SHARE_BESIDE_OTHERS if others else EXTRAS_SHARE
+        if not self.waiting:  # whoever waits has had no room left, and then the order decides
+            places = self.max_running - max(1.0, self.max_running / RESERVED_SHARE)
+            tokens = self.max_running_tokens * (1 - 1 / RESERVED_SHARE)
+            if self.running_sequences + extra.sequences > places or self.running_tokens + extra.tokens > tokens:
+                return False
+        share = 1.0
+        if self._running_narrow or now - self._narrow_seen <= RESERVE_SECONDS:
+            share = EXTRAS_SHARE_BESIDE_OTHERS
         return (
             self._running_extras + extra.sequences <= share * self.max_running
             and self._running_extra_tokens + extra.tokens <= share * self.max_running_tokens

@@ -21,6 +21,8 @@ from server.engine.settings import FusionSettings
 
 # The fields that bound the output, by the API's name for it.
 MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# vLLM tokenizes them where it serves everybody else, before it counts that they are 1,024 tokens at most.
+MAX_BAD_WORDS_CHARACTERS = 16 * 1024
 
 
 class Admission:
@@ -72,6 +74,12 @@ class Admission:
             value = getattr(request, name, None)
             if cap is not None and isinstance(value, int) and value > cap:
                 raise RequestError(f"{name}: at most {cap} is allowed here, not {value}", name)
+        words: list[str] | None = getattr(request, "bad_words", None)
+        if words and (characters := sum(map(len, words))) > MAX_BAD_WORDS_CHARACTERS:
+            raise RequestError(
+                f"bad_words: at most {MAX_BAD_WORDS_CHARACTERS:,} characters are allowed in all, not {characters:,}",
+                "bad_words",
+            )
         prompts = getattr(request, "prompt", None)
         if (
             isinstance(prompts, list)

@@ -70,7 +70,7 @@ class LimitsConfig(Section):
 
     max_body_bytes: Whole = Field(8 * 1024 * 1024, description="Size of a request's body; a larger one gets 413.")
     max_json_depth: Whole = Field(64, description="How deep a request's JSON may be nested; deeper gets 400.")
-    max_json_values: Whole = Field(
+    max_json_objects: Whole = Field(
         10_000, description="Objects and lists that a request's JSON may hold in all; more get 400."
     )
     max_tokens: Whole | None = Field(

@@ -63,9 +63,9 @@ class BodyLimits:
 
     def _check_structure(self, body: bytes) -> None:
         """Reading many small values takes seconds, in which nobody else is served."""
-        values, depth = self._limits.max_json_values, self._limits.max_json_depth
-        if more_than(values, body):
-            detail = f"body: its JSON holds more than {values:,} objects and lists"
+        objects, depth = self._limits.max_json_objects, self._limits.max_json_depth
+        if more_than(objects, body):
+            detail = f"body: its JSON holds more than {objects:,} objects and lists"
         elif deeper_than(depth, body):
             detail = f"body: its JSON is nested deeper than {depth} levels"
         else:
