@@ -55,12 +55,10 @@ class Gate:
         `context` is the trace that the wait becomes a span of.
 
         Raises:
-            AdmissionError: there is no place, or none became free in time. Of an extra ticket: the server drains.
+            AdmissionError: there is no place, or none became free in time; never of an extra ticket.
         """
         if not ticket.extra:
             self.check(ticket.client, ticket.weight)
-        elif self.draining:
-            raise AdmissionError(Reason.DRAINING, DRAINING, DRAINING_RETRY_SECONDS)
         arrived = self._clock()
         try:
             pushed_out = self.policy.enter(ticket, arrived)
@@ -93,15 +91,10 @@ class Gate:
         self._move()
 
     def drain(self) -> None:
-        """Let nobody in any more, and send those away that wait."""
+        """Let no request in any more, and send those away that wait; extra tickets belong to what runs already."""
         self.draining = True
         for ticket in list(self.policy.waiting):
             self._refuse(ticket, AdmissionError(Reason.DRAINING, DRAINING, DRAINING_RETRY_SECONDS))
-            self.policy.leave(ticket, self._clock())
-        for ticket in list(self.policy.waiting_extras):
-            place = self._places.pop(ticket)
-            if not place.done():
-                place.set_exception(AdmissionError(Reason.DRAINING, DRAINING, DRAINING_RETRY_SECONDS))
             self.policy.leave(ticket, self._clock())
 
     def count(self, refused: AdmissionError) -> AdmissionError:

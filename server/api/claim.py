@@ -15,7 +15,7 @@ from fastapi import Request
 from opentelemetry.propagate import extract
 from pydantic import BaseModel
 
-from server.admission import AdmissionError, Ticket
+from server.admission import Ticket
 from server.auth import Client
 
 if TYPE_CHECKING:
@@ -103,10 +103,7 @@ class Claim:
         """Find places beside the request's own for as long as sequences wait for one."""
         while self._next_asking() is not None:
             ticket = self._make_ticket(self._asking[0][0], extra=True)
-            try:
-                await self._admission.gate.enter(ticket)
-            except AdmissionError:  # the server drains; the request's own place is left to it
-                return
+            await self._admission.gate.enter(ticket)
             if self._hand_on(ticket) is None:
                 self._admission.gate.leave(ticket, 0.0)
 

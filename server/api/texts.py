@@ -21,7 +21,7 @@ from vllm.renderers.online_renderer import OnlineRenderer
 from vllm.tokenizers import TokenizerLike
 
 from server.admission import AdmissionError, Gate, Policy, Ticket
-from server.auth import Client
+from server.auth import ANYBODY, Client
 from server.config.traffic import AdmissionConfig
 
 # About 50 ms of a tokenizer's time.
@@ -36,7 +36,9 @@ class Sender(NamedTuple):
 
 
 sender: ContextVar[Sender] = ContextVar("sender")
-"""The sender of the request that runs in this task."""
+"""The sender of the request that runs in this task. Where nobody told, its texts are taken for long ones."""
+
+_UNKNOWN = Sender(ANYBODY, LONG_BYTES + 1)
 
 
 class Renderer(OnlineRenderer):
@@ -67,7 +69,7 @@ class Renderer(OnlineRenderer):
     async def _read(
         self, short: Callable[..., Awaitable[Any]], long: Callable[..., Awaitable[Any]], *args: Any, **kwargs: Any
     ) -> Any:
-        client, size = sender.get()
+        client, size = sender.get(_UNKNOWN)
         if size <= LONG_BYTES:
             return await short(*args, **kwargs)
         ticket = Ticket(client=client.name, weight=client.weight, priority=client.priority, tokens=size)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from server.admission import Policy, Ticket
+import pytest
+from prometheus_client import CollectorRegistry
+
+from server.admission import AdmissionError, Gate, Policy, Ticket
 
 
 def make_policy(max_running: int = 8, max_running_tokens: float = 1e9, max_queued: int = 100) -> Policy:
@@ -139,3 +142,16 @@ def test_between_clients_extras_are_charged_as_all_else() -> None:
                 if ticket.extra:  # the next one of the request follows
                     policy.enter(extra("wide", tokens=10), now)
     assert 0.8 < served["wide"] / served["small"] < 1.25
+
+
+async def test_a_drain_lets_a_request_go_on() -> None:
+    gate = Gate(make_policy(), CollectorRegistry())
+    await gate.enter(own := wide())
+    gate.drain()
+    with pytest.raises(AdmissionError):
+        await gate.enter(Ticket("a"))
+    await gate.enter(more := extra())
+    assert not gate.idle
+    gate.leave(more)
+    gate.leave(own)
+    assert gate.idle
