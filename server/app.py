@@ -10,14 +10,14 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from vllm.entrypoints.launchers.utils.server_utils import lifespan
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
-from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 
 from server import metrics, playground
-from server.api import catalogue, errors, probes, routes, state
+from server.api import catalogue, errors, probes, routes, state, tokenize
 from server.api.middleware import (
     AllowedHosts,
     Authentication,
     BodyLimits,
+    Draining,
     RateHeaders,
     RequestLine,
     RequestLog,
@@ -44,9 +44,9 @@ def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], key
     )
     state.fill(app.state, engine, config, members)
     app.include_router(routes.router)
+    app.include_router(tokenize.router)
     app.include_router(probes.router)
     app.include_router(catalogue.router)
-    attach_tokenize(app)
     attach_metrics(app)
     playground.attach(app)
     metrics.attach(app, engine, config)
@@ -78,6 +78,7 @@ def _add_middleware(app: FastAPI, config: Config, keys: Keys) -> None:
     app.add_middleware(BodyLimits, limits=config.limits)
     app.add_middleware(RateHeaders, rates=app.state.admission.rates)
     app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(Draining, gate=app.state.admission.gate)
     if config.http.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -1,7 +1,9 @@
 """Metrics of the fusion: the workers' counters (`server.engine.aggregates`) as Prometheus families beside vLLM's own.
 
-A task reads the workers every `READ_SECONDS`, between two of the engine's steps; a scrape shows the last reading. So a
-scrape never waits for the engine, nor fails with it. Labels are names of the configuration: clients cannot add series.
+While tokens are generated, and once after the last one, a task reads the workers every `READ_SECONDS`, between two of
+the engine's steps; a scrape shows the last reading. So a scrape never waits for the engine, nor fails with it, and an
+idle engine is left alone: vLLM 0.32's workers look for more work without pause for a second after each message. Labels
+are names of the configuration: clients cannot add series.
 """
 
 from __future__ import annotations
@@ -43,13 +45,19 @@ async def _follow(metrics: FusionMetrics, engine: FusionEngine) -> None:
     REGISTRY.register(metrics)
     try:
         while not engine.errored:
+            await engine.asked.wait()
+            engine.asked.clear()
+            again = engine.busy
+            await asyncio.sleep(READ_SECONDS)
             try:
                 # One rank of a tensor-parallel group has the logits, the first.
                 metrics.update([workers[0] for workers in await engine.on_workers("read_fusion_counts")])
             except Exception as error:
                 if not engine.errored:
                     logger.warning("The fusion metrics could not be read; trying again: %s", error)
-            await asyncio.sleep(READ_SECONDS)
+                again = True
+            if again:
+                engine.asked.set()
     finally:
         REGISTRY.unregister(metrics)
 

@@ -145,7 +145,7 @@ async def _drain(
     """Let nobody in any more, and wait for what runs."""
     gate.drain()
     deadline = time.monotonic() + timeout_s
-    running = len(gate.policy.running)
+    running = sum(not ticket.extra for ticket in gate.policy.running)
     if running:
         console.print(f"Waiting up to {timeout_s:g} s for {running} requests to end; a second signal stops at once.")
     while not (gate.idle or engine.errored) and time.monotonic() < deadline:

@@ -55,9 +55,10 @@ class Gate:
         `context` is the trace that the wait becomes a span of.
 
         Raises:
-            AdmissionError: there is no place, or none became free in time.
+            AdmissionError: there is no place, or none became free in time; never of an extra ticket.
         """
-        self.check(ticket.client, ticket.weight)
+        if not ticket.extra:
+            self.check(ticket.client, ticket.weight)
         arrived = self._clock()
         try:
             pushed_out = self.policy.enter(ticket, arrived)
@@ -67,16 +68,22 @@ class Gate:
             self._refuse(pushed_out, self.policy.refusal(Reason.QUEUE_FULL, arrived))
         place = self._places[ticket] = asyncio.get_running_loop().create_future()
         self._move()
+        if ticket.extra:
+            await self._placed(ticket, place)
+            return
         with _tracer.start_as_current_span("fusion.admission", context) as span:
             span.set_attribute("fusion.client", ticket.client)
             span.set_attribute("fusion.tokens", ticket.tokens)
-            try:
-                await place
-            except BaseException:
-                self._places.pop(ticket, None)
-                self.leave(ticket)
-                raise
+            await self._placed(ticket, place)
         self._metrics.wait.observe(self._clock() - arrived)
+
+    async def _placed(self, ticket: Ticket, place: asyncio.Future[None]) -> None:
+        try:
+            await place
+        except BaseException:
+            self._places.pop(ticket, None)
+            self.leave(ticket)
+            raise
 
     def leave(self, ticket: Ticket, used_tokens: float | None = None) -> None:
         """Free the ticket's place; harmless for a ticket that has none."""
@@ -84,7 +91,7 @@ class Gate:
         self._move()
 
     def drain(self) -> None:
-        """Let nobody in any more, and send those away that wait."""
+        """Let no request in any more, and send those away that wait; extra tickets belong to what runs already."""
         self.draining = True
         for ticket in list(self.policy.waiting):
             self._refuse(ticket, AdmissionError(Reason.DRAINING, DRAINING, DRAINING_RETRY_SECONDS))

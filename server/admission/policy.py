@@ -14,6 +14,11 @@ The contract, for one engine that many clients share:
 4. Bound. At most `max_queued` tickets wait. A newcomer to a full queue pushes out the newest ticket of the client that
    fills it most for its weight; the newcomer itself is refused if that is its own client.
 5. Patience. A ticket that waited `queue_timeout_s` is refused.
+6. Width. A request of many sequences has one ticket as every other, on which they run one after another, and an
+   `extra` ticket for each that runs beside. Extras wait as long as the request does, in no queue's count, and within a
+   client come after everything else. They leave the last eighth of the places (one at least) and of the tokens to
+   whoever comes next, and hold half of all at most where requests of a single sequence run or came within the last
+   minute.
 
 Fair queueing is start-time fair queueing (Goyal, Vin, Cheng; SIGCOMM 1996), with a client's account corrected to the
 tokens that its request really used when it ends, as virtual token counters do (Sheng et al., OSDI 2024).
@@ -29,6 +34,7 @@ from itertools import count
 
 RESERVED_SHARE = 8
 RESERVE_SECONDS = 60.0
+EXTRAS_SHARE_BESIDE_OTHERS = 0.5
 # Ends of requests that the drain rate is measured over.
 _RATE_ENDS = 256
 _RATE_SECONDS = 60.0
@@ -63,6 +69,10 @@ class Ticket:
     sequences: int = 1
     tokens: float = 0.0
     """Prompt plus `max_tokens` of all sequences, times the weight of the members that they run."""
+    wide: bool = False
+    """Whether its request has more than this one sequence."""
+    extra: bool = False
+    """Whether it is for one of those that run beside the first; it is wide then too."""
     arrived: float = 0.0
     number: int = field(default_factory=count().__next__)
 
@@ -84,9 +94,15 @@ class Policy:
         self.queue_timeout_s = queue_timeout_s
         self.aging_s = aging_s
         self.waiting: dict[Ticket, None] = {}
+        self.waiting_extras: dict[Ticket, None] = {}
         self.running: dict[Ticket, None] = {}
         self.running_sequences = 0
         self.running_tokens = 0.0
+        self._running_extras = 0
+        self._running_extra_tokens = 0.0
+        self._running_narrow = 0
+        self._narrow_seen = -math.inf
+        """When the last ticket of a request of a single sequence came."""
         self._running_of: Counter[str] = Counter()
         self._queued_of: Counter[str] = Counter()
         self._seen: dict[str, float] = {}
@@ -110,8 +126,14 @@ class Policy:
         """
         self._seen[ticket.client] = now
         pushed_out = None
+        if ticket.extra:
+            ticket.arrived = now
+            self.waiting_extras[ticket] = None
+            return None
+        if not ticket.wide:
+            self._narrow_seen = now
         # A ticket that will be admitted at once does not need room in the queue.
-        if len(self.waiting) >= self.max_queued and (self.waiting or not self._fits(ticket)):
+        if len(self.waiting) >= self.max_queued and (self.waiting or not self._fits(ticket, now)):
             fuller = self._fuller_client(ticket.client, ticket.weight)
             if fuller is None:
                 raise self.refusal(Reason.QUEUE_FULL, now)
@@ -126,10 +148,10 @@ class Policy:
         """Move every ticket that fits from the queue into the engine, in order, and return them."""
         self._seen = {client: at for client, at in self._seen.items() if now - at <= RESERVE_SECONDS}
         admitted = []
-        while self.waiting:
-            most_urgent = min(waiting.priority for waiting in self.waiting)
-            ticket = min(self.waiting, key=lambda waiting: self._place(waiting, most_urgent, now))
-            if not self._fits(ticket):
+        while waiting := (*self.waiting, *self.waiting_extras):
+            most_urgent = min(ticket.priority for ticket in waiting)
+            ticket = min(waiting, key=lambda ticket: self._place(ticket, most_urgent, now))
+            if not self._fits(ticket, now):
                 break
             self._start(ticket)
             admitted.append(ticket)
@@ -137,18 +159,17 @@ class Policy:
 
     def leave(self, ticket: Ticket, now: float, used_tokens: float | None = None) -> None:
         """Forget a ticket, waiting or running; `used_tokens` (weighted) corrects what its client is charged."""
-        if ticket in self.waiting:
+        if ticket in self.waiting or ticket in self.waiting_extras:
             self._drop(ticket)
         elif ticket in self.running:
             del self.running[ticket]
-            self.running_sequences -= ticket.sequences
-            self.running_tokens -= ticket.tokens
-            self._count(self._running_of, ticket.client, -1)
-            self._ends.append(now)
+            self._hold(ticket, -1)
+            if not ticket.extra:
+                self._ends.append(now)
             if used_tokens is not None and ticket.client in self._finish:
                 self._finish[ticket.client] -= (ticket.tokens - used_tokens) / ticket.weight
         if not self.running:
-            self.running_tokens = 0.0  # no rounding error outlives an idle moment
+            self.running_tokens = self._running_extra_tokens = 0.0  # no rounding error outlives an idle moment
         self._forget_idle()
 
     def expire(self, now: float) -> list[Ticket]:
@@ -180,20 +201,39 @@ class Policy:
         rate = len(recent) / (now - recent[0])
         return max(1, min(math.ceil((len(self.waiting) + 1) / rate), MAX_RETRY_SECONDS))
 
-    def _place(self, ticket: Ticket, most_urgent: int, now: float) -> tuple[bool, int, float, int]:
+    def _place(self, ticket: Ticket, most_urgent: int, now: float) -> tuple[bool, int, float, bool, int]:
         """The order of waiting tickets: the smallest comes first."""
-        aged = math.ceil(ticket.priority - (now - ticket.arrived) / self.aging_s)
+        aged = ticket.priority if ticket.extra else ticket.priority - (now - ticket.arrived) / self.aging_s
         start = max(self._virtual_time, self._finish.get(ticket.client, 0.0))
-        return self._only_reserve_is_left(ticket), max(aged, most_urgent), start, ticket.number
+        aside = self._stands_aside(ticket, now)
+        return aside, max(math.ceil(aged), most_urgent), start, ticket.extra, ticket.number
 
-    def _fits(self, ticket: Ticket) -> bool:
+    def _fits(self, ticket: Ticket, now: float) -> bool:
         if not self.running:
             return True
-        if self._only_reserve_is_left(ticket):
+        if self._stands_aside(ticket, now):
             return False
         return (
             self.running_sequences + ticket.sequences <= self.max_running
             and self.running_tokens + ticket.tokens <= self.max_running_tokens
+        )
+
+    def _stands_aside(self, ticket: Ticket, now: float) -> bool:
+        """Whether what is left of the places is kept for others than this ticket."""
+        return self._only_reserve_is_left(ticket) or (ticket.extra and not self._leaves_room(ticket, now))
+
+    def _leaves_room(self, extra: Ticket, now: float) -> bool:
+        if not self.waiting:  # whoever waits has had no room left, and then the order decides
+            places = self.max_running - max(1.0, self.max_running / RESERVED_SHARE)
+            tokens = self.max_running_tokens * (1 - 1 / RESERVED_SHARE)
+            if self.running_sequences + extra.sequences > places or self.running_tokens + extra.tokens > tokens:
+                return False
+        share = 1.0
+        if self._running_narrow or now - self._narrow_seen <= RESERVE_SECONDS:
+            share = EXTRAS_SHARE_BESIDE_OTHERS
+        return (
+            self._running_extras + extra.sequences <= share * self.max_running
+            and self._running_extra_tokens + extra.tokens <= share * self.max_running_tokens
         )
 
     def _only_reserve_is_left(self, ticket: Ticket) -> bool:
@@ -207,14 +247,24 @@ class Policy:
     def _start(self, ticket: Ticket) -> None:
         self._drop(ticket)
         self.running[ticket] = None
-        self.running_sequences += ticket.sequences
-        self.running_tokens += ticket.tokens
-        self._running_of[ticket.client] += 1
+        self._hold(ticket, 1)
         start = max(self._virtual_time, self._finish.get(ticket.client, 0.0))
         self._virtual_time = start
         self._finish[ticket.client] = start + ticket.tokens / ticket.weight
 
+    def _hold(self, ticket: Ticket, sign: int) -> None:
+        """Count what a ticket holds that starts to run, or that ends."""
+        self.running_sequences += sign * ticket.sequences
+        self.running_tokens += sign * ticket.tokens
+        self._running_extras += sign * ticket.sequences * ticket.extra
+        self._running_extra_tokens += sign * ticket.tokens * ticket.extra
+        self._running_narrow += sign * (not ticket.wide)
+        self._count(self._running_of, ticket.client, sign)
+
     def _drop(self, ticket: Ticket) -> None:
+        if ticket.extra:
+            del self.waiting_extras[ticket]
+            return
         del self.waiting[ticket]
         self._count(self._queued_of, ticket.client, -1)
 

@@ -1,19 +1,18 @@
-"""From a request to its place in the engine: what it may cost, who pays, and what it really cost."""
+"""From a request to its claim on the engine: what it may ask, and who pays."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from fastapi import Request
-from opentelemetry.propagate import extract
 from pydantic import BaseModel
 from vllm.config import VllmConfig
 
 from fusion_kernels import Weighting
-from server.admission import AdmissionError, Gate, Policy, Rates, Ticket
+from server.admission import AdmissionError, Gate, Policy, Rates
+from server.api.claim import Claim
 from server.api.errors import RequestError
 from server.auth import Client
 from server.config import Config
@@ -21,6 +20,8 @@ from server.engine.settings import FusionSettings
 
 # The fields that bound the output, by the API's name for it.
 MAX_TOKENS_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+# vLLM tokenizes them where it serves everybody else, before it counts that they are 1,024 tokens at most.
+MAX_BAD_WORDS_CHARACTERS = 16 * 1024
 
 
 class Admission:
@@ -53,9 +54,17 @@ class Admission:
             AdmissionError: there is no room, or the client's rate is used up.
         """
         self._check_fields(request)
+        self.admit(client)
+        return Claim(self, client, request, raw_request, self._weight(settings))
+
+    def admit(self, client: Client) -> None:
+        """Refuse a request that needs no place when one that does would be refused too.
+
+        Raises:
+            AdmissionError: the server drains, the queue is full, or the client's rate is used up.
+        """
         self.gate.check(client.name, client.weight)
         self._take(client, "requests", 1.0, client.requests_per_minute)
-        return Claim(self, client, request, raw_request, self._weight(settings))
 
     def _check_fields(self, request: BaseModel) -> None:
         limits = self._limits
@@ -64,6 +73,12 @@ class Admission:
             value = getattr(request, name, None)
             if cap is not None and isinstance(value, int) and value > cap:
                 raise RequestError(f"{name}: at most {cap} is allowed here, not {value}", name)
+        words: list[str] | None = getattr(request, "bad_words", None)
+        if words and (characters := sum(map(len, words))) > MAX_BAD_WORDS_CHARACTERS:
+            raise RequestError(
+                f"bad_words: at most {MAX_BAD_WORDS_CHARACTERS:,} characters are allowed in all, not {characters:,}",
+                "bad_words",
+            )
         prompts = getattr(request, "prompt", None)
         if (
             isinstance(prompts, list)
@@ -104,66 +119,3 @@ class Admission:
         """The most tokens that one sequence of a request can have: a token is at least one byte of its body."""
         asked = next((value for name in MAX_TOKENS_FIELDS if (value := getattr(request, name, None))), None)
         return min(self._max_model_len, body_bytes + asked) if asked else self._max_model_len
-
-
-class Claim:
-    """One request's place: the engine's `Place`, told its size by the engine's client. Close it when all is over."""
-
-    def __init__(
-        self, admission: Admission, client: Client, request: BaseModel, raw_request: Request, weight: float
-    ) -> None:
-        self.taken = False
-        self._lock = asyncio.Lock()
-        self._admission = admission
-        self._client = client
-        self._request = request
-        self._raw_request = raw_request
-        self._weight = weight
-        self._sequences = 0
-        self._tokens = 0
-        self._charged = 0.0
-        self._ticket: Ticket | None = None
-
-    def add(self, sequences: int, tokens: int) -> None:
-        """Tell of `sequences` that may come to `tokens` in all."""
-        self._sequences += sequences
-        self._tokens += tokens
-
-    async def wait(self) -> None:
-        """Return when the place is free; the request's prompts wait together.
-
-        Raises:
-            AdmissionError: it does not become free.
-        """
-        async with self._lock:
-            if not self.taken:
-                await self._enter()
-                self.taken = True
-
-    async def _enter(self) -> None:
-        if not self._sequences:
-            # vLLM's responses API asks the engine only once its events are read.
-            length = len(await self._raw_request.body())
-            self.add(1, self._admission.worst_case(self._request, length))
-        self._admission.take_tokens(self._client, self._tokens)
-        self._charged = self._tokens
-        client = self._client
-        self._ticket = Ticket(
-            client=client.name,
-            weight=client.weight,
-            priority=max(client.priority, getattr(self._request, "priority", None) or 0),
-            sequences=self._sequences,
-            tokens=self._tokens * self._weight,
-        )
-        await self._admission.gate.enter(self._ticket, extract(self._raw_request.headers))
-
-    def close(self) -> None:
-        """Free the place, and correct what the client was charged to the tokens that were really used."""
-        metadata = getattr(self._raw_request.state, "request_metadata", None)
-        usage = getattr(metadata, "final_usage_info", None)
-        used = float(usage.total_tokens) if usage is not None else float(self._charged)
-        if self._ticket is not None:
-            self._admission.gate.leave(self._ticket, used * self._weight)
-        if self._charged > used:
-            self._admission.give_back_tokens(self._client, self._charged - used)
-        self._ticket, self._charged = None, 0.0

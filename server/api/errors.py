@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve import create_error_response
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.exceptions import VLLMValidationError
@@ -21,6 +23,25 @@ from server.api.field import FusionField
 from server.errors import nearest
 
 _UNREADABLE = "There was an error parsing the body"  # FastAPI's, of a body that json.loads cannot decode
+Answer = TypeVar("Answer")
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status.value: {"model": ErrorResponse}
+    for status in (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    )
+}
+"""What a route's documentation says of its errors."""
+
 MAX_REPORTED_FAULTS = 3
 MAX_VALUE_CHARACTERS = 100
 # About what a small server takes to be started again; a large one takes longer, and is not there to say so.
@@ -73,8 +94,28 @@ async def _request_error(request: Request, error: RequestError) -> JSONResponse:
     return error_response(str(error), error.param, error.status)
 
 
+def admission_status(error: AdmissionError) -> HTTPStatus:
+    """The status of a request that may not come in."""
+    return HTTPStatus.SERVICE_UNAVAILABLE if error.reason is Reason.DRAINING else HTTPStatus.TOO_MANY_REQUESTS
+
+
+async def naming_the_prompt(field: str, create: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name.
+
+    Raises:
+        RequestError: the prompt in `field` is longer than the context.
+    """
+    try:
+        return await create()
+    except VLLMValidationError as error:
+        if error.parameter not in ("input_text", "input_tokens"):
+            raise
+        message = str(error).partition(" (parameter=")[0]
+        raise RequestError(f"{field}: {message}", field) from error
+
+
 async def _admission_error(request: Request, error: AdmissionError) -> JSONResponse:
-    status = HTTPStatus.SERVICE_UNAVAILABLE if error.reason is Reason.DRAINING else HTTPStatus.TOO_MANY_REQUESTS
+    status = admission_status(error)
     headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return error_response(str(error), None, status, headers)
 

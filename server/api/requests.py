@@ -15,14 +15,17 @@ from pydantic import (
     model_validator,
 )
 from vllm import SamplingParams
+from vllm.config import ModelConfig
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.exceptions import VLLMValidationError
+from vllm.renderers import TokenizeParams
 
 from server.api.errors import RequestError
 from server.api.faults import named_early
 from server.api.field import FusionField
+from server.api.texts import cut
 from server.engine.client import Trace
 from server.engine.settings import FusionSettings
 
@@ -93,6 +96,10 @@ class FusionRequest(BaseModel):
     def fuse_with(self, settings: FusionSettings, trace: Trace | None) -> None:
         """Settle what this request asks of the engine, before vLLM's serving class takes it."""
         self._settings, self._trace, self._prompts = settings, trace, 0
+
+    def build_tok_params(self, model_config: ModelConfig) -> TokenizeParams:
+        """As vLLM's own, with no more of a text for the tokenizer than the context can hold."""
+        return cut(super().build_tok_params(model_config))  # type: ignore[misc]
 
     def to_sampling_params(self, *args: Any, **kwargs: Any) -> SamplingParams:
         """As vLLM's own, with the fusion settings attached; vLLM calls it once for each prompt, in order."""

@@ -6,16 +6,19 @@ from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 from starlette.datastructures import State
+from starlette.requests import Request
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
+from vllm.renderers import renderer_from_config
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from server.api.admission import Admission
 from server.api.completions import Completions
 from server.api.presets import PresetModels
 from server.api.structures import Structures
+from server.api.texts import Renderer
 from server.config import Config
 from server.engine.client import FusionEngine
 from server.engine.structures.compiler import Compiler
@@ -40,6 +43,12 @@ class ServerState(Protocol):
     responses: OpenAIServingResponses
 
 
+def state_of(raw_request: Request) -> ServerState:
+    """The state of the app that a request came to."""
+    state: ServerState = raw_request.app.state
+    return state
+
+
 def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, Any]) -> None:
     """Build vLLM's serving objects for one engine and put them where the routes look for them."""
     typed = cast(ServerState, state)
@@ -60,10 +69,11 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
         # Arguments follow the tool's schema also where the tool does not say `strict`.
         "tool_strict_level": "parameter",
     }
-    renderer = OnlineRenderer(
-        model_config=engine.model_config, renderer=engine.renderer, request_logger=None, **templates, **tools
-    )
-    renderer.warmup()
+    rendering: dict[str, Any] = {"model_config": engine.model_config, "request_logger": None, **templates, **tools}
+    long = OnlineRenderer(renderer=renderer_from_config(engine.vllm_config), **rendering)
+    renderer = Renderer(long, typed.admission.gate, config.admission, renderer=engine.renderer, **rendering)
+    for either in (renderer, long):
+        either.warmup()
     serving: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
     typed.serving_tokenization = ServingTokenization(models, **serving, **templates)
     typed.chat = OpenAIServingChat(engine, models, "assistant", **serving, **templates, **tools)

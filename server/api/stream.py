@@ -3,36 +3,74 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any, cast
 
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from vllm.entrypoints.serve import create_error_response
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.api.errors import ENGINE_DEAD, error_type
+from server.admission import AdmissionError
+from server.api.deadline import too_late
+from server.api.errors import ENGINE_DEAD, admission_status, error_type
+
+# Clients pass over comments, and proxies see that the connection lives.
+COMMENT = b": keep-alive\n\n"
 
 # Nothing on the way may keep an answer, nor hold its events back: nginx buffers unless it is told not to.
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class ClosingStream(StreamingResponse):
-    """A stream that calls `close` when it is over, however it ends."""
+    """A stream that calls `close` when it is over, however it ends, and is never silent for `keep_alive_s`."""
 
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncIterator[str], close: Callable[[], None], keep_alive_s: float) -> None:
         super().__init__(events, headers=HEADERS, media_type="text/event-stream")
         self._close = close
+        self._keep_alive_s = keep_alive_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream."""
+        loop = asyncio.get_running_loop()
+        sending, last = True, loop.time()
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal sending, last
+            sending = True
+            await send(message)
+            last = loop.time()
+            # After the last message nothing may follow.
+            sending = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        async def comment() -> None:
+            while True:
+                await asyncio.sleep(last + self._keep_alive_s - loop.time())
+                if not sending and loop.time() - last >= self._keep_alive_s:
+                    await send_and_note({"type": "http.response.body", "body": COMMENT, "more_body": True})
+                elif sending:
+                    await asyncio.sleep(self._keep_alive_s)
+
+        commenting = asyncio.create_task(comment())
         try:
-            await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send_and_note)
         finally:
+            commenting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await commenting
             self._close()
+
+
+async def placed(wait: Callable[[], Awaitable[None]], events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """The events of a stream, which are not asked for before `wait` returns."""
+    async with aclosing(cast(Any, events)):
+        await wait()
+        async for event in events:
+            yield event
 
 
 async def until(seconds: float, deadline: float, events: AsyncIterator[str], named_events: bool) -> AsyncIterator[str]:
@@ -70,11 +108,12 @@ async def until(seconds: float, deadline: float, events: AsyncIterator[str], nam
         task.uncancel()
     except EngineDeadError:
         yield _error_event(ENGINE_DEAD, HTTPStatus.SERVICE_UNAVAILABLE, named_events)
+    except AdmissionError as error:
+        yield _error_event(str(error), admission_status(error), named_events)
     finally:
         timer.cancel()
     if late:
-        message = f"the request took longer than the {seconds:g} s that it may take"
-        yield _error_event(message, HTTPStatus.GATEWAY_TIMEOUT, named_events)
+        yield _error_event(too_late(seconds), HTTPStatus.GATEWAY_TIMEOUT, named_events)
     if not named_events:
         yield "data: [DONE]\n\n"
 

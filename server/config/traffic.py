@@ -70,6 +70,9 @@ class LimitsConfig(Section):
 
     max_body_bytes: Whole = Field(8 * 1024 * 1024, description="Size of a request's body; a larger one gets 413.")
     max_json_depth: Whole = Field(64, description="How deep a request's JSON may be nested; deeper gets 400.")
+    max_json_objects: Whole = Field(
+        10_000, description="Objects and lists that a request's JSON may hold in all; more get 400."
+    )
     max_tokens: Whole | None = Field(
         None,
         description="The largest `max_tokens` of a request, and the value of those that leave it out. Default: what is "
@@ -82,6 +85,11 @@ class LimitsConfig(Section):
     )
     write_timeout_s: Seconds = Field(
         60.0, description="How long a client may leave a full connection unread before it is closed."
+    )
+    keep_alive_s: Seconds = Field(
+        10.0,
+        description="How long a stream may be silent before it sends a comment line, so that proxies keep it open. One "
+        "that waits longer for its place has begun with 200, and is refused by an error event.",
     )
     request_timeout_s: Seconds = Field(
         600.0, description="How long a request may take in all. A stream ends with an error event, others get 504."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator
@@ -12,12 +13,12 @@ from weakref import WeakValueDictionary
 
 from vllm import RequestOutput, SamplingParams
 from vllm.logger import init_logger
-from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.contradiction import masking_fields, obeying
-from server.engine.place import Place, place
+from server.engine.place import place
+from server.engine.sequences import seated
 from server.engine.settings import FusionSettings
 from server.engine.structures.pinned import leave_checks_to_api, readable
 from server.engine.trace import Top, TraceRow
@@ -69,6 +70,13 @@ class FusionEngine(AsyncLLM):
         self._traces: WeakValueDictionary[str, Trace] = WeakValueDictionary()
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
         leave_checks_to_api(self.input_processor)
+        self.asked = asyncio.Event()
+        """Set whenever a sequence starts; whoever waits for it clears it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything is being generated."""
+        return bool(self.output_processor.has_unfinished_requests())
 
     def open_trace(self) -> Trace:
         """Start to follow a request, whose settings name the trace's `prompt_key`s; hold on to it until the end."""
@@ -95,16 +103,20 @@ class FusionEngine(AsyncLLM):
             sampling_params.structured_outputs = readable(sampling_params.structured_outputs, self._compact)
         settings = FusionSettings.of(sampling_params)
         prompt = _salted(prompt, settings)
-        outputs = super().generate(prompt, sampling_params, request_id, **kwargs)
+        here = place.get()
+
+        def start(params: SamplingParams, name: str) -> AsyncGenerator[RequestOutput, None]:
+            self.asked.set()
+            return super(FusionEngine, self).generate(prompt, params, name, **kwargs)
+
+        if here is None:
+            outputs = start(sampling_params, request_id)
+        else:
+            tokens = len(prompt["prompt_token_ids"]) + (sampling_params.max_tokens or 0)
+            here.add(sampling_params.n, tokens)
+            outputs = seated(here, tokens, start, sampling_params, request_id)
         if len(masking_fields(sampling_params)) > 1:
             outputs = obeying(outputs, sampling_params, self.get_tokenizer())
-        here = place.get()
-        if here is not None and not here.taken:
-            length = len(prompt["prompt_token_ids"])
-            here.add(sampling_params.n, sampling_params.n * (length + (sampling_params.max_tokens or 0)))
-            # A stream is not read before it has its place.
-            if sampling_params.output_kind is RequestOutputKind.FINAL_ONLY:
-                outputs = _once_placed(here, outputs)
         key, _, prompt_index = (settings.trace or "").partition("/")
         trace = self._traces.get(key)
         if trace is None:
@@ -146,15 +158,6 @@ def _salted(prompt: Any, settings: FusionSettings) -> Any:
         return prompt
     members = ",".join(map(str, settings.members_used))
     return {**prompt, "cache_salt": f"{prompt.get('cache_salt') or ''}/members={members}"}
-
-
-async def _once_placed(
-    here: Place, outputs: AsyncGenerator[RequestOutput, None]
-) -> AsyncGenerator[RequestOutput, None]:
-    async with aclosing(outputs):
-        await here.wait()
-        async for output in outputs:
-            yield output
 
 
 async def _unfused(

@@ -1,4 +1,4 @@
-"""The engine's side of admission: what a request tells about its size, and how it waits for its place.
+"""The engine's side of admission: what a request tells about its size, and how each of its sequences waits for a place.
 
 The engine knows nothing of who decides. Whoever does puts a `Place` into `place` before vLLM's serving classes run.
 """
@@ -9,17 +9,24 @@ from contextvars import ContextVar
 from typing import Protocol
 
 
+class Seat(Protocol):
+    """What one running sequence holds."""
+
+    used: int | None
+    """Tokens of prompt and output so far; `None` where nothing came of it yet."""
+
+    def leave(self) -> None:
+        """The sequence has ended; harmless the second time."""
+
+
 class Place(Protocol):
     """One request's place in the engine, perhaps not free yet."""
 
-    taken: bool
-    """Whether the request may run; nothing waits then."""
-
     def add(self, sequences: int, tokens: int) -> None:
-        """Tell of `sequences` that may come to `tokens` in all."""
+        """Tell beforehand of `sequences` that may come to `tokens` each."""
 
-    async def wait(self) -> None:
-        """Return when the place is free."""
+    async def seat(self, tokens: int) -> Seat:
+        """Return when one sequence that may come to `tokens` may run; it must `leave`."""
 
 
 place: ContextVar[Place | None] = ContextVar("place", default=None)

@@ -94,6 +94,7 @@ class TestDrain:
                 assert response.status_code == 503
                 assert "shutting down" in response.json()["error"]["message"]
                 assert int(response.headers["retry-after"]) >= 1
+                assert response.headers["connection"] == "close"
                 for stream in running:
                     stream.join(120)
                 assert [stream.error for stream in running] == [None] * 64

@@ -42,6 +42,7 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entry("green"),
         entry("rare", requests_per_minute=2),
         entry("short", tokens_per_minute=100),
+        entry("reader", requests_per_minute=2),
     ]
     path.write_text(yaml.safe_dump({"keys": entries}))
     return path
@@ -55,6 +56,7 @@ def busy(family: Path, keys_file: Path, tmp_path_factory: pytest.TempPathFactory
         "admission.max_queued": 2,
         "admission.queue_timeout_s": 2,
         "limits.request_timeout_s": 5,
+        "limits.keep_alive_s": 1,
         "limits.read_timeout_s": 2,
         "limits.max_body_bytes": 20_000,
         "limits.max_tokens": 2000,
@@ -148,6 +150,14 @@ class TestKeys:
         assert 1 <= int(headers["retry-after"]) <= 30
         assert (headers["x-ratelimit-limit-requests"], headers["x-ratelimit-remaining-requests"]) == ("2", "0")
         assert headers["x-ratelimit-reset-requests"].endswith("s")
+
+    def test_reading_counts_as_well(self, busy: ServerProcess) -> None:
+        paths = {"/tokenize": {"prompt": "a"}, "/detokenize": {"tokens": [3]}}
+        found = [
+            httpx.post(busy.url + path, json=body, headers=header("reader")).status_code
+            for path, body in [*paths.items(), *paths.items()]
+        ]
+        assert found == [200, 200, 429, 429]
 
     def test_tokens_per_minute_count_what_was_used(self, busy: ServerProcess) -> None:
         # The eos token ends nothing here, but a stop string does.
@@ -314,6 +324,43 @@ class TestQueue:
             assert quiet.status in (0, 200)
             for stream in (*flood, quiet):
                 stream.close()
+
+    def test_a_request_of_many_sequences_leaves_room(self, busy: ServerProcess) -> None:
+        wide = Stream(busy, 1900, header("blue"), n=4, prompt=["a", "b", "c"])
+        assert wide.first.wait(10)
+        for _ in range(3):
+            assert post(busy).status_code == 200
+        assert metric(busy.url, "fusion_admission_running") == 1
+        wide.close()
+        wait_for(lambda: metric(busy.url, "fusion_admission_running") == 0, 1.0)
+
+    def test_its_sequences_come_out_as_if_they_had_run_at_once(self, busy: ServerProcess) -> None:
+        client = OpenAI(base_url=busy.url + "/v1", api_key="key-blue", max_retries=0)
+        options: Any = {"model": "giant-all", "max_tokens": 6, "seed": 7, "extra_body": {"ignore_eos": True}}
+        wide = client.completions.create(prompt=["a", "b"], n=4, **options)
+        assert [choice.index for choice in wide.choices] == list(range(8))
+        for place, choice in enumerate(wide.choices):
+            options["seed"] = 7 + place % 4
+            alone = client.completions.create(prompt="ab"[place // 4], **options)
+            assert choice.text == alone.choices[0].text
+        assert wide.usage is not None
+        assert wide.usage.completion_tokens == 48
+
+    def test_a_stream_is_never_silent(self, busy: ServerProcess) -> None:
+        """It waits for a place, and is told so; the place does not come, and it is told that too."""
+        with (
+            streams(busy, 2, headers=header("blue")),
+            httpx.stream(
+                "POST", busy.url + "/v1/completions", json=body(3, stream=True), headers=header("blue"), timeout=30
+            ) as response,
+        ):
+            assert response.status_code == 200
+            lines = [line for line in response.iter_lines() if line]
+        assert lines[0] == ": keep-alive"
+        refused = json.loads(lines[-2].removeprefix("data: "))["error"]
+        assert refused["type"] == "TooManyRequestsError"
+        assert "no place became free within 2 s" in refused["message"]
+        assert lines[-1] == "data: [DONE]"
 
     async def test_many_clients_each_get_all_their_tokens(self, busy: ServerProcess) -> None:
         """Twenty SDK clients that try again when told to, on a server for two."""

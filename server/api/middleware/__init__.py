@@ -2,6 +2,7 @@
 
 from server.api.middleware.authentication import Authentication, client_of
 from server.api.middleware.body import BodyLimits
+from server.api.middleware.draining import Draining
 from server.api.middleware.hosts import AllowedHosts
 from server.api.middleware.log import RequestLog
 from server.api.middleware.paths import RequestLine, RootPath
@@ -11,6 +12,7 @@ __all__ = [
     "AllowedHosts",
     "Authentication",
     "BodyLimits",
+    "Draining",
     "RateHeaders",
     "RequestLine",
     "RequestLog",

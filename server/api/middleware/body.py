@@ -1,4 +1,4 @@
-"""Bounds what a request's body may cost before anything reads it: its size, its depth and its time."""
+"""Bounds what a request's body may cost before anything reads it: its size, its structure and its time."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from server.api.errors import FieldError
 from server.api.middleware.surrogates import lone_surrogate
 from server.config.traffic import LimitsConfig
 
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
 class BodyLimits:
-    """Refuses bodies that are too large (413), too deep (400), or too slow (408)."""
+    """Refuses bodies that are too large (413), too deep or too finely divided (400), or too slow (408)."""
 
     def __init__(self, app: ASGIApp, limits: LimitsConfig) -> None:
         self._app = app
@@ -56,21 +57,37 @@ class BodyLimits:
                     raise self._too_large()
                 chunks.append(body)
                 if not message.get("more_body", False):
-                    whole = b"".join(chunks)
-                    if deeper_than(limits.max_json_depth, whole):
-                        raise FieldError(f"body: its JSON is nested deeper than {limits.max_json_depth} levels", "body")
-                    if (place := lone_surrogate(whole)) is not None:
-                        raise FieldError(
-                            f"{place}: it holds half a character (a lone surrogate), which is no text", place
-                        )
+                    self._check_structure(b"".join(chunks))
                     chunks = None
             return message
 
         await self._app(scope, receive_within_limits, send)
 
+    def _check_structure(self, body: bytes) -> None:
+        """Reading many small values takes seconds, in which nobody else is served."""
+        objects, depth = self._limits.max_json_objects, self._limits.max_json_depth
+        if more_than(objects, body):
+            detail = f"body: its JSON holds more than {objects:,} objects and lists"
+        elif deeper_than(depth, body):
+            detail = f"body: its JSON is nested deeper than {depth} levels"
+        elif (place := lone_surrogate(body)) is not None:
+            raise FieldError(f"{place}: it holds half a character (a lone surrogate), which is no text", place)
+        else:
+            return
+        raise FieldError(detail, "body")
+
     def _too_large(self) -> HTTPException:
         limit = self._limits.max_body_bytes
         return HTTPException(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"body: it is larger than {limit:,} bytes")
+
+
+def more_than(limit: int, body: bytes) -> bool:
+    """Whether what may be JSON holds more than `limit` objects and lists."""
+
+    def openings(text: bytes) -> int:
+        return text.count(b"{") + text.count(b"[")
+
+    return openings(body) > limit and openings(_STRING.sub(b"", body)) > limit
 
 
 def deeper_than(limit: int, body: bytes) -> bool:

@@ -1,0 +1,134 @@
+"""From a request that is read to its answer: settled, placed, answered by one of vLLM's serving classes, traced."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from server.api.allowed import Allowed
+from server.api.cache import cache_salt
+from server.api.completions import attach_text_offsets, only_echoes
+from server.api.deadline import within_deadline
+from server.api.errors import RequestError
+from server.api.faults import is_clients_fault, named, renamed
+from server.api.fusion import resolve
+from server.api.middleware import client_of
+from server.api.requests import (
+    FusionChatCompletionRequest,
+    FusionCompletionRequest,
+    FusionRequest,
+    FusionResponsesRequest,
+    check_extra_arguments,
+)
+from server.api.state import ServerState, state_of
+from server.api.stream import ClosingStream, placed, until
+from server.api.texts import Sender, sender
+from server.api.trace import Attach, attach_to_events
+from server.engine.place import place
+from server.engine.settings import FusionSettings
+
+PROMPT_FIELDS: dict[type[FusionRequest], str] = {
+    FusionChatCompletionRequest: "messages",
+    FusionCompletionRequest: "prompt",
+    FusionResponsesRequest: "input",
+}
+
+Answer = ErrorResponse | BaseModel | AsyncIterator[str]
+
+
+async def generate(
+    raw_request: Request,
+    request: FusionRequest,
+    create: Callable[[], Awaitable[Answer]],
+    attaching: Callable[..., Attach],
+) -> Response:
+    """Settle the request's fusion, find it a place, let vLLM's serving class answer, and add the trace if asked for."""
+    state = state_of(raw_request)
+    settings, attaches = _settle(raw_request, request, attaching)
+    limits, client = state.config.limits, client_of(raw_request)
+    seconds, keep_alive_s = limits.request_timeout_s, limits.keep_alive_s
+    deadline = asyncio.get_running_loop().time() + seconds
+    claim = state.admission.claim(client, request, raw_request, settings)
+    place.set(claim)
+    sender.set(Sender(client, len(await raw_request.body())))
+    try:
+        async with within_deadline(seconds, deadline):
+            await state.structures.check(request)
+            answer = await _naming_the_fault(create, request, state)
+            if not isinstance(answer, BaseModel):
+                # A stream has not asked the engine yet: whoever is refused soon gets a status rather than an event.
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(keep_alive_s):
+                        await claim.wait()
+    except BaseException:
+        claim.close()
+        raise
+    if isinstance(answer, BaseModel):
+        claim.close()
+        return _json(answer, attaches)
+    for attach in attaches:
+        answer = attach_to_events(answer, attach)
+    events = placed(claim.wait, answer)
+    events = until(seconds, deadline, events, named_events=isinstance(request, FusionResponsesRequest))
+    return ClosingStream(events, claim.close, keep_alive_s)
+
+
+def _settle(
+    raw_request: Request, request: FusionRequest, attaching: Callable[..., Attach]
+) -> tuple[FusionSettings, list[Attach]]:
+    """What the request asks of the engine, and what is added to its answer."""
+    state, client = state_of(raw_request), client_of(raw_request)
+    config, engine = state.config, state.engine_client
+    if engine.errored:
+        raise EngineDeadError
+    allowed = Allowed.to(client, config)
+    name = allowed.preset(request.model, config)  # type: ignore[attr-defined]
+    settings = resolve(request.fusion, config.presets[name], config, allowed)
+    if settings.experts and getattr(request, "use_beam_search", False):
+        raise RequestError(
+            "use_beam_search: beams are searched by the large model only; drop it, or ask for weighting 'none'",
+            "use_beam_search",
+        )
+    check_extra_arguments(request)
+    state.openai_serving_models.answer_as(name)
+    asked_to_trace = request.fusion is not None and request.fusion.trace and not only_echoes(request)
+    trace = engine.open_trace() if asked_to_trace else None
+    attaches = [] if trace is None else [attaching(trace, list(config.experts), settings.experts)]
+    if getattr(request, "echo", False) and getattr(request, "logprobs", None) is not None:
+        attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))
+    request.fuse_with(settings, trace)
+    salt = cache_salt(client, request.cache_salt, config.auth.share_prefix_cache)  # type: ignore[attr-defined]
+    request.cache_salt = salt  # type: ignore[attr-defined]
+    return settings, attaches
+
+
+async def _naming_the_fault(
+    create: Callable[[], Awaitable[Answer]], request: FusionRequest, state: ServerState
+) -> Answer:
+    """Of what it refuses, vLLM names parameters of its own code, or none; the client knows a field."""
+    told = (request, PROMPT_FIELDS[type(request)], state.engine_client.model_config.max_model_len)
+    try:
+        answer = await create()
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, EngineGenerateError) else error
+        if not isinstance(cause, Exception) or isinstance(cause, UnicodeEncodeError) or not is_clients_fault(cause):
+            raise
+        raise named(cause, *told) from error
+    return renamed(answer, *told) if isinstance(answer, ErrorResponse) else answer
+
+
+def _json(answer: BaseModel, attaches: Sequence[Attach]) -> Response:
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    body = answer.model_dump(mode="json", by_alias=True)
+    for attach in attaches:
+        attach(body)
+    return JSONResponse(body)
