@@ -13,8 +13,8 @@ from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attac
 from vllm.entrypoints.serve.tokenize.api_router import attach_router as attach_tokenize
 
 from server import metrics, playground
-from server.api import errors, probes, routes, state
-from server.api.middleware import Authentication, BodyLimits, RequestLog
+from server.api import anthropic_routes, errors, load, models, probes, routes, state, stored_routes
+from server.api.middleware import AnthropicErrors, Authentication, BodyLimits, RequestLog
 from server.auth import Keys
 from server.config import Config
 from server.engine.client import FusionEngine
@@ -27,8 +27,12 @@ def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], key
     app = FastAPI(title="logit-fusion", version=version("logit-fusion"), description=DESCRIPTION, lifespan=lifespan)
     state.fill(app.state, engine, config, members)
     app.include_router(routes.router)
+    app.include_router(stored_routes.router)
+    app.include_router(anthropic_routes.router)
     app.include_router(probes.router)
+    app.include_router(load.router)
     attach_models(app)
+    app.include_router(models.router)
     attach_tokenize(app)
     attach_metrics(app)
     playground.attach(app)
@@ -37,6 +41,7 @@ def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], key
     # The last one added sees a request first.
     app.add_middleware(BodyLimits, limits=config.limits)
     app.add_middleware(Authentication, keys=keys)
+    app.add_middleware(AnthropicErrors)
     app.add_middleware(RequestLog)
 
     @app.get("/version")

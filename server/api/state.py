@@ -6,20 +6,18 @@ from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 from starlette.datastructures import State
-from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from server.api.admission import Admission
+from server.api.anthropic_serving import MessagesServing
 from server.api.presets import PresetModels
+from server.api.stored import StoredResponses
+from server.api.tool_calls import TOOL_PARSER, CutOffCalls
 from server.config import Config
 from server.engine.client import FusionEngine
-
-# How a model writes its tool calls: <tool_call>{"name": ..., "arguments": ...}</tool_call>, the form of Qwen's and many
-# others' chat templates. Calls that the request requires have it forced by a grammar, so any model makes them.
-TOOL_PARSER = "hermes"
 
 
 class ServerState(Protocol):
@@ -31,9 +29,11 @@ class ServerState(Protocol):
     admission: Admission
     openai_serving_models: PresetModels
     serving_tokenization: ServingTokenization
-    chat: OpenAIServingChat
+    chat: CutOffCalls
+    batch: OpenAIServingChatBatch
+    messages: MessagesServing
     completion: OpenAIServingCompletion
-    responses: OpenAIServingResponses
+    responses: StoredResponses
 
 
 def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, Any]) -> None:
@@ -58,10 +58,13 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
     renderer.warmup()
     serving: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
     typed.serving_tokenization = ServingTokenization(models, **serving, **templates)
-    typed.chat = OpenAIServingChat(engine, models, "assistant", **serving, **templates, **tools)
+    serving["enable_prompt_tokens_details"] = True
+    typed.chat = CutOffCalls(engine, models, "assistant", **serving, **templates, **tools)
+    typed.batch = OpenAIServingChatBatch(engine, models, "assistant", **serving, **templates, **tools)
+    typed.messages = MessagesServing(engine, models, "assistant", **serving, **templates, **tools)
     typed.completion = OpenAIServingCompletion(engine, models, **serving)
-    typed.responses = OpenAIServingResponses(engine, models, **serving, **templates, **tools)
+    typed.responses = StoredResponses(engine, models, **serving, **templates, **tools, config=config)
     if config.limits.max_tokens is not None:
-        for answering in (typed.chat, typed.completion, typed.responses):
+        for answering in (typed.chat, typed.batch, typed.messages, typed.completion, typed.responses):
             # What vLLM takes for requests that leave `max_tokens` out.
             answering.override_max_tokens = config.limits.max_tokens

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 from vllm.entrypoints.serve import create_error_response
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from server.api.errors import ENGINE_DEAD, error_type
+from server.api.errors import ENGINE_DEAD, anthropic_error, error_type
 
 
 class ClosingStream(StreamingResponse):
     """A stream that calls `close` when it is over, however it ends."""
 
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream")
+    def __init__(
+        self, events: AsyncIterator[str], close: Callable[[], None], headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=headers)
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,11 +34,19 @@ class ClosingStream(StreamingResponse):
             self._close()
 
 
-async def until(seconds: float, deadline: float, events: AsyncIterator[str], named_events: bool) -> AsyncIterator[str]:
+class Protocol(NamedTuple):
+    """How a protocol's streams end."""
+
+    error_event: Callable[[str, HTTPStatus], str]
+    """The event that says what went wrong."""
+    last: str = ""
+    """What follows the last event."""
+
+
+async def until(seconds: float, deadline: float, events: AsyncIterator[str], protocol: Protocol) -> AsyncIterator[str]:
     """Pass `events` on until the loop's time is `deadline`, which comes `seconds` after the request's start.
 
-    A stream that is cut off, or whose engine dies, ends with an error event: `named_events` has it in the form of the
-    responses API, otherwise it is that of chat and completions.
+    A stream that is cut off, or whose engine dies, ends with an error event of its protocol.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -66,19 +76,32 @@ async def until(seconds: float, deadline: float, events: AsyncIterator[str], nam
             raise
         task.uncancel()
     except EngineDeadError:
-        yield _error_event(ENGINE_DEAD, HTTPStatus.SERVICE_UNAVAILABLE, named_events)
+        yield protocol.error_event(ENGINE_DEAD, HTTPStatus.SERVICE_UNAVAILABLE)
     finally:
         timer.cancel()
     if late:
         message = f"the request took longer than the {seconds:g} s that it may take"
-        yield _error_event(message, HTTPStatus.GATEWAY_TIMEOUT, named_events)
-    if not named_events:
-        yield "data: [DONE]\n\n"
+        yield protocol.error_event(message, HTTPStatus.GATEWAY_TIMEOUT)
+    if protocol.last:
+        yield protocol.last
 
 
-def _error_event(message: str, status: HTTPStatus, named: bool) -> str:
-    if named:
-        body = {"type": "error", "code": error_type(status), "message": message, "param": None}
-        return f"event: error\ndata: {json.dumps(body)}\n\n"
+def _chat_error(message: str, status: HTTPStatus) -> str:
     error = create_error_response(message, err_type=error_type(status), status_code=status)
     return f"data: {error.model_dump_json()}\n\n"
+
+
+def _responses_error(message: str, status: HTTPStatus) -> str:
+    body = {"type": "error", "code": error_type(status), "message": message, "param": None}
+    return f"event: error\ndata: {json.dumps(body)}\n\n"
+
+
+def _messages_error(message: str, status: HTTPStatus) -> str:
+    return f"event: error\ndata: {json.dumps(anthropic_error(message, status))}\n\n"
+
+
+CHAT = Protocol(_chat_error, "data: [DONE]\n\n")
+"""Chat and completions."""
+RESPONSES = Protocol(_responses_error)
+MESSAGES = Protocol(_messages_error)
+"""Anthropic's."""

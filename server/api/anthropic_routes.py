@@ -1,0 +1,107 @@
+"""Anthropic's protocol, which coding agents speak: `/v1/messages` and `/v1/messages/count_tokens`."""
+
+from __future__ import annotations
+
+import asyncio
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from vllm.entrypoints.anthropic.protocol import (
+    AnthropicCountTokensResponse,
+    AnthropicErrorResponse,
+    AnthropicMessagesResponse,
+)
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import with_cancellation
+from vllm.exceptions import VLLMValidationError
+
+from server.api.errors import RequestError
+from server.api.middleware import client_of
+from server.api.requests import CountTokensRequest, FusionMessagesRequest
+from server.api.routes import ERRORS, GENERATION, Answer, generate, naming_the_prompt, preset_of, state_of
+from server.api.stream import MESSAGES
+from server.api.trace import attach_to_response
+from server.engine.settings import FusionSettings
+
+router = APIRouter()
+
+ANTHROPIC_ERRORS: dict[int | str, dict[str, Any]] = {status: {"model": AnthropicErrorResponse} for status in ERRORS}
+OK = HTTPStatus.OK.value
+# Fields of vLLM's translation by the names that the client knows.
+FIELDS = {
+    "max_completion_tokens": "max_tokens",
+    "reasoning_effort": "output_config.effort",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+    "structured_outputs": "output_config.format",
+    "thinking_token_budget": "thinking.budget_tokens",
+}
+
+
+@router.post(
+    "/v1/messages",
+    dependencies=GENERATION["dependencies"],
+    responses={OK: {"model": AnthropicMessagesResponse, "content": {"text/event-stream": {}}}, **ANTHROPIC_ERRORS},
+)
+@with_cancellation
+async def create_message(request: FusionMessagesRequest, raw_request: Request) -> Response:
+    """Answer a conversation, in Anthropic's messages format."""
+    serving = state_of(raw_request).messages
+    _translatable(request, raw_request)
+
+    async def create() -> Answer:
+        try:
+            answer: Answer = await serving.create_messages(request, raw_request)
+        except VLLMValidationError as error:
+            if (name := FIELDS.get(error.parameter or "")) is None:
+                raise
+            message = str(error).partition(" (parameter=")[0].replace(str(error.parameter), name)
+            raise RequestError(f"{name}: {message}", name) from error
+        return answer
+
+    return await generate(raw_request, request, create, attach_to_response, MESSAGES)
+
+
+@router.post(
+    "/v1/messages/count_tokens",
+    dependencies=GENERATION["dependencies"],
+    responses={OK: {"model": AnthropicCountTokensResponse}, **ANTHROPIC_ERRORS},
+)
+@with_cancellation
+async def count_tokens(request: CountTokensRequest, raw_request: Request) -> Response:
+    """Count the tokens of a conversation, as `/v1/messages` would read it."""
+    state = state_of(raw_request)
+    _translatable(request, raw_request)
+    state.openai_serving_models.answer_as(preset_of(raw_request, request.model))
+    seconds = state.config.limits.request_timeout_s
+    claim = state.admission.claim(client_of(raw_request), request, raw_request, FusionSettings())
+    claim.add(1, 0)  # a place, so that many long texts do not keep the tokenizer from others; no tokens
+    try:
+        async with asyncio.timeout(seconds):
+            await claim.wait()
+            answer = await naming_the_prompt(lambda: state.messages.count_tokens(request, raw_request), request)
+    except TimeoutError:
+        message = f"the request took longer than the {seconds:g} s that it may take"
+        raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, message) from None
+    finally:
+        claim.close()
+    if isinstance(answer, ErrorResponse):
+        return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    return JSONResponse(answer.model_dump(exclude_none=True))
+
+
+def _translatable(request: FusionMessagesRequest | CountTokensRequest, raw_request: Request) -> None:
+    """Raise what is wrong with a request that vLLM's models of Anthropic's protocol let pass."""
+    if not request.messages:
+        raise RequestError("messages: at least one message is needed", "messages")
+    try:
+        state_of(raw_request).messages.translate(request)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    except ValueError as error:
+        raise RequestError(f"messages: {error}", "messages") from error
