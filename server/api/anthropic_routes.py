@@ -27,6 +27,7 @@ from server.api.routes import ERRORS, GENERATION, Answer, generate, naming_the_p
 from server.api.stream import MESSAGES
 from server.api.trace import attach_to_response
 from server.engine.settings import FusionSettings
+from server.errors import nearest
 
 router = APIRouter()
 
@@ -99,6 +100,16 @@ def _translatable(request: FusionMessagesRequest | CountTokensRequest, raw_reque
     """Raise what is wrong with a request that vLLM's models of Anthropic's protocol let pass."""
     if not request.messages:
         raise RequestError("messages: at least one message is needed", "messages")
+    choice = request.tool_choice
+    if choice is not None and choice.type in ("any", "tool"):
+        names = [tool.name for tool in request.tools or ()]
+        if not names:
+            raise RequestError(f"tool_choice: '{choice.type}' needs tools", "tool_choice")
+        if choice.type == "tool" and choice.name not in names:
+            raise RequestError(
+                f"tool_choice.name: there is no tool {choice.name!r:.100}; {nearest(str(choice.name), names)}",
+                "tool_choice.name",
+            )
     try:
         state_of(raw_request).messages.translate(request)
     except ValidationError as error:

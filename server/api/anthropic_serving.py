@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
@@ -46,16 +47,18 @@ class MessagesServing(CutOffCalls, AnthropicServingMessages):
         """As vLLM's; where the chat's stream ends with an error, so does this one, in the protocol's form."""
         failed: list[str] = []
 
-        async def until_an_error() -> AsyncIterator[str]:
-            async for event in generator:
-                error = _error_of(event)
-                if error is not None:
-                    failed.append(MESSAGES.error_event(error["message"], HTTPStatus(error["code"])))
-                    return
-                yield event
+        async def until_an_error() -> AsyncGenerator[str, None]:
+            async with aclosing(generator):
+                async for event in generator:
+                    error = _error_of(event)
+                    if error is not None:
+                        failed.append(MESSAGES.error_event(error["message"], HTTPStatus(error["code"])))
+                        return
+                    yield event
 
-        async for event in super().message_stream_converter(until_an_error()):  # type: ignore[arg-type]
-            yield event
+        async with aclosing(super().message_stream_converter(until_an_error())) as events:
+            async for event in events:
+                yield event
         for event in failed:
             yield event
 

@@ -193,7 +193,7 @@ async def generate(
     deadline = asyncio.get_running_loop().time() + seconds
     claim = state.admission.claim(client, request, raw_request, settings)
     place.set(claim)
-    close, behind = claim.close, bool(getattr(request, "background", False))
+    close, behind = claim.close, isinstance(request, FusionResponsesRequest) and bool(request.background)
     try:
         async with asyncio.timeout_at(deadline) as timeout:
             answer = await naming_the_prompt(create, request)
@@ -209,7 +209,7 @@ async def generate(
             if not behind:
                 await claim.wait()
     except BaseException as error:
-        claim.close()
+        close()
         if isinstance(error, TimeoutError) and timeout.expired():
             message = f"the request took longer than the {seconds:g} s that it may take"
             raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, message) from None
