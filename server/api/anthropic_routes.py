@@ -100,19 +100,16 @@ def _translatable(request: FusionMessagesRequest | CountTokensRequest, raw_reque
     """Raise what is wrong with a request that vLLM's models of Anthropic's protocol let pass."""
     if not request.messages:
         raise RequestError("messages: at least one message is needed", "messages")
-    choice = request.tool_choice
-    if choice is not None and choice.type in ("any", "tool"):
-        names = [tool.name for tool in request.tools or ()]
-        if not names:
-            raise RequestError(f"tool_choice: '{choice.type}' needs tools", "tool_choice")
-        if choice.type == "tool" and choice.name not in names:
-            raise RequestError(
-                f"tool_choice.name: there is no tool {choice.name!r:.100}; {nearest(str(choice.name), names)}",
-                "tool_choice.name",
-            )
     try:
-        state_of(raw_request).messages.translate(request)
+        chat = state_of(raw_request).messages.translate(request)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     except ValueError as error:
         raise RequestError(f"messages: {error}", "messages") from error
+    choice = request.tool_choice
+    names = [tool.function.name for tool in chat.tools or ()]
+    if choice is not None and choice.type in ("any", "tool") and not names:
+        raise RequestError(f"tool_choice: '{choice.type}' needs tools", "tool_choice")
+    if choice is not None and choice.type == "tool" and choice.name not in names:
+        hint = nearest(str(choice.name), names)
+        raise RequestError(f"tool_choice.name: there is no tool {choice.name!r:.100}; {hint}", "tool_choice.name")

@@ -158,7 +158,9 @@ class FusionBatchRequest(FusionRequest, BatchChatCompletionRequest):
 
     def to_chat_completion_request(self, messages: Any) -> FusionChatCompletionRequest:
         """The request of one of `messages`' conversations, the same one each time that vLLM asks."""
-        return next(chat for chat, own in zip(self.chats, self.messages, strict=True) if own is messages)
+        chat = next(chat for chat, own in zip(self.chats, self.messages, strict=True) if own is messages)
+        chat.cache_salt = self.cache_salt  # which the server may have settled since
+        return chat
 
 
 class FusionMessagesRequest(FusionRequest, AnthropicMessagesRequest):

@@ -11,6 +11,7 @@ import pytest
 from anthropic import Anthropic, AsyncAnthropic
 
 from tests.e2e.conftest import Configured
+from tests.e2e.traffic import metric, wait_for
 from tests.server_process import ServerProcess
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me something."}]
@@ -69,6 +70,12 @@ class TestMessages:
         async with client.messages.stream(**ASKED) as stream:
             text = "".join([piece async for piece in stream.text_stream])
         assert text
+
+    def test_closing_a_stream_ends_it(self, claude: Anthropic, server: ServerProcess) -> None:
+        with claude.messages.stream(**ASKED | {"max_tokens": 220}) as stream:
+            next(iter(stream))
+        wait_for(lambda: httpx.get(server.url + "/load").json() == {"server_load": 0}, 5)
+        wait_for(lambda: metric(server.url, "vllm:num_requests_running") == 0, 5)
 
     def test_a_stop_sequence(self, claude: Anthropic) -> None:
         said: Any = claude.messages.create(**ASKED, extra_body=GREEDY).content[0]
