@@ -60,7 +60,7 @@ def busy(family: Path, keys_file: Path, tmp_path_factory: pytest.TempPathFactory
         "limits.max_tokens": 2000,
         "limits.max_n": 4,
         "limits.max_prompts": 3,
-        "limits.stored_responses": 3,
+        "limits.stored_responses": 5,
         "auth.keys_file": keys_file,
     }
     arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -310,7 +310,7 @@ class TestStoredResponses:
     def test_the_oldest_goes(self, busy: ServerProcess) -> None:
         blue = self.client(busy, "blue")
         kept = self.ask(self.client(busy, "green"))
-        ids = [self.ask(blue).id for _ in range(5)]
+        ids = [self.ask(blue).id for _ in range(7)]
         for gone in ids[:2]:
             with pytest.raises(openai.NotFoundError):
                 blue.responses.retrieve(gone)
