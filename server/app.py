@@ -12,9 +12,10 @@ from vllm.entrypoints.launchers.utils.server_utils import lifespan
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
 
 from server import metrics, playground
-from server.api import catalogue, errors, probes, routes, state, tokenize
+from server.api import anthropic_routes, catalogue, errors, load, probes, routes, state, stored_routes, tokenize
 from server.api.middleware import (
     AllowedHosts,
+    AnthropicErrors,
     Authentication,
     BodyLimits,
     Draining,
@@ -44,8 +45,11 @@ def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], key
     )
     state.fill(app.state, engine, config, members)
     app.include_router(routes.router)
+    app.include_router(stored_routes.router)
+    app.include_router(anthropic_routes.router)
     app.include_router(tokenize.router)
     app.include_router(probes.router)
+    app.include_router(load.router)
     app.include_router(catalogue.router)
     attach_metrics(app)
     playground.attach(app)
@@ -79,6 +83,7 @@ def _add_middleware(app: FastAPI, config: Config, keys: Keys) -> None:
     app.add_middleware(RateHeaders, rates=app.state.admission.rates)
     app.add_middleware(Authentication, keys=keys)
     app.add_middleware(Draining, gate=app.state.admission.gate)
+    app.add_middleware(AnthropicErrors)
     if config.http.cors_origins:
         app.add_middleware(
             CORSMiddleware,

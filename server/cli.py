@@ -113,10 +113,13 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     machine's memory.
     """
     report = _checked(config, overrides, LogLevel.error)
+    from server.chat_template import template_remarks
     from server.engine.checks.capacity import measure_capacity
 
     console = _console()
     _print_members(console, report)
+    for remark in template_remarks(report.members.large.folder):
+        console.print(remark, markup=False, highlight=False)
     _print_capacity(console, report, measure_capacity(report))
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
+
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard
 
 from server.api.allowed import Allowed
 from server.api.middleware import client_of
@@ -20,6 +23,15 @@ async def list_models(raw_request: Request) -> JSONResponse:
     presets = allowed_to(raw_request).presets
     models.data = [model for model in models.data if model.id in presets]
     return JSONResponse(models.model_dump())
+
+
+@router.get("/v1/models/{model:path}", responses={HTTPStatus.NOT_FOUND.value: {"model": ErrorResponse}})
+async def retrieve_model(model: str, raw_request: Request) -> ModelCard:
+    """The preset of this name, as the list has it."""
+    state: ServerState = raw_request.app.state
+    name = allowed_to(raw_request).preset(model, state.config)
+    models = await state.openai_serving_models.show_available_models()
+    return next(card for card in models.data if card.id == name)
 
 
 @router.get("/v1/fusion/experts")

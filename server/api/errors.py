@@ -90,6 +90,25 @@ def error_type(status: HTTPStatus) -> str:
     return "".join(status.phrase.split()) + "Error"
 
 
+# By status, what Anthropic's protocol calls an error; https://docs.anthropic.com/en/api/errors.
+ANTHROPIC_TYPES = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.REQUEST_TIMEOUT: "timeout_error",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+    HTTPStatus.SERVICE_UNAVAILABLE: "overloaded_error",
+    HTTPStatus.GATEWAY_TIMEOUT: "timeout_error",
+}
+
+
+def anthropic_error(message: str, status: HTTPStatus) -> dict[str, Any]:
+    """An error in the form of Anthropic's protocol: `{"type": "error", "error": {"type", "message"}}`."""
+    otherwise = "api_error" if status >= HTTPStatus.INTERNAL_SERVER_ERROR else "invalid_request_error"
+    return {"type": "error", "error": {"type": ANTHROPIC_TYPES.get(status, otherwise), "message": message}}
+
+
 async def _request_error(request: Request, error: RequestError) -> JSONResponse:
     return error_response(str(error), error.param, error.status)
 
@@ -168,7 +187,7 @@ def _place(fault: Any) -> str | None:
         return str(cause.parameter)
     if fault["type"] == "json_invalid":
         return "body"
-    return clean_loc_for_param(tuple(fault["loc"])).removeprefix("body.")
+    return clean_loc_for_param(tuple(fault["loc"])).removeprefix("body.").removeprefix("query.")
 
 
 def _sentence(fault: Any, place: str | None) -> str:

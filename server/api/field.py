@@ -30,6 +30,8 @@ def _positive(value: float) -> float:
 
 
 def _trace(value: Any) -> Any:
+    if value is None:
+        return False
     if not isinstance(value, bool) and value != "full":
         raise ValueError(f'false, true or "full" is needed here, not {value!r:.100}')
     return value

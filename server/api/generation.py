@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
@@ -20,28 +22,36 @@ from server.api.deadline import within_deadline
 from server.api.errors import RequestError
 from server.api.faults import is_clients_fault, named, renamed
 from server.api.fusion import resolve
+from server.api.load import load_header
 from server.api.middleware import client_of
 from server.api.requests import (
+    CountTokensRequest,
+    FusionBatchRequest,
     FusionChatCompletionRequest,
     FusionCompletionRequest,
+    FusionMessagesRequest,
     FusionRequest,
     FusionResponsesRequest,
     check_extra_arguments,
 )
 from server.api.state import ServerState, state_of
-from server.api.stream import ClosingStream, placed, until
+from server.api.stream import CHAT, ClosingStream, Protocol, placed, until
 from server.api.texts import Sender, sender
 from server.api.trace import Attach, attach_to_events
 from server.engine.place import place
 from server.engine.settings import FusionSettings
 
 PROMPT_FIELDS: dict[type[FusionRequest], str] = {
+    CountTokensRequest: "messages",
+    FusionBatchRequest: "messages",
     FusionChatCompletionRequest: "messages",
     FusionCompletionRequest: "prompt",
+    FusionMessagesRequest: "messages",
     FusionResponsesRequest: "input",
 }
 
 Answer = ErrorResponse | BaseModel | AsyncIterator[str]
+Made = TypeVar("Made")
 
 
 async def generate(
@@ -49,8 +59,13 @@ async def generate(
     request: FusionRequest,
     create: Callable[[], Awaitable[Answer]],
     attaching: Callable[..., Attach],
+    protocol: Protocol = CHAT,
+    checked: Sequence[BaseModel] | None = None,
 ) -> Response:
-    """Settle the request's fusion, find it a place, let vLLM's serving class answer, and add the trace if asked for."""
+    """Settle the request's fusion, find it a place, let vLLM's serving class answer, and add the trace if asked for.
+
+    `checked` are the requests whose constraints are tried beforehand, where it is not `request` in its parts.
+    """
     state = state_of(raw_request)
     settings, attaches = _settle(raw_request, request, attaching)
     limits, client = state.config.limits, client_of(raw_request)
@@ -59,26 +74,30 @@ async def generate(
     claim = state.admission.claim(client, request, raw_request, settings)
     place.set(claim)
     sender.set(Sender(client, len(await raw_request.body())))
+    close, behind = claim.close, isinstance(request, FusionResponsesRequest) and bool(request.background)
     try:
         async with within_deadline(seconds, deadline):
-            await state.structures.check(request)
-            answer = await _naming_the_fault(create, request, state)
-            if not isinstance(answer, BaseModel):
+            for part in request.parts if checked is None else checked:
+                await state.structures.check(part)
+            answer = await naming_the_fault(create, request, state)
+            if behind and not isinstance(answer, ErrorResponse):
+                attaches, close = [], _nothing  # what generates behind the answer holds the place, and the trace
+            elif not isinstance(answer, BaseModel):
                 # A stream has not asked the engine yet: whoever is refused soon gets a status rather than an event.
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(keep_alive_s):
                         await claim.wait()
     except BaseException:
-        claim.close()
+        close()
         raise
+    headers = load_header(raw_request)
     if isinstance(answer, BaseModel):
-        claim.close()
-        return _json(answer, attaches)
+        close()
+        return _json(answer, attaches, headers)
     for attach in attaches:
         answer = attach_to_events(answer, attach)
-    events = placed(claim.wait, answer)
-    events = until(seconds, deadline, events, named_events=isinstance(request, FusionResponsesRequest))
-    return ClosingStream(events, claim.close, keep_alive_s)
+    events = answer if behind else placed(claim.wait, answer)
+    return ClosingStream(until(seconds, deadline, events, protocol), close, keep_alive_s, headers)
 
 
 def _settle(
@@ -110,9 +129,9 @@ def _settle(
     return settings, attaches
 
 
-async def _naming_the_fault(
-    create: Callable[[], Awaitable[Answer]], request: FusionRequest, state: ServerState
-) -> Answer:
+async def naming_the_fault(
+    create: Callable[[], Awaitable[Made]], request: FusionRequest, state: ServerState
+) -> Made | ErrorResponse:
     """Of what it refuses, vLLM names parameters of its own code, or none; the client knows a field."""
     told = (request, PROMPT_FIELDS[type(request)], state.engine_client.model_config.max_model_len)
     try:
@@ -125,10 +144,15 @@ async def _naming_the_fault(
     return renamed(answer, *told) if isinstance(answer, ErrorResponse) else answer
 
 
-def _json(answer: BaseModel, attaches: Sequence[Attach]) -> Response:
+def _nothing() -> None:
+    pass
+
+
+def _json(answer: BaseModel, attaches: Sequence[Attach], headers: Mapping[str, str] | None) -> Response:
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
-    body = answer.model_dump(mode="json", by_alias=True)
+    # Anthropic's blocks have the keys of their own kind only.
+    body = answer.model_dump(mode="json", by_alias=True, exclude_none=isinstance(answer, AnthropicMessagesResponse))
     for attach in attaches:
         attach(body)
-    return JSONResponse(body)
+    return JSONResponse(body, headers=headers)

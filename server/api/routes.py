@@ -6,17 +6,24 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from vllm.entrypoints.openai.responses.api_router import (  # the same events as vLLM's own route sends
     _convert_stream_to_sse_events,
 )
-from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_json_request, with_cancellation
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
 
 from server.api.errors import ERRORS, RequestError
 from server.api.generation import Answer, generate
-from server.api.requests import FusionChatCompletionRequest, FusionCompletionRequest, FusionResponsesRequest
+from server.api.requests import (
+    FusionBatchRequest,
+    FusionChatCompletionRequest,
+    FusionCompletionRequest,
+    FusionResponsesRequest,
+)
 from server.api.state import state_of
+from server.api.stream import RESPONSES
 from server.api.trace import attach_to_choices, attach_to_response
 
 router = APIRouter()
@@ -29,7 +36,6 @@ GENERATION: dict[str, Any] = {
 
 @router.post("/v1/chat/completions", **GENERATION)
 @with_cancellation
-@load_aware_call
 async def create_chat_completion(request: FusionChatCompletionRequest, raw_request: Request) -> Response:
     """Answer a conversation, in OpenAI's chat format."""
     state = state_of(raw_request)
@@ -40,12 +46,33 @@ async def create_chat_completion(request: FusionChatCompletionRequest, raw_reque
     )
 
 
+@router.post("/v1/chat/completions/batch", dependencies=GENERATION["dependencies"], responses=ERRORS)
+@with_cancellation
+async def create_batch(request: FusionBatchRequest, raw_request: Request) -> Response:
+    """Answer several conversations at once, one choice for each; no streams, no tools."""
+    state = state_of(raw_request)
+    most = state.config.limits.max_prompts
+    if len(request.messages) > most:
+        raise RequestError(
+            f"messages: at most {most} conversations are allowed in one request, not {len(request.messages)}",
+            "messages",
+        )
+    try:
+        _ = request.chats
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    return await generate(
+        raw_request, request, lambda: state.batch.create_batch_chat_completion(request, raw_request), attach_to_choices
+    )
+
+
 @router.post("/v1/completions", **GENERATION)
 @with_cancellation
-@load_aware_call
 async def create_completion(request: FusionCompletionRequest, raw_request: Request) -> Response:
     """Continue a text, in OpenAI's completions format."""
     state = state_of(raw_request)
+    tokenizer = state.engine_client.get_tokenizer()
+    request.begin_with(next((i for i in (tokenizer.bos_token_id, tokenizer.eos_token_id) if i is not None), None))
     return await generate(
         raw_request, request, lambda: state.completion.create_completion(request, raw_request), attach_to_choices
     )
@@ -53,9 +80,8 @@ async def create_completion(request: FusionCompletionRequest, raw_request: Reque
 
 @router.post("/v1/responses", **GENERATION)
 @with_cancellation
-@load_aware_call
 async def create_response(request: FusionResponsesRequest, raw_request: Request) -> Response:
-    """Answer in OpenAI's responses format."""
+    """Answer in OpenAI's responses format; `background` answers at once, and generates behind it."""
     state = state_of(raw_request)
 
     async def create() -> Answer:
@@ -64,4 +90,4 @@ async def create_response(request: FusionResponsesRequest, raw_request: Request)
             return answer
         return _convert_stream_to_sse_events(answer)
 
-    return await generate(raw_request, request, create, attach_to_response)
+    return await generate(raw_request, request, create, attach_to_response, RESPONSES)

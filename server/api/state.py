@@ -7,25 +7,23 @@ from typing import Any, Protocol, cast
 
 from starlette.datastructures import State
 from starlette.requests import Request
-from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
-from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.renderers import renderer_from_config
 from vllm.renderers.online_renderer import OnlineRenderer
 
 from server.api.admission import Admission
+from server.api.anthropic_serving import MessagesServing
 from server.api.completions import Completions
 from server.api.presets import PresetModels
+from server.api.stored import StoredResponses
 from server.api.structures import Structures
 from server.api.texts import Renderer
+from server.api.tool_calls import TOOL_PARSER, CutOffCalls
 from server.config import Config
 from server.engine.client import FusionEngine
 from server.engine.structures.compiler import Compiler
-
-# How a model writes its tool calls: <tool_call>{"name": ..., "arguments": ...}</tool_call>, the form of Qwen's and many
-# others' chat templates. Calls that the request requires have it forced by a grammar, so any model makes them.
-TOOL_PARSER = "hermes"
 
 
 class ServerState(Protocol):
@@ -38,9 +36,11 @@ class ServerState(Protocol):
     structures: Structures
     openai_serving_models: PresetModels
     serving_tokenization: ServingTokenization
-    chat: OpenAIServingChat
+    chat: CutOffCalls
+    batch: OpenAIServingChatBatch
+    messages: MessagesServing
     completion: OpenAIServingCompletion
-    responses: OpenAIServingResponses
+    responses: StoredResponses
 
 
 def state_of(raw_request: Request) -> ServerState:
@@ -76,10 +76,13 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
         either.warmup()
     serving: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
     typed.serving_tokenization = ServingTokenization(models, **serving, **templates)
-    typed.chat = OpenAIServingChat(engine, models, "assistant", **serving, **templates, **tools)
+    serving["enable_prompt_tokens_details"] = True
+    typed.chat = CutOffCalls(engine, models, "assistant", **serving, **templates, **tools)
+    typed.batch = OpenAIServingChatBatch(engine, models, "assistant", **serving, **templates, **tools)
+    typed.messages = MessagesServing(engine, models, "assistant", **serving, **templates, **tools)
     typed.completion = Completions(engine, models, **serving)
-    typed.responses = OpenAIServingResponses(engine, models, **serving, **templates, **tools)
+    typed.responses = StoredResponses(engine, models, **serving, **templates, **tools, config=config)
     if config.limits.max_tokens is not None:
-        for answering in (typed.chat, typed.completion, typed.responses):
+        for answering in (typed.chat, typed.batch, typed.messages, typed.completion, typed.responses):
             # What vLLM takes for requests that leave `max_tokens` out.
             answering.override_max_tokens = config.limits.max_tokens

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fastapi.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -17,7 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.admission import AdmissionError
 from server.api.deadline import too_late
-from server.api.errors import ENGINE_DEAD, admission_status, error_type
+from server.api.errors import ENGINE_DEAD, admission_status, anthropic_error, error_type
 
 # Clients pass over comments, and proxies see that the connection lives.
 COMMENT = b": keep-alive\n\n"
@@ -29,8 +29,14 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 class ClosingStream(StreamingResponse):
     """A stream that calls `close` when it is over, however it ends, and is never silent for `keep_alive_s`."""
 
-    def __init__(self, events: AsyncIterator[str], close: Callable[[], None], keep_alive_s: float) -> None:
-        super().__init__(events, headers=HEADERS, media_type="text/event-stream")
+    def __init__(
+        self,
+        events: AsyncIterator[str],
+        close: Callable[[], None],
+        keep_alive_s: float,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(events, headers={**HEADERS, **(headers or {})}, media_type="text/event-stream")
         self._close = close
         self._keep_alive_s = keep_alive_s
 
@@ -73,11 +79,19 @@ async def placed(wait: Callable[[], Awaitable[None]], events: AsyncIterator[str]
             yield event
 
 
-async def until(seconds: float, deadline: float, events: AsyncIterator[str], named_events: bool) -> AsyncIterator[str]:
+class Protocol(NamedTuple):
+    """How a protocol's streams end."""
+
+    error_event: Callable[[str, HTTPStatus], str]
+    """The event that says what went wrong."""
+    last: str = ""
+    """What follows the last event."""
+
+
+async def until(seconds: float, deadline: float, events: AsyncIterator[str], protocol: Protocol) -> AsyncIterator[str]:
     """Pass `events` on until the loop's time is `deadline`, which comes `seconds` after the request's start.
 
-    A stream that is cut off, or whose engine dies, ends with an error event: `named_events` has it in the form of the
-    responses API, otherwise it is that of chat and completions.
+    A stream that is cut off, or whose engine dies, ends with an error event of its protocol.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -107,20 +121,33 @@ async def until(seconds: float, deadline: float, events: AsyncIterator[str], nam
             raise
         task.uncancel()
     except EngineDeadError:
-        yield _error_event(ENGINE_DEAD, HTTPStatus.SERVICE_UNAVAILABLE, named_events)
+        yield protocol.error_event(ENGINE_DEAD, HTTPStatus.SERVICE_UNAVAILABLE)
     except AdmissionError as error:
-        yield _error_event(str(error), admission_status(error), named_events)
+        yield protocol.error_event(str(error), admission_status(error))
     finally:
         timer.cancel()
     if late:
-        yield _error_event(too_late(seconds), HTTPStatus.GATEWAY_TIMEOUT, named_events)
-    if not named_events:
-        yield "data: [DONE]\n\n"
+        yield protocol.error_event(too_late(seconds), HTTPStatus.GATEWAY_TIMEOUT)
+    if protocol.last:
+        yield protocol.last
 
 
-def _error_event(message: str, status: HTTPStatus, named: bool) -> str:
-    if named:
-        body = {"type": "error", "code": error_type(status), "message": message, "param": None}
-        return f"event: error\ndata: {json.dumps(body)}\n\n"
+def _chat_error(message: str, status: HTTPStatus) -> str:
     error = create_error_response(message, err_type=error_type(status), status_code=status)
     return f"data: {error.model_dump_json()}\n\n"
+
+
+def _responses_error(message: str, status: HTTPStatus) -> str:
+    body = {"type": "error", "code": error_type(status), "message": message, "param": None}
+    return f"event: error\ndata: {json.dumps(body)}\n\n"
+
+
+def _messages_error(message: str, status: HTTPStatus) -> str:
+    return f"event: error\ndata: {json.dumps(anthropic_error(message, status))}\n\n"
+
+
+CHAT = Protocol(_chat_error, "data: [DONE]\n\n")
+"""Chat and completions."""
+RESPONSES = Protocol(_responses_error)
+MESSAGES = Protocol(_messages_error)
+"""Anthropic's."""

@@ -79,7 +79,17 @@ class LimitsConfig(Section):
         "left of the context after the prompt.",
     )
     max_n: Whole = Field(64, description="The largest `n` of a request.")
-    max_prompts: Whole = Field(256, description="Prompts in one request to `/v1/completions`.")
+    max_prompts: Whole = Field(
+        256, description="Prompts in one request to `/v1/completions`, or conversations in one batch."
+    )
+    stored_responses: Count = Field(
+        128,
+        description="Answers of `/v1/responses` kept in memory for each key, for `previous_response_id`, `background` "
+        "and reading them again; the oldest goes first. 0 keeps none.",
+    )
+    stored_bytes: Whole = Field(
+        32 * 1024 * 1024, description="Size of the answers that are kept for each key, with their requests."
+    )
     read_timeout_s: Seconds = Field(
         30.0, description="How long a client may take to send a request's headers, and then its body."
     )

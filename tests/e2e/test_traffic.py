@@ -43,6 +43,7 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entry("rare", requests_per_minute=2),
         entry("short", tokens_per_minute=100),
         entry("reader", requests_per_minute=2),
+        entry("brief", tokens_per_minute=500),
     ]
     path.write_text(yaml.safe_dump({"keys": entries}))
     return path
@@ -62,6 +63,7 @@ def busy(family: Path, keys_file: Path, tmp_path_factory: pytest.TempPathFactory
         "limits.max_tokens": 2000,
         "limits.max_n": 4,
         "limits.max_prompts": 3,
+        "limits.stored_responses": 5,
         "auth.keys_file": keys_file,
     }
     arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
@@ -95,8 +97,8 @@ class TestKeys:
             response = httpx.get(busy.url + path)
             assert response.status_code == 401
             assert response.headers["www-authenticate"] == "Bearer"
-            assert error(response) == "Authorization: an API key is needed, sent as 'Bearer KEY'"
-        for path in ("/health", "/ready", "/metrics", "/version", "/docs", "/openapi.json"):
+            assert error(response).startswith("Authorization: an API key is needed, sent as 'Bearer KEY'")
+        for path in ("/health", "/ready", "/load", "/metrics", "/version", "/docs", "/openapi.json"):
             assert httpx.get(busy.url + path).status_code == 200
 
     def test_presets_of_a_key(self, busy: ServerProcess) -> None:
@@ -374,6 +376,123 @@ class TestQueue:
             return answer.usage.completion_tokens
 
         assert await asyncio.gather(*(ask(seed) for seed in range(20))) == [20] * 20
+
+
+class TestStoredResponses:
+    """A key's answers of `/v1/responses` are its own and few, and their places are free when they end."""
+
+    @staticmethod
+    def client(busy: ServerProcess, key: str) -> OpenAI:
+        return OpenAI(base_url=busy.url + "/v1", api_key=f"key-{key}", max_retries=0)
+
+    @staticmethod
+    def ask(client: OpenAI, tokens: int = 2, **options: Any) -> Any:
+        extra = {"ignore_eos": True, **options.pop("extra_body", {})}
+        return client.responses.create(model="giant", input="a", max_output_tokens=tokens, extra_body=extra, **options)
+
+    def test_one_key_never_sees_anothers(self, busy: ServerProcess) -> None:
+        blue, green = self.client(busy, "blue"), self.client(busy, "green")
+        own = {"request_id": "chosen"}
+        for background in (False, True):
+            answer = self.ask(blue, background=background, extra_body=own)
+            for method in (green.responses.retrieve, green.responses.cancel, green.responses.delete):
+                with pytest.raises(openai.NotFoundError, match="there is no response 'chosen'"):
+                    method("chosen")
+            with pytest.raises(openai.NotFoundError, match="previous_response_id"):
+                self.ask(green, previous_response_id="chosen")
+            # The same id is another response for another key.
+            other = self.ask(green, 4, extra_body=own)
+            wait_for(lambda: blue.responses.retrieve("chosen").status == "incomplete", 20)
+            assert blue.responses.retrieve("chosen").usage.output_tokens == 2  # type: ignore[union-attr]
+            assert green.responses.retrieve("chosen").usage == other.usage
+            green.responses.delete("chosen")
+            assert blue.responses.retrieve("chosen").id == answer.id
+            blue.responses.delete("chosen")
+
+    def test_the_oldest_goes(self, busy: ServerProcess) -> None:
+        blue = self.client(busy, "blue")
+        kept = self.ask(self.client(busy, "green"))
+        ids = [self.ask(blue).id for _ in range(7)]
+        for gone in ids[:2]:
+            with pytest.raises(openai.NotFoundError):
+                blue.responses.retrieve(gone)
+        assert [blue.responses.retrieve(found).id for found in ids[2:]] == ids[2:]
+        assert self.client(busy, "green").responses.retrieve(kept.id).id == kept.id
+
+    def test_more_in_the_background_than_places(self, busy: ServerProcess) -> None:
+        """Two run, two wait, the next is refused; all end, and the server is as before."""
+        blue = self.client(busy, "blue")
+        ids = [self.ask(blue, 300, background=True).id for _ in range(4)]
+        with pytest.raises(openai.RateLimitError, match="waiting already"):
+            self.ask(blue, background=True)
+        wait_for(
+            lambda: all(blue.responses.retrieve(found).status not in ("queued", "in_progress") for found in ids), 60
+        )
+        assert metric(busy.url, "fusion_admission_running") == 0
+        assert post(busy).status_code == 200
+
+    def test_patience_and_time_end_in_the_background_too(self, busy: ServerProcess) -> None:
+        blue = self.client(busy, "blue")
+        with streams(busy, 2, headers=header("blue"), n=4, logprobs=5):
+            waiting = self.ask(blue, background=True).id
+            wait_for(lambda: blue.responses.retrieve(waiting).status not in ("queued", "in_progress"), 20)
+            late = blue.responses.retrieve(waiting)
+        assert late.status == "failed"
+        assert late.error is not None
+        assert (late.error.code, "no place became free within 2 s" in late.error.message) == (
+            "rate_limit_exceeded",
+            True,
+        )
+
+    def test_used_tokens_are_what_a_key_pays_for(self, busy: ServerProcess) -> None:
+        short = OpenAI(base_url=busy.url + "/v1", api_key="key-brief", max_retries=0)
+        for _ in range(4):  # each may need most of a minute's tokens, and uses few
+            self.ask(short, 400, extra_body={"ignore_eos": False, "stop": list("etaoinshrdlu ")[:4], "seed": 1})
+
+
+class TestAnthropicKeys:
+    def test_either_header(self, busy: ServerProcess) -> None:
+        body = {"model": "giant-red", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+        for headers, status in (
+            ({"X-Api-Key": "key-red"}, 200),
+            (header("red"), 200),
+            ({"X-Api-Key": "wrong"}, 401),
+            ({}, 401),
+            ({"X-Api-Key": "key-blue", "Authorization": "Bearer wrong"}, 401),
+        ):
+            answer = httpx.post(busy.url + "/v1/messages", json=body, headers=headers)
+            assert answer.status_code == status
+            if status == 401:
+                assert answer.json()["error"]["type"] == "authentication_error"
+        answer = httpx.post(busy.url + "/v1/messages", json=body | {"model": "giant"}, headers={"X-Api-Key": "key-red"})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (403, "permission_error")
+
+    def test_limits(self, busy: ServerProcess) -> None:
+        url, headers = busy.url + "/v1/messages", {"X-Api-Key": "key-blue"}
+        body = {"model": "giant", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
+        answer = httpx.post(url, json=body | {"max_tokens": 2001}, headers=headers)
+        assert (answer.status_code, error(answer)) == (400, "max_tokens: at most 2000 is allowed here, not 2001")
+        with streams(busy, 2, headers=header("blue")):
+            waiting = [Stream(busy, 3, header("blue")) for _ in range(2)]
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 2)
+            for path in ("", "/count_tokens"):
+                answer = httpx.post(url + path, json=body, headers=headers)
+                assert (answer.status_code, answer.json()["error"]["type"]) == (429, "rate_limit_error")
+                assert int(answer.headers["retry-after"]) >= 1
+            for stream in waiting:
+                stream.close()
+
+    def test_a_stream_that_takes_too_long(self, busy: ServerProcess) -> None:
+        messages = [{"role": "user", "content": "a"}]
+        body = {"model": "giant-all", "messages": messages, "max_tokens": 2000, "stream": True}
+        with streams(busy, 1, headers=header("blue"), n=4, logprobs=5, prompt=["a", "b", "c"]):
+            text = httpx.post(busy.url + "/v1/messages", json=body, headers=header("green"), timeout=60).text
+        events = [line.removeprefix("event: ") for line in text.splitlines() if line.startswith("event: ")]
+        assert events[0] == "message_start"
+        assert "[DONE]" not in text
+        if events[-1] != "message_stop":  # a slow machine, or a model that goes on
+            assert events[-1] == "error"
+            assert '"timeout_error"' in text
 
 
 class TestLog:

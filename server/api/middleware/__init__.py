@@ -1,5 +1,6 @@
 """What happens to a request before and after the app: its id and log line, its client, its limits."""
 
+from server.api.middleware.anthropic import AnthropicErrors
 from server.api.middleware.authentication import Authentication, client_of
 from server.api.middleware.body import BodyLimits
 from server.api.middleware.draining import Draining
@@ -10,6 +11,7 @@ from server.api.middleware.rates import RateHeaders
 
 __all__ = [
     "AllowedHosts",
+    "AnthropicErrors",
     "Authentication",
     "BodyLimits",
     "Draining",

@@ -11,11 +11,16 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.api.errors import error_response
+from server.api.shelf import owner
 from server.auth import ANYBODY, Client, Keys
 
 # What shows nothing of anybody's and costs nothing; the rest needs a key.
-OPEN_PATHS = frozenset({"", "/", "/health", "/ready", "/version", "/docs", "/docs/oauth2-redirect", "/openapi.json"})
+OPEN_PATHS = frozenset(
+    {"", "/", "/health", "/ready", "/load", "/version", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
+)
 OPEN_FOLDERS = ("/playground/",)
+# What clients of Anthropic's protocol send instead.
+KEY_HEADER = "X-Api-Key"
 
 
 def client_of(request: Request) -> Client:
@@ -24,7 +29,7 @@ def client_of(request: Request) -> Client:
 
 
 class Authentication:
-    """Asks for `Authorization: Bearer KEY` where keys are configured."""
+    """Asks for `Authorization: Bearer KEY`, or `X-Api-Key: KEY`, where keys are configured."""
 
     def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app = app
@@ -35,17 +40,19 @@ class Authentication:
         if scope["type"] == "http":
             client = self._client(scope)
             if client is None:
-                given = "authorization" in Headers(scope=scope)
+                headers_given = Headers(scope=scope)
+                given = next((name for name in ("Authorization", KEY_HEADER) if name in headers_given), None)
                 message = (
-                    "Authorization: this API key is not known"
+                    f"{given}: this API key is not known"
                     if given
-                    else "Authorization: an API key is needed, sent as 'Bearer KEY'"
+                    else f"Authorization: an API key is needed, sent as 'Bearer KEY', or the key alone as {KEY_HEADER}"
                 )
                 headers = {"WWW-Authenticate": "Bearer"}
                 response = error_response(message, None, HTTPStatus.UNAUTHORIZED, headers)
                 await response(scope, receive, send)
                 return
             scope.setdefault("state", {})["client"] = client
+            owner.set(client.name)  # here, in the request's first task, for all that it starts
         await self._app(scope, receive, send)
 
     def _client(self, scope: Scope) -> Client | None:
@@ -55,7 +62,10 @@ class Authentication:
         needed = self._keys.required_for_metrics if of_metrics else self._keys.required and not _is_open(path, scope)
         if not needed:
             return ANYBODY
-        scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+        headers = Headers(scope=scope)
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if not scheme:
+            scheme, key = "bearer", headers.get(KEY_HEADER, "")
         if scheme.lower() != "bearer":
             return None
         return self._keys.metrics_client(key.strip()) if of_metrics else self._keys.client(key.strip())
