@@ -102,7 +102,7 @@ def serve(
 
     fetch_weights(report.members)
     listen = Listen(host, port, drain_timeout, log_level.value, log_format.value)
-    leave(serve_members(report.config, report.members, report.as_dict(), listen))
+    leave(serve_members(report.config, report.members, report.as_dict(), listen, report.remarks))
 
 
 @app.command(epilog=EXIT_CODES)

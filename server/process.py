@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -25,7 +25,7 @@ from server.auth import Keys
 from server.config import Config
 from server.engine.members import Members
 from server.errors import ServerError
-from server.logs import configure_logs
+from server.logs import configure_logs, notice
 
 if TYPE_CHECKING:
     from server.admission import Gate
@@ -52,8 +52,10 @@ class Listen:
     log_format: str
 
 
-def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Listen) -> int:
+def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Listen, remarks: Sequence[str] = ()) -> int:
     """Serve until a signal; return the process' exit code: 0 after a clean end, 1 when the engine died.
+
+    `remarks` are logged first.
 
     Leave the process with `leave`.
 
@@ -62,6 +64,8 @@ def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Liste
         ServerError: the address cannot be bound, or the engine does not start.
     """
     configure_logs(listen.log_level, listen.log_format)
+    for remark in remarks:
+        notice(remark)
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, _abandon)  # until the server is up and takes them itself
     keys = Keys(Path(config.auth.keys_file) if config.auth.keys_file else None)

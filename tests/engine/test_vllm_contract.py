@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 import vllm
-from vllm.config import CacheConfig, ParallelConfig, VllmConfig
+from vllm.config import CacheConfig, ModelConfig, ParallelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.plugins import DEFAULT_PLUGINS_GROUP
@@ -24,7 +25,9 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu_input_batch import InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
+from evaluation.decoding import GREEDY
 from server.engine.batch import FusionSettingsTracker
+from server.engine.checks.generation import NAMES
 from server.engine.cpu_worker import FusionCPUWorker
 from server.engine.extension import FusionWorkerExtension
 from server.engine.plugin import register
@@ -113,6 +116,14 @@ def test_engine_client_methods() -> None:
     assert list(inspect.signature(AsyncLLM.generate).parameters)[1:4] == ["prompt", "sampling_params", "request_id"]
     assert {"timeout", "args"} <= set(inspect.signature(AsyncLLM.collective_rpc).parameters)
     assert isinstance(AsyncLLM.errored, property)
+
+
+def test_what_a_request_may_take_from_generation_config() -> None:
+    listed = source(ModelConfig.get_diff_sampling_param).partition("available_params = [")[2].partition("]")[0]
+    assert [name.strip().strip('"') for name in listed.split(",") if name.strip()] == list(NAMES)
+    assert set(CompletionRequest(prompt="a")._DEFAULT_SAMPLING_PARAMS) == set(GREEDY), (
+        "the evaluation must name them all"
+    )
 
 
 class TestGeneratorsOnCPU:
