@@ -77,8 +77,10 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        extras = "".join(f" {name}={value}" for name, value in _extras(record).items())
-        return super().formatMessage(record) + extras
+        # vLLM marks every record of a process with the process' name; here all are the server's.
+        extras = {name: value for name, value in _extras(record).items() if name != "vllm_process_name"}
+        listed = "".join(f" {name}={value}" for name, value in extras.items())
+        return super().formatMessage(record) + listed
 
 
 class JsonFormatter(logging.Formatter):
