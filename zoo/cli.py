@@ -64,7 +64,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="A family's folder.")] = 
     if not (folder / MANIFEST).is_file():
         typer.echo(f"{folder / MANIFEST}: missing; name the folder of a family that `zoo train` made", err=True)
         raise typer.Exit(1)
-    with Phases() as phases:
+    with Phases(lambda _: None) as phases:  # in a log, the faults and nothing else
         phases.begin("checking files and answers")
         found = list(faults(folder))
     for fault in found:

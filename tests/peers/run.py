@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,6 +26,7 @@ HERE = Path(__file__).parent
 PAGE = HERE.parents[1] / "docs" / "peers.md"
 PEERS = ("plain", "fusion")
 FILES = (HERE / "files.txt").read_text().split()
+STARTS_A_SERVER = re.compile(r"\bRemote\w*Server\b")
 Outcomes = dict[str, str]
 
 
@@ -74,19 +76,46 @@ def reason_for(test: str, reasons: dict[str, str]) -> str | None:
     return next((key for key in reasons if test == key or test.startswith(key)), None)
 
 
-def page(plain: Outcomes, fusion: Outcomes, reasons: dict[str, str]) -> str:
-    """Return docs/peers.md."""
-    differing = [test for test, outcome in plain.items() if outcome == "passed" and fusion.get(test) != "passed"]
-    counts = {key: Counter(outcomes.values()) for key, outcomes in (("plain vLLM", plain), ("this server", fusion))}
+def page(plain: Outcomes, fusion: Outcomes, reasons: dict[str, str], entrypoints: Path) -> str:
+    """Return docs/peers.md.
+
+    Raises:
+        ValueError: a file that starts a server is neither run nor left out with a reason.
+    """
+    counts = {key: Counter(outcomes.values()) for key, outcomes in (("vLLM's server", plain), ("this server", fusion))}
     lines = ["| | passed | failed | error | skipped |", "|---|---:|---:|---:|---:|"]
     for name, count in counts.items():
         cells = [str(count[kind]) for kind in ("passed", "failure", "error", "skipped")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
-    found: Counter[str] = Counter(key for test in differing if (key := reason_for(test, reasons)) is not None)
+    found = Counter(reason_for(test, reasons) for test in differing(plain, fusion))
     rows = ["| test | how many | why |", "|---|---:|---|"]
     rows += [f"| `{key}` | {found[key]} | {reasons[key]} |" for key in reasons if found[key]]
     text = (HERE / "page.md").read_text()
-    return text.format(version=VERSION, counts="\n".join(lines), reasons="\n".join(rows), files=len(FILES))
+    others = "\n".join(_left_out(entrypoints))
+    parts = {"counts": "\n".join(lines), "reasons": "\n".join(rows) if found else "Nothing.", "others": others}
+    return text.format(version=VERSION, files=len(FILES), **parts)
+
+
+def _left_out(entrypoints: Path) -> Iterator[str]:
+    """Yield a table of the files that start a server and are not run."""
+    why: dict[str, str] = yaml.safe_load((HERE / "left_out.yaml").read_text())
+    files, tests = Counter[str](), Counter[str]()
+    for path in sorted(entrypoints.rglob("test_*.py")):
+        name, text = path.relative_to(entrypoints).as_posix(), path.read_text()
+        if name in FILES or not STARTS_A_SERVER.search(text):
+            continue
+        key = next((key for key in why if name.startswith(key)), None)
+        if key is None:
+            raise ValueError(f"{name} starts a server: put it into files.txt, or into left_out.yaml with the reason")
+        files[key] += 1
+        tests[key] += len(re.findall(r"^ *(?:async )?def test_", text, re.MULTILINE))
+    yield from ("| files | how many | test functions | they need |", "|---|---:|---:|---|")
+    yield from (f"| `{key}` | {files[key]} | {tests[key]} | {why[key]} |" for key in why if files[key])
+
+
+def differing(plain: Outcomes, fusion: Outcomes) -> list[str]:
+    """Return the tests that pass on vLLM's server and not here."""
+    return [test for test, outcome in plain.items() if outcome == "passed" and fusion.get(test) != "passed"]
 
 
 def main() -> int:
@@ -105,15 +134,15 @@ def main() -> int:
         run(peer, folder, arguments, given.files or FILES)
     plain, fusion = (read(folder / f"{peer}.xml") if (folder / f"{peer}.xml").is_file() else {} for peer in PEERS)
     reasons: dict[str, str] = yaml.safe_load((HERE / "reasons.yaml").read_text()) or {}
-    differing = [test for test, outcome in plain.items() if outcome == "passed" and fusion.get(test) != "passed"]
-    bare = [test for test in differing if reason_for(test, reasons) is None]
-    idle = set(reasons) - {reason_for(test, reasons) for test in differing}
+    worse = differing(plain, fusion)
+    bare = [test for test in worse if reason_for(test, reasons) is None]
+    idle = set(reasons) - {reason_for(test, reasons) for test in worse}
     for name, outcomes in (("plain vLLM", plain), ("this server", fusion)):
         print(f"{name}: {dict(Counter(outcomes.values()))}")
     print(*(f"passes on plain vLLM, not here: {test}" for test in bare), sep="\n")
     whole = not (given.files or given.only or given.expression)
     if whole:
-        PAGE.write_text(page(plain, fusion, reasons))
+        PAGE.write_text(page(plain, fusion, reasons, folder / "tests" / "entrypoints"))
         print(*(f"a reason that nothing needs any more: {key}" for key in sorted(idle)), sep="\n")
     return 1 if bare or (whole and idle) else 0
 
