@@ -8,7 +8,7 @@ STAMP := $(VENV)/.$(PLATFORM)-installed
 DEV_STAMP := $(VENV)/.dev-installed
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-dev serve test test-long lint format lock clean
+.PHONY: setup setup-dev serve test test-long test-peers lint format lock clean
 
 setup: $(STAMP)
 setup-dev: $(DEV_STAMP)
@@ -36,6 +36,10 @@ test: setup-dev
 
 test-long: setup-dev
 	$(BIN)/pytest --timeout=3600
+
+# vLLM's own HTTP tests, against this server and against vLLM's: about 20 minutes for each (docs/peers.md).
+test-peers: setup-dev
+	$(BIN)/python -m tests.peers.run
 
 lint: setup-dev
 	$(BIN)/ruff check .

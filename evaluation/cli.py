@@ -69,16 +69,16 @@ def evaluate(
 
 
 def _run(evaluation: Evaluation) -> Results:
-    """Run with a progress bar. SIGTERM ends it as Ctrl-C does, with the servers that it started."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Run, showing each cell. SIGTERM ends it as Ctrl-C does, with the servers that it started."""
+    from server.progress import Phases
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("reading the suite", total=None)
+    with Phases() as phases:
+        phases.begin("reading the suite")
 
-        def watch(what: str, done: int, total: int) -> None:
-            progress.update(bar, description=what, completed=done, total=total or None)
+        def watch(what: str, done: int, total: int, note: str) -> None:
+            if phases.current != what:
+                phases.begin(what, total)
+            phases.update(done, note)
 
         async def run() -> Results:
             task = asyncio.current_task()

@@ -14,6 +14,7 @@ from typing import Any, Self
 from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 from openai.types import Completion
 
+from evaluation.decoding import GREEDY
 from evaluation.examples import Example
 from evaluation.suite import Task
 from server.errors import ServerError
@@ -99,9 +100,8 @@ class Client:
                 prompt=encoded.prompt,
                 max_tokens=task.max_tokens,
                 stop=list(task.stop) or None,
-                temperature=0.0,
                 logprobs=0 if traced else None,
-                extra_body=body,
+                extra_body=GREEDY | body,
             ),
         )
         seconds = time.time() - started
@@ -124,7 +124,7 @@ class Client:
                 max_tokens=0,
                 echo=True,
                 logprobs=0,
-                extra_body={"fusion": fusion} if fusion else {},
+                extra_body=GREEDY | ({"fusion": fusion} if fusion else {}),
             ),
         )
         seconds = time.time() - started

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from evaluation.bootstrap import Estimate
+from evaluation.decoding import GREEDY
 from evaluation.plan import TUNED
 from evaluation.report import Row, TableReport
 
@@ -15,11 +16,15 @@ intervals, by a bootstrap over examples, paired where settings are compared. Gap
 "mean of seen tasks" is the mean of the tasks' own numbers, "mean scores" the gap closed by the tasks' mean score; where
 a task is scored in nats there is no mean score, and the mean's differences are those of the gap closed.
 """
+DECODING = f"""\
+Every request, also those to the fine-tuned models, was sent with
+{", ".join(f"{name} {value:g}" for name, value in GREEDY.items())}: greedy, whatever the servers' own defaults are.
+"""
 
 
 def to_markdown(reports: Iterable[TableReport]) -> str:
     """Return all tables, with a note on how to read them."""
-    return "\n".join(["# Evaluation", "", NOTE, *(_table(report) for report in reports)])
+    return "\n".join(["# Evaluation", "", NOTE, DECODING, *(_table(report) for report in reports)])
 
 
 def _table(report: TableReport) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
+from evaluation.decoding import GREEDY
 from evaluation.examples import Example
 from evaluation.suite import Suite, Table, Task
 
@@ -41,7 +42,7 @@ class Cell:
     def key(self, fingerprint: str, task: Task, example: Example, shots: Iterable[Example]) -> str:
         """Return the name of one answer in the store: a digest of all that the answer and its score depend on."""
         asked = task.model_dump(include={"metric", "chat", "max_tokens", "stop", "extract", "normalise"})
-        parts = [fingerprint, asked, vars(example), [vars(s) for s in shots], self.fusion, self.upper]
+        parts = [fingerprint, asked, vars(example), [vars(s) for s in shots], self.fusion, self.upper, GREEDY]
         return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 

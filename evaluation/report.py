@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from evaluation.bootstrap import DRAWS, Draws, Estimate, Scores, gap_closed, mean
+from evaluation.decoding import GREEDY
 from evaluation.plan import TUNED, TablePlan
 from evaluation.run import Results
 from evaluation.store import Record
@@ -62,7 +63,8 @@ def as_json(results: Results, reports: Iterable[TableReport], seed: int) -> dict
         }
         for cell, records in results.records.items()
     ]
-    return {"seed": seed, "draws": DRAWS, "tables": [asdict(report) for report in reports], "cells": cells}
+    tables = [asdict(report) for report in reports]
+    return {"seed": seed, "draws": DRAWS, "decoding": GREEDY, "tables": tables, "cells": cells}
 
 
 def _summarise_table(results: Results, table: TablePlan, draws: dict[str, Draws]) -> TableReport:

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # Traces cost time, and so many tell how the weights move.
 TRACED = 32
 
-Watch = Callable[[str, int, int], None]
-"""Told what is being asked, how many answers are there, and how many there will be."""
+Watch = Callable[[str, int, int, str], None]
+"""Told what is being asked, how many of its answers are there and will be, and how far the whole run is."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Evaluation:
         keys = {cell: self._keys(cell, known.fingerprint) for cell in cells}
         missing = {cell: [i for i, key in enumerate(keys[cell]) if key not in store] for cell in cells}
         if any(missing.values()):
-            watch("starting the engine" if source.url is None else "connecting", 0, 0)
+            watch("starting the engine" if source.url is None else "connecting", 0, 0, "")
             async with connected(source, log) as client:
                 await self._ask(client, known.presets[0], missing, keys, store, watch)
         return {cell: [store[key] for key in keys[cell]] for cell in cells}
@@ -99,20 +99,22 @@ class Evaluation:
         total, done = sum(map(len, missing.values())), 0
         free = asyncio.Semaphore(self._concurrency)
 
-        async def ask(cell: Cell, index: int) -> None:
+        async def ask(cell: Cell, index: int, before: int) -> None:
             nonlocal done
             async with free:
                 record = await self._answer(client, cell, cell.upper or default, index)
             store.add({"key": keys[cell][index], **record})
             done += 1
-            watch(cell.name, done, total)
+            watch(cell.name, done - before, len(missing[cell]), f"{done:,} of {total:,} answers")
 
         for cell, indices in missing.items():
-            watch(cell.name, done, total)
+            if not indices:
+                continue
+            watch(cell.name, 0, len(indices), "")
             try:
                 async with asyncio.TaskGroup() as requests:
                     for index in indices:
-                        requests.create_task(ask(cell, index))
+                        requests.create_task(ask(cell, index, done))
             except ExceptionGroup as faults:
                 # The first fault ended the others.
                 raise faults.exceptions[0] from None

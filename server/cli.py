@@ -17,6 +17,7 @@ from evaluation.cli import evaluate
 from server.chat.command import chat
 from server.errors import ConfigError, ServerError
 from server.logs import quiet_libraries
+from server.progress import Phases, Say, say
 
 # Nothing slow is imported up here: `--help` should answer at once, and vLLM alone takes seconds.
 if TYPE_CHECKING:
@@ -95,13 +96,22 @@ def serve(
     The members are checked before their weights load. Once the engine is up, the address is printed with a curl line
     and a Python example.
     """
-    report = _checked(config, overrides, log_level)
+    lines: list[str] = []
+    # Logs are set up once the checks have not ended in a fault, which is one plain line.
+    report = _checked(config, overrides, log_level, lines.append)
     from server.engine.members import fetch_weights
+    from server.logs import configure_logs, notice
     from server.process import Listen, leave
     from server.process import serve as serve_members
 
-    fetch_weights(report.members)
-    listen = Listen(host, port, drain_timeout, log_level.value, log_format.value)
+    configure_logs(log_level.value, log_format.value)
+    for line in (*lines, *report.remarks):
+        notice(line)
+    if any(member.hub_id for member in report.members.all):
+        with Phases(notice) as phases:
+            phases.begin("fetching weights")
+            fetch_weights(report.members)
+    listen = Listen(host, port, drain_timeout)
     leave(serve_members(report.config, report.members, report.as_dict(), listen))
 
 
@@ -165,17 +175,16 @@ def _fail(error: Exception, code: int) -> None:
     sys.exit(code)
 
 
-def _checked(config: Path | None, overrides: list[str] | None, log_level: LogLevel) -> Report:
+def _checked(config: Path | None, overrides: list[str] | None, log_level: LogLevel, say: Say = say) -> Report:
     """Load and check a configuration, with the libraries on the way saying nothing of their own."""
     quiet_libraries(log_level.value)
-    from rich.console import Console
-
     from server.config import load_config
 
     # A warning about this machine, such as that Triton is missing, would stand before the one line of a fault.
     logging.disable(logging.WARNING)
     try:
-        with Console(stderr=True).status("Checking the models ..."):
+        with Phases(say) as phases:
+            phases.begin("checking the models")
             loaded = load_config(config, overrides or ())
             # Imports vLLM, which takes seconds.
             from server.engine.checks import check_members

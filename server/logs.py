@@ -51,6 +51,18 @@ def configure_logs(log_level: str, log_format: str) -> None:
     logging.basicConfig(level=log_level.upper(), handlers=[handler], force=True)
 
 
+def notice(message: str, **extras: object) -> None:
+    """Log a line that is there at every level: what whoever reads a log should know of the start.
+
+    `extras` follow the message as `name=value`, or are keys of the line's JSON object.
+    """
+    _NOTICES.setLevel(logging.INFO)
+    _NOTICES.info(message, extra=extras)
+
+
+_NOTICES = logging.getLogger("logit_fusion")
+
+
 def _extras(record: logging.LogRecord) -> dict[str, Any]:
     return {name: value for name, value in vars(record).items() if name not in _STANDARD}
 
@@ -65,8 +77,10 @@ class _TextFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        extras = "".join(f" {name}={value}" for name, value in _extras(record).items())
-        return super().formatMessage(record) + extras
+        # vLLM marks every record of a process with the process' name; here all are the server's.
+        extras = {name: value for name, value in _extras(record).items() if name != "vllm_process_name"}
+        listed = "".join(f" {name}={value}" for name, value in extras.items())
+        return super().formatMessage(record) + listed
 
 
 class JsonFormatter(logging.Formatter):

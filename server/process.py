@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,7 +26,8 @@ from server.auth import Keys
 from server.config import Config
 from server.engine.members import Members
 from server.errors import ServerError
-from server.logs import configure_logs
+from server.logs import notice
+from server.progress import Phases
 
 if TYPE_CHECKING:
     from server.admission import Gate
@@ -48,8 +50,6 @@ class Listen:
     host: str
     port: int
     drain_timeout_s: float
-    log_level: str
-    log_format: str
 
 
 def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Listen) -> int:
@@ -61,7 +61,6 @@ def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Liste
         ConfigError: the keys cannot be read.
         ServerError: the address cannot be bound, or the engine does not start.
     """
-    configure_logs(listen.log_level, listen.log_format)
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, _abandon)  # until the server is up and takes them itself
     keys = Keys(Path(config.auth.keys_file) if config.auth.keys_file else None)
@@ -83,17 +82,21 @@ async def _serve(
 ) -> int:
     console = Console(stderr=True)
     started = time.monotonic()
-    with console.status("Starting the engine ..."):
-        # Importing vLLM alone takes seconds, so it waits for the status line.
+    with Phases(notice) as phases:
+        phases.begin("starting the engine")
+        # Importing vLLM alone takes seconds, so it waits for the phase that shows it.
         from server.app import build_app, build_metrics_app
         from server.connection import uvicorn_config
         from server.engine.launch import start_engine
+        from server.engine.phases import listening
         from server.engine.processes import EngineProcesses
 
         try:
-            engine = start_engine(config, members)
+            with listening(partial(_show, phases, sizes, bool(config.engine.get("enforce_eager")))):
+                engine = start_engine(config, members)
         except Exception as error:
             raise ServerError(f"the engine did not start: {_last_line(error)}") from error
+        phases.end(f"KV cache of {engine.vllm_config.cache_config.kv_cache_size_tokens or 0:,} tokens")
     try:
         app = build_app(engine, config, sizes, keys)
         if metrics_sock is not None:
@@ -122,6 +125,21 @@ async def _serve(
         return 1 if engine.errored else 0
     finally:
         engine.shutdown(timeout=ENGINE_STOP_SECONDS)
+
+
+def _show(phases: Phases, sizes: dict[str, Any], eager: bool, told: dict[str, Any]) -> None:
+    """Show what the engine's processes announce (`server.engine.phases`)."""
+    member, phase = told["member"], str(told["phase"])
+    if member:
+        phase, parameters = f"loading {member}", told["parameters"]
+        if phases.current != phase:
+            total = next((each["parameters"] for each in sizes["members"] if each["name"] == member), 0)
+            phases.begin(phase, total)
+        phases.update(parameters)
+    else:
+        words = {"building": "building the members", "warming": "warming up"}
+        words["first pass"] = "measuring memory" if eager else "compiling, measuring memory"
+        phases.begin(words[phase])
 
 
 def _signals_stop() -> asyncio.Event:

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from server.progress import Phases
 
 ZOO = Path(str(files("zoo")))
 
@@ -32,24 +32,18 @@ def train(
 
     _quiet()
     torch.set_num_threads(threads)
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        TextColumn("{task.completed:>9,} tokens  loss {task.fields[loss]:.3f}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    with Phases() as phases:
+        phases.begin("reading the data, training the tokenizer")
 
         def stage(name: str, tokens: int) -> Callable[[int, float], None]:
-            row = bar.add_task(name, total=tokens, loss=float("nan"))
-            mean = float("nan")
+            phases.begin(name, tokens)
+            total, mean = 0, float("nan")
 
             def step(read: int, loss: float) -> None:
-                nonlocal mean
+                nonlocal total, mean
+                total += read
                 mean = loss if math.isnan(mean) else 0.95 * mean + 0.05 * loss
-                bar.update(row, advance=read, loss=mean)
+                phases.update(total, f"{total:,} tokens, loss {mean:.3f}")
 
             return step
 
@@ -70,11 +64,12 @@ def verify(folder: Annotated[Path, typer.Argument(help="A family's folder.")] = 
     if not (folder / MANIFEST).is_file():
         typer.echo(f"{folder / MANIFEST}: missing; name the folder of a family that `zoo train` made", err=True)
         raise typer.Exit(1)
-    count = 0
-    for fault in faults(folder):
+    with Phases(lambda _: None) as phases:  # in a log, the faults and nothing else
+        phases.begin("checking files and answers")
+        found = list(faults(folder))
+    for fault in found:
         typer.echo(fault, err=True)
-        count += 1
-    if count:
+    if found:
         raise typer.Exit(1)
     typer.echo(f"{folder}: every file and every answer is as expected")
 

@@ -29,7 +29,10 @@ def chat(
         str | None, typer.Option(envvar="LOGIT_FUSION_API_KEY", help="API key, where the server asks for one.")
     ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.0,
+    temperature: Annotated[
+        float,
+        typer.Option(min=0.0, help="0 always takes the likeliest token (after penalties, if the server has any)."),
+    ] = 0.0,
 ) -> None:
     """Talk to a running server; each token takes the colour of the expert that moved it most.
 

@@ -85,6 +85,23 @@ taken. A preset's name may also start with a digit and hold dots, and has 64 cha
 are not yours to set:
 
 {owned}
+
+## Sampling settings that requests leave out
+
+What a request does not say comes from the large model's `generation_config.json`, as in vLLM's own server:
+`temperature`, `top_p`, `top_k`, `min_p`, the three penalties, and `max_new_tokens` as `max_tokens`. The other members'
+files are not read, whatever the weighting. Penalties hold at `temperature: 0` too, whose answers are then not the
+likeliest tokens. `check` says what was found, the server logs it at its start, and `GET /v1/fusion/experts` has it as
+`sampling_defaults`.
+
+| `engine.generation_config` | |
+|---|---|
+| `auto` (default) | the large model's file |
+| `vllm` | none: vLLM's own defaults (temperature 1, nothing cut, no penalties) |
+| a folder | that folder's file; its `max_new_tokens` also bounds what requests may ask |
+
+`engine.override_generation_config: {{temperature: 0.7}}` is laid over it. What the file says of where an answer ends
+(`eos_token_id`) belongs to the model and always counts.
 """
 
 

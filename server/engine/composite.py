@@ -24,6 +24,7 @@ from vllm.transformers_utils.config import get_config, get_hf_text_config
 
 from fusion_kernels import fuse_logits, warm_up
 from server.engine.member import SmallMember
+from server.engine.phases import BUILDING, announce, announce_first_pass, counted
 from server.engine.weights import add_task_vectors, task_vectors
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class LogitFusionForCausalLM(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
+        announce(BUILDING)
         fusion = vllm_config.model_config.hf_config.fusion
         large_prefix = maybe_prefix(prefix, "large")
         large_config = _quantised_under(vllm_config, large_prefix)
@@ -156,13 +158,15 @@ class LogitFusionForCausalLM(nn.Module):
         for source, stream in groupby(weights, key=lambda item: _split(item[0])[0]):
             named: Iterable[tuple[str, torch.Tensor]] = ((_split(name)[1], tensor) for name, tensor in stream)
             if source is None:
-                prefix, member = "large", self.large
+                prefix, title, member = "large", "large", self.large
             elif source == 0:
-                prefix, member = "base", self.base
+                prefix, title, member = "base", "base", self.base
             else:
-                prefix, member = f"experts.{source - 1}", self.experts[source - 1]
-                named = add_task_vectors(named, task_vectors(self._expert_sources[source - 1]))
-            loaded |= {f"{prefix}.{name}" for name in member.load_weights(named)}
+                expert = self._expert_sources[source - 1]
+                prefix, title, member = f"experts.{source - 1}", expert["name"], self.experts[source - 1]
+                named = add_task_vectors(named, task_vectors(expert))
+            loaded |= {f"{prefix}.{name}" for name in member.load_weights(counted(title, named))}
+        announce_first_pass(self)
         return loaded
 
 

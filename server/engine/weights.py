@@ -6,6 +6,9 @@ while the base's weights stream by, so no part is kept whole:
 
     adapter:  W = W_base + scaling * B A
     merge:    W = W_base + sum_i w_i tau_i,  tau_i = W_i - W_base, or scaling_i * B_i A_i for an adapter
+
+Sums stay in float32, whatever the files hold, and are rounded once, to the engine's number format, where vLLM copies
+them into its parameters. In a file's bfloat16 a small change of a large weight is lost.
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class AdapterTaskVector:
 def add_task_vectors(
     base: Iterable[tuple[str, torch.Tensor]], parts: Iterable[tuple[float, TaskVector]]
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Stream base + sum_i w_i tau_i, summed in float32 and returned in the base's dtype."""
+    """Stream base + sum_i w_i tau_i: float32 where anything was added, the base's own tensor elsewhere."""
     parts = list(parts)
     for name, tensor in base:
         deltas = [(weight, part.delta(name, tensor)) for weight, part in parts]
@@ -73,7 +76,7 @@ def add_task_vectors(
         for weight, delta in deltas:
             if delta is not None:
                 total = total + weight * delta
-        yield name, total.to(tensor.dtype)
+        yield name, total
 
 
 def task_vectors(source: dict[str, Any]) -> list[tuple[float, TaskVector]]:

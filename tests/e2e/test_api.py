@@ -29,6 +29,7 @@ def test_members_and_their_sizes(server: ServerProcess) -> None:
     answer = get(server, "/v1/fusion/experts").json()
     assert [member["name"] for member in answer["members"]] == ["large", "base", "red", "blue"]
     assert all(member["parameters"] > 0 for member in answer["members"])
+    assert answer["sampling_defaults"] == {}
 
 
 def test_tokenize_and_detokenize_are_inverse(server: ServerProcess) -> None:

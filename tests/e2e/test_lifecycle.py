@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import socket
 import subprocess
@@ -37,6 +38,19 @@ def test_the_greeting(server: ServerProcess) -> None:
     assert f"logit-fusion serves giant, giant-red, giant-blue, giant-all at {server.url}" in log
     assert f"curl {server.url}/v1/chat/completions" in log
     assert "from openai import OpenAI" in log
+
+
+def test_the_log_of_a_start_says_where_the_time_went(server: ServerProcess) -> None:
+    wait_for(lambda: "Ready after" in server.log.read_text())
+    start = server.log.read_text().partition("Ready after")[0]
+    found = re.findall(r"^\d\d:\d\d:\d\d INFO ([a-z, ]+): \d+\.\d s(.*)$", start, re.MULTILINE)
+    assert [phase for phase, _ in found][:7] == [
+        "checking the models",
+        "starting the engine",
+        "building the members",
+        *(f"loading {member}" for member in ("large", "base", "red", "blue")),
+    ]
+    assert re.fullmatch(r", KV cache of [1-9][0-9,]* tokens", found[-1][1])
 
 
 def test_a_large_model_alone(server: ServerProcess, alone: ServerProcess) -> None:

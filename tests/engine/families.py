@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.models import make_adapter, make_expert, make_model
 
 LARGE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "layers": 3, "heads": 4, "kv_heads": 2}
+PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ENGINE = "{dtype: float32, max_model_len: 160, max_num_seqs: 4, enforce_eager: true, kv_cache_memory_bytes: 33554432}"
 
 
@@ -81,13 +82,13 @@ def make(family: Callable[[Path], None], folder: Path) -> Path:
 def make_derived(folder: Path) -> Path:
     """A family whose experts are adapters and merges, in the configuration; beside them, the same as whole models.
 
-    The whole models are made by PEFT (`merge_and_unload`) and by plain sums of state dictionaries.
+    The files are bfloat16, as most published ones are. The whole models are float32, made by PEFT
+    (`merge_and_unload`) and by plain sums of state dictionaries.
     """
     make_model(folder / "large", **LARGE)
-    make_model(folder / "base", "qwen2", seed=1, vocab_size=512)
+    make_model(folder / "base", "qwen2", seed=1, vocab_size=512, dtype="bfloat16")
     make_expert(folder / "red", folder / "base", seed=2)
-    modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    make_adapter(folder / "lora", folder / "base", target_modules=modules, use_rslora=True, seed=4)
+    make_adapter(folder / "lora", folder / "base", target_modules=PROJECTIONS, use_rslora=True, seed=4)
     sources = {
         "red": "{model: ./red}",
         "adapted": "{adapter: ./lora}",

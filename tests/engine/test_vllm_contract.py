@@ -10,8 +10,9 @@ from typing import Any
 import vllm
 import vllm.v1.worker.cpu.shm
 from vllm import SamplingParams
-from vllm.config import CacheConfig, ParallelConfig, VllmConfig
+from vllm.config import CacheConfig, ModelConfig, ParallelConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.forward_context import ForwardContext, create_forward_context, override_forward_context
 from vllm.model_executor.layers.attention.attention import Attention
@@ -34,6 +35,8 @@ from vllm.v1.worker.gpu.sample import prompt_logprob
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
 from vllm.v1.worker.utils import AttentionGroup
 
+from evaluation.decoding import GREEDY
+from server.engine.checks.generation import NAMES
 from server.engine.extension import FusionWorkerExtension
 from server.engine.plugin import register
 
@@ -206,6 +209,14 @@ def test_engine_client_methods() -> None:
     assert list(inspect.signature(AsyncLLM.generate).parameters)[1:4] == ["prompt", "sampling_params", "request_id"]
     assert {"timeout", "args"} <= set(inspect.signature(AsyncLLM.collective_rpc).parameters)
     assert isinstance(AsyncLLM.errored, property)
+
+
+def test_what_a_request_may_take_from_generation_config() -> None:
+    listed = source(ModelConfig.get_diff_sampling_param).partition("available_params = [")[2].partition("]")[0]
+    assert [name.strip().strip('"') for name in listed.split(",") if name.strip()] == list(NAMES)
+    assert set(CompletionRequest(prompt="a")._DEFAULT_SAMPLING_PARAMS) == set(GREEDY), (
+        "the evaluation must name them all"
+    )
 
 
 class TestStructuredOutputs:

@@ -19,6 +19,7 @@ import yaml
 from tests.evaluation.suites import write_rows, write_suite
 from tests.hf_loop import HFLoop, Settings
 from tests.models import make_family
+from tests.server.family import edit
 from tests.server_process import ServerProcess
 
 KEY = "a-key-for-the-tests"
@@ -38,7 +39,11 @@ KL_GRID = Settings("kl-grid", ("red",))
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_family(tmp_path_factory.mktemp("family"))
+    """Its large model comes with sampling settings of its own, of which the evaluation must know nothing."""
+    config = make_family(tmp_path_factory.mktemp("family"))
+    own = {"do_sample": True, "temperature": 0.7, "top_k": 2, "repetition_penalty": 1.8}
+    edit(config.parent / "large" / "generation_config.json", **own)
+    return config
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +140,12 @@ def test_scores_are_those_computed_offline(suite: Path, oracle: HFLoop, tmp_path
             totals = [log_likelihood(oracle, prompt, ids, settings)[0] for ids in texts]
             assert record["output"] == pytest.approx(totals, abs=1e-3)
             assert record["value"] == float(totals.index(max(totals)) == row["right"])
+    for log in ("server.log", "upper.log"):
+        said = (tmp_path / log).read_text()
+        assert "from the large model's generation_config.json: repetition_penalty 1.8, temperature 0.7, top_k 2" in said
+    assert "repetition_penalty 1, presence_penalty 0" in (tmp_path / "results.md").read_text()
     saved = json.loads((tmp_path / "results.json").read_text())
+    assert saved["decoding"]["repetition_penalty"] == 1.0
     talk = saved["tables"][0]["rows"][0]
     for column, asked in (("large", {"weighting": "none"}), ("kl-grid", KL_GRID.field())):
         values = [

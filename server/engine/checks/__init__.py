@@ -15,6 +15,7 @@ from server.engine.checks.architecture import (
     kv_dtype_bytes,
     resolve_dtype,
 )
+from server.engine.checks.generation import describe_defaults, sampling_defaults
 from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
 from server.engine.checks.vocabulary import check_vocabularies, vocabulary_rows
 from server.engine.members import Member, Members, resolve_members
@@ -52,6 +53,8 @@ class Report:
     max_model_len: int
     """The engine's setting, or else the smallest member's limit."""
     dtype: str
+    sampling_defaults: dict[str, Any]
+    """What requests get that leave it out, by their fields' names; where empty, vLLM's own defaults hold."""
     remarks: tuple[str, ...]
     """What may surprise but is no fault."""
 
@@ -71,6 +74,7 @@ class Report:
             "dtype": self.dtype,
             "max_model_len": self.max_model_len,
             "vocabulary": self.vocabulary,
+            "sampling_defaults": self.sampling_defaults,
             "members": [
                 {
                     "name": report.member.name,
@@ -102,6 +106,8 @@ def check_members(config: Config) -> Report:
     tensors = {member.name: read_tensors(member) for member in members.all if member.kind == "model"}
     remarks = check_adapters(members, tensors)
     check_merges(members, tensors)
+    defaults = sampling_defaults(members.large, config.engine)
+    remarks += filter(None, [describe_defaults(defaults, config.engine)])
     kv_bytes = kv_dtype_bytes(config.engine, dtype)
     reports = []
     for member in members.all:
@@ -123,7 +129,7 @@ def check_members(config: Config) -> Report:
         if dtype != "float32" and stored == {"F32"} and member.kind == "model":
             remarks.append(f"{member.name}: stored in float32, served in {dtype} (engine.dtype)")
     config = config.model_copy(update={"engine": {**config.engine, "max_model_len": max_model_len}})
-    return Report(config, members, tuple(reports), vocabulary, max_model_len, dtype, tuple(remarks))
+    return Report(config, members, tuple(reports), vocabulary, max_model_len, dtype, defaults, tuple(remarks))
 
 
 def _weigh(member: Member, tensors: Mapping[str, Tensor], dtype: str) -> tuple[int, int]:

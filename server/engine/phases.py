@@ -1,0 +1,84 @@
+"""What the engine's processes are at while they start, told to the server's process.
+
+They inherit the path of a Unix datagram socket in their environment and send a few short JSON objects to it. Nobody
+waits for anybody: without a listener, or with a full one, a message is lost, and the engine starts all the same. On a
+machine of its own (vLLM's multi-node executors) there is no such path, and nothing is shown.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+# The environment variable that holds the socket's path.
+SOCKET = "LOGIT_FUSION_PHASES"
+BUILDING, LOADING, FIRST_PASS, WARMING = "building", "loading", "first pass", "warming"
+SECONDS_BETWEEN = 0.1
+
+
+def announce(phase: str, member: str = "", parameters: int = 0) -> None:
+    """Tell the server what this process is at; the first of several ranks speaks for all."""
+    path = os.environ.get(SOCKET)
+    if path is None or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        return
+    message = json.dumps({"phase": phase, "member": member, "parameters": parameters}).encode()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.sendto(message, path)
+
+
+def counted(member: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Pass a member's tensors on, announcing how many parameters have been read."""
+    read, told = 0, 0.0
+    for name, tensor in tensors:
+        if time.monotonic() - told >= SECONDS_BETWEEN:
+            announce(LOADING, member, read)
+            told = time.monotonic()
+        yield name, tensor
+        read += tensor.numel()
+
+
+def announce_first_pass(model: nn.Module) -> None:
+    """Announce that the weights are there, and later that the first forward pass, which compiles, is over."""
+
+    def over(*_: Any) -> None:
+        handle.remove()
+        announce(WARMING)
+
+    handle = model.register_forward_hook(over)
+    announce(FIRST_PASS)
+
+
+@contextlib.contextmanager
+def listening(hear: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Hand what engines announce that start inside this block to `hear`, in a thread of its own."""
+    with tempfile.TemporaryDirectory(prefix="logit-fusion-") as folder:
+        path = str(Path(folder) / "phases")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.bind(path)
+            thread = threading.Thread(target=_hand_on, args=(sock, hear), name="engine-phases", daemon=True)
+            thread.start()
+            os.environ[SOCKET] = path
+            try:
+                yield
+            finally:
+                del os.environ[SOCKET]
+                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+                    end.sendto(b"", path)
+                thread.join()
+
+
+def _hand_on(sock: socket.socket, hear: Callable[[dict[str, Any]], None]) -> None:
+    while message := sock.recv(65536):
+        hear(json.loads(message))
