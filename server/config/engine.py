@@ -47,6 +47,8 @@ OWNED: dict[str, str] = {
     "enable_dbo": "a member reads its own part of a batch, which halves of the batch would not have",
     "ubatch_size": "a member reads its own part of a batch, which halves of the batch would not have",
     "kv_transfer_config": "a connector would move a step's KV cache before the members have read it",
+    "kv_offloading_size": "a connector would move a step's KV cache before the members have read it",
+    "kv_offloading_backend": "a connector would move a step's KV cache before the members have read it",
     "ec_transfer_config": _MULTIMODAL,
     "kv_sharing_fast_prefill": "the members' prompts are read whole",
     "worker_cls": _FUSED,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
+from vllm.utils import torch_utils
 
 from fusion_kernels import Weighting
 from fusion_kernels.weighting import FIRST_EXPERT
@@ -75,7 +76,9 @@ class Aggregates:
         experts, device = table.num_experts, table.device
         self._pending: list[_Step] = []
         self._tokens = np.zeros(presets * len(Weighting), dtype=np.int64)
+        # By slot: tokens that its request may still get, and those that it has got there.
         self._left = np.zeros(len(table.slots), dtype=np.int64)
+        self._rows = np.zeros(len(table.slots), dtype=np.int64)
         # Whoever loads a model makes its dtype and device the default ones.
         whole, real = {"dtype": torch.int64, "device": device}, {"dtype": torch.float64, "device": device}
         self._broken = torch.zeros(presets, FIRST_EXPERT + experts, **whole)  # type: ignore[call-overload]
@@ -88,14 +91,16 @@ class Aggregates:
 
     def begin(self, slot: int, tokens: int) -> None:
         """A request enters a slot, and may get so many tokens there at most."""
-        self._left[slot] = tokens
+        self._left[slot], self._rows[slot] = tokens, 0
 
     def reached_limit(self, slot: int) -> bool:
         """Whether the request in a slot has had as many tokens as it may get."""
         return bool(self._left[slot] <= 0)
 
     def retract(self, slot: int) -> None:
-        """Take back the newest row of a slot, whose token nobody gets."""
+        """Take back the newest row of a slot's present request, whose token nobody gets; it may have none yet."""
+        if not self._rows[slot]:
+            return
         for step in reversed(self._pending):
             rows = np.flatnonzero((step.slots == slot) & step.generates)
             if len(rows):
@@ -107,7 +112,9 @@ class Aggregates:
         fusion = None
         if fused is not None and use is not None:
             fusion = _Fusion(tuple(experts), use, fused.alpha, fused.kl_fused, fused.broken)
-        np.subtract.at(self._left, step.slots[step.generates], 1)
+        slots = step.slots[step.generates]
+        np.subtract.at(self._left, slots, 1)
+        np.add.at(self._rows, slots, 1)
         self._pending.append(_Step(step.slots, self._table.labels[step.slots], step.generates, fusion))
         if len(self._pending) >= MAX_PENDING_STEPS:
             self._fold(KEPT_STEPS)
@@ -141,8 +148,10 @@ class Aggregates:
             torch.cat([getattr(fusion, name) for _, fusion in steps]) for name in ("use", "alpha", "kl", "broken")
         )
         device = alpha.device
-        labels = torch.from_numpy(np.concatenate([step.labels for step, _ in steps])).to(device)
-        generated = torch.from_numpy(np.concatenate([step.generates for step, _ in steps])).to(device)
+        labels, generated = (
+            torch_utils.async_tensor_h2d(np.concatenate([getattr(step, name) for step, _ in steps]), device=device)
+            for name in ("labels", "generates")
+        )
         preset, kind = labels // len(Weighting), labels % len(Weighting)
         places = torch.tensor(experts, device=device)
         members = torch.cat([torch.arange(FIRST_EXPERT, device=device), places + FIRST_EXPERT])

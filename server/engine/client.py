@@ -68,6 +68,7 @@ class FusionEngine(AsyncLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._traces: WeakValueDictionary[str, Trace] = WeakValueDictionary()
+        self._has_members: bool = self.model_config.hf_config.fusion["base"] is not None
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
         leave_checks_to_api(self.input_processor)
         self.asked = asyncio.Event()
@@ -102,7 +103,8 @@ class FusionEngine(AsyncLLM):
         if sampling_params.structured_outputs is not None:
             sampling_params.structured_outputs = readable(sampling_params.structured_outputs, self._compact)
         settings = FusionSettings.of(sampling_params)
-        prompt = _salted(prompt, settings)
+        if self._has_members:
+            prompt = _salted(prompt, settings)
         here = place.get()
 
         def start(params: SamplingParams, name: str) -> AsyncGenerator[RequestOutput, None]:
@@ -152,10 +154,9 @@ class FusionEngine(AsyncLLM):
 def _salted(prompt: Any, settings: FusionSettings) -> Any:
     """The prompt, whose cached prefixes only requests share that run the same members.
 
-    A request leaves holes in the KV cache of the members that it does not run: another must not read its blocks.
+    A request leaves holes in the KV cache of the members that it does not run: another must not read its blocks. What
+    a client writes into `cache_salt` stands before the last slash, so it cannot be taken for a set of members.
     """
-    if not settings.members_used:
-        return prompt
     members = ",".join(map(str, settings.members_used))
     return {**prompt, "cache_salt": f"{prompt.get('cache_salt') or ''}/members={members}"}
 

@@ -117,8 +117,17 @@ class LogitFusionForCausalLM(nn.Module):
         Float32 where any row fuses; the large model's own logits, in their dtype, where none does.
         """
         # vLLM asks for a prompt's logprobs by a thousand rows, each of which costs the logits of all members here.
-        parts = [self._logits(part) for part in torch.split(hidden_states, self.state.max_rows)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = torch.split(hidden_states, self.state.max_rows)
+        if len(parts) == 1:
+            return self._logits(hidden_states)
+        first = self._logits(parts[0])
+        # Float32, as later parts may fuse where the first does not.
+        logits = first.new_empty(hidden_states.shape[0], first.shape[1], dtype=torch.float32)
+        logits[: first.shape[0]] = first
+        for number, part in enumerate(parts[1:], start=1):
+            start = number * self.state.max_rows
+            logits[start : start + part.shape[0]] = self._logits(part)
+        return logits
 
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         large: torch.Tensor = self.large.compute_logits(hidden)
@@ -185,7 +194,8 @@ def _all_rows(model: Any, part: MemberRows, number: int) -> torch.Tensor:
     logits: torch.Tensor = model.compute_logits(part.hidden)
     if part.rows is None:
         return logits
-    whole = logits.new_zeros(number, logits.shape[1])
+    # Of the same stride as the head's own output, for which the kernel is compiled.
+    whole = logits.new_zeros(number, logits.stride(0))[:, : logits.shape[1]]
     whole[part.rows] = logits
     return whole
 

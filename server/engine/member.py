@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import create_forward_context, override_forward_context
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -47,16 +47,24 @@ class SmallMember:
         self._groups = self._graphs = None
         self._metadata = {}
 
-    def run(
-        self, sub: SubBatch, build: BuildMetadata, attn_groups: AttentionGroups, kv_cache_config: KVCacheConfig
-    ) -> torch.Tensor:
+    def take_groups(self, attn_groups: AttentionGroups, device: torch.device) -> None:
+        """Make the member's own attention groups from the model runner's, unless they are made."""
+        if self._groups is not None:
+            return
+        # Some builders ask for the configuration that is in force.
+        with set_current_vllm_config(self.config):
+            self._groups = [
+                [self._own_group(group, device) for group in groups if self._layers(group)] for groups in attn_groups
+            ]
+
+    def run(self, sub: SubBatch, build: BuildMetadata, kv_cache_config: KVCacheConfig) -> torch.Tensor:
         """Hidden states [m, width] of the sub-batch's m tokens, in memory that may be written again."""
         graph = None if self._graphs is None else self._graphs.graph_for(sub)
         if graph is not None:
             assert self._graphs is not None
             return self._graphs.run(sub, graph)
-        groups = self._own_groups(attn_groups, sub.slot_mappings.device)
-        self._metadata = build(sub, groups, kv_cache_config, CUDAGraphMode.NONE, False)
+        assert self._groups is not None
+        self._metadata = build(sub, self._groups, kv_cache_config, CUDAGraphMode.NONE, False)
         return self._forward(sub)
 
     def profile(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -68,12 +76,11 @@ class SmallMember:
         build: BuildMetadata,
         decode_query_len: int,
         block_tables: BlockTables,
-        attn_groups: AttentionGroups,
         kv_cache_config: KVCacheConfig,
     ) -> None:
         """Capture the CUDA graphs over this KV cache, in the place of those that there are."""
-        self._graphs = None
-        groups = self._own_groups(attn_groups, block_tables.device)
+        self._graphs, groups = None, self._groups
+        assert groups is not None
 
         def build_for_graph(sub: SubBatch, for_capture: bool) -> None:
             # vLLM's runner captures with mode NONE and replays with FULL; the sizes are the padded ones in both.
@@ -105,16 +112,13 @@ class SmallMember:
             states: torch.Tensor = self.model(input_ids, positions)
         return states
 
-    def _own_groups(self, attn_groups: AttentionGroups, device: torch.device) -> AttentionGroups:
-        if self._groups is None:
-            self._groups = [
-                [self._own_group(group, device) for group in groups if self._layers(group)] for groups in attn_groups
-            ]
-        return self._groups
-
     def _own_group(self, group: AttentionGroup, device: torch.device) -> AttentionGroup:
         own = replace(group, layer_names=self._layers(group), metadata_builders=[])
         own.create_metadata_builders(self.config, device, group.kernel_block_size)
+        # FlashInfer's workspace has hundreds of megabytes; what shares it runs on one stream, one after another.
+        for theirs, builder in zip(group.metadata_builders, own.metadata_builders, strict=False):
+            if hasattr(builder, "set_workspace_buffer") and hasattr(theirs, "_get_workspace_buffer"):
+                builder.set_workspace_buffer(theirs._get_workspace_buffer())
         return own
 
     def _layers(self, group: AttentionGroup) -> list[str]:

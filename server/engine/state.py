@@ -86,7 +86,6 @@ class _Pass:
     batch: InputBatch
     block_tables: tuple[torch.Tensor, ...]
     slot_mappings: torch.Tensor
-    attn_groups: AttentionGroups
     kv_cache_config: KVCacheConfig
     dummy: bool
     subs: list[SubBatch | None]
@@ -113,7 +112,8 @@ class FusionModelState(DefaultModelState):
         self._slot_of: dict[str, int] = {}
         self._prepared: _Pass | None = None
         self._pass: _Pass | None = None
-        self._profiled: list[torch.Tensor] | None = None
+        self._profiled: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Token ids and positions of a pass without requests or attention."""
         composite.state = self
         if device.type == "cpu":
             cpu_runner.warm_up()
@@ -125,10 +125,11 @@ class FusionModelState(DefaultModelState):
         super().add_request(req_index, new_req_data)
         params = new_req_data.sampling_params
         assert params is not None
+        wants_prompt = params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
         self._slot_of[new_req_data.req_id] = req_index
         self.table.add(
             req_index,
-            Slot(FusionSettings.of(params), new_req_data.prompt_len, params.prompt_logprobs is not None),
+            Slot(FusionSettings.of(params), new_req_data.prompt_len, wants_prompt),
         )
         known = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
         self.aggregates.begin(req_index, (params.max_tokens or 0) - known)
@@ -165,9 +166,11 @@ class FusionModelState(DefaultModelState):
         model_specific_attn_metadata: Any = None,
     ) -> dict[str, Any]:
         """Attention metadata of the large model's layers; the step is noted for the small members."""
+        for member in self.members:
+            member.take_groups(attn_groups, self.device)
         # A dummy batch has no prompts.
         dummy = not input_batch.prefill_len_np.any()
-        self._prepared = _Pass(input_batch, block_tables, slot_mappings, attn_groups, kv_cache_config, dummy, [], [])
+        self._prepared = _Pass(input_batch, block_tables, slot_mappings, kv_cache_config, dummy, [], [])
         return super().prepare_attn(
             input_batch,
             cudagraph_mode,
@@ -185,7 +188,7 @@ class FusionModelState(DefaultModelState):
         step, self._prepared = self._prepared, None
         self._pass = self._profiled = None
         if step is None or step.batch is not input_batch:
-            self._profiled = [member.profile(input_batch.input_ids, input_batch.positions) for member in self.members]
+            self._profiled = input_batch.input_ids, input_batch.positions
         else:
             self._pass = step
             self._run_members(step)
@@ -211,7 +214,7 @@ class FusionModelState(DefaultModelState):
             if key not in known:
                 known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
             sub = known[key]
-            hidden = member.run(sub, self._metadata, step.attn_groups, step.kv_cache_config)
+            hidden = member.run(sub, self._metadata, step.kv_cache_config)
             step.subs.append(sub)
             step.hidden.append(self._kept(sub, hidden))
 
@@ -247,6 +250,7 @@ class FusionModelState(DefaultModelState):
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         """There is a new KV cache; vLLM profiles the memory of graphs over one that it throws away."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
+        self._prepared = self._pass = self._profiled = None
         for member in self.members:
             member.forget()
 
@@ -262,7 +266,8 @@ class FusionModelState(DefaultModelState):
             return
         query_len = self.vllm_config.num_speculative_tokens + self.num_new_sampled_tokens_per_step
         for member in self.members:
-            member.capture(self._metadata, query_len, block_tables, attn_groups, kv_cache_config)
+            member.take_groups(attn_groups, self.device)
+            member.capture(self._metadata, query_len, block_tables, kv_cache_config)
 
     # --- logits -------------------------------------------------------------------------------------------------
 
@@ -283,8 +288,10 @@ class FusionModelState(DefaultModelState):
 
     def _profiling_rows(self, hidden: torch.Tensor) -> CallRows:
         number = hidden.shape[0]
-        states = self._profiled
-        if states is None:
+        if self._profiled is not None:
+            # Here rather than before the large model's pass: what compiles first is the measure of shared workspaces.
+            states = [member.profile(*self._profiled) for member in self.members]
+        else:
             assert self._pass is not None
             states = [state for state in self._pass.hidden if state is not None]
         # Any rows will do; there may be fewer than the call has.

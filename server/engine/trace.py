@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from vllm.distributed import get_tensor_model_parallel_rank
 
 if TYPE_CHECKING:
     from fusion_kernels import Fused
@@ -71,6 +72,7 @@ class TraceLog:
 
     def __init__(self, table: SlotTable) -> None:
         self._table = table
+        self._keeps = get_tensor_model_parallel_rank() == 0
         self._steps: list[_Step] = []
         self._rows: dict[str, list[TraceRow]] = defaultdict(list)
         self._ended: dict[str, None] = {}
@@ -79,7 +81,7 @@ class TraceLog:
         """Note the rows of a step: the large model's logits [N, V], and their fusion over `experts`; `None` where
         nothing was fused.
         """
-        if not self._table.traced:
+        if not self._table.traced or not self._keeps:
             return
         slots = [self._traced(index, gives) for index, gives in zip(step.slots, step.generates, strict=True)]
         if not any(slots):

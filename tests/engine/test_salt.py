@@ -1,0 +1,38 @@
+"""Prefixes are shared between requests that run the same members, and a client cannot claim another set."""
+
+from __future__ import annotations
+
+import itertools
+
+from fusion_kernels import Weighting
+from server.engine.client import _salted
+from server.engine.settings import FusionSettings
+
+SETTINGS = [
+    FusionSettings(),
+    FusionSettings(Weighting.ALONE, (0,)),
+    FusionSettings(Weighting.KL, (0,)),
+    FusionSettings(Weighting.KL, (0, 1)),
+]
+CLIENTS = [None, "", "a", "/members=", "/members=0,1", "a/members=0,1", "/members=0,1/members="]
+
+
+def salt(client: str | None, settings: FusionSettings) -> str:
+    prompt = {"prompt_token_ids": [1]} if client is None else {"prompt_token_ids": [1], "cache_salt": client}
+    found: str = _salted(prompt, settings)["cache_salt"]
+    return found
+
+
+def test_one_salt_for_each_client_and_set_of_members() -> None:
+    named = [client for client in CLIENTS if client is not None]
+    salts = {
+        (client, settings.members_used): salt(client, settings)
+        for client, settings in itertools.product(named, SETTINGS)
+    }
+    assert len(set(salts.values())) == len(salts)
+    assert salt(None, SETTINGS[2]) == salt("", SETTINGS[2])
+
+
+def test_the_weighting_does_not_matter() -> None:
+    static = FusionSettings(Weighting.STATIC, (1, 0), (0.3, 2.0), preset=2)
+    assert salt("a", static) == salt("a", FusionSettings(Weighting.KL_SAFE, (0, 1)))
