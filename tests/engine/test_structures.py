@@ -20,8 +20,8 @@ from vllm.v1.structured_output.backend_guidance import serialize_guidance_gramma
 from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 
 from server.config.structures import STRUCTURES_BACKEND, StructuresConfig
-from server.engine.structures.compiler import Compiler, Kind, Trial
-from server.engine.structures.grammar import StructureError, compiled_form, lark_of, tried, where_is
+from server.engine.structures.compiler import Compiler, Trial
+from server.engine.structures.grammar import Kind, StructureError, compiled_form, lark_of, tried, where_is
 from server.engine.structures.limits import Budget, parsed
 from server.engine.structures.pinned import pinned, readable
 from server.engine.structures.tags import lark_of_tag
@@ -199,7 +199,7 @@ def test_what_another_backend_would_drop_is_followed(
 
 
 def test_the_place_of_a_keyword() -> None:
-    schema = {"properties": {"not": {"items": {"not": {}}}}}
+    schema: Any = {"properties": {"not": {"items": {"not": {}}}}}
     assert where_is(schema, "not") == "properties.not.items"
     assert where_is({"not": {}}, "not") == ""
 
