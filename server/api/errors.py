@@ -167,7 +167,7 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     faults = error.errors()
-    places = [_place(fault) for fault in faults]
+    places = [_place(fault, error.body) for fault in faults]
     lines = [_sentence(fault, place) for fault, place in zip(faults, places, strict=True)]
     # A field that may have one of several types fails once for each of them.
     lines = list(dict.fromkeys(lines))
@@ -177,7 +177,7 @@ async def _validation_error(request: Request, error: RequestValidationError) -> 
     return error_response(message or "invalid request", next(iter(places), None), HTTPStatus.BAD_REQUEST)
 
 
-def _place(fault: Any) -> str | None:
+def _place(fault: Any, body: Any) -> str | None:
     """The field's dotted name as the client wrote it: `fusion.alpha`, `messages.0.role`."""
     if not isinstance(fault, dict):
         # vLLM's check of the content type reports a bare sentence.
@@ -187,7 +187,20 @@ def _place(fault: Any) -> str | None:
         return str(cause.parameter)
     if fault["type"] == "json_invalid":
         return "body"
-    return clean_loc_for_param(tuple(fault["loc"])).removeprefix("body.").removeprefix("query.")
+    where, *loc = fault["loc"]
+    if where != "body":
+        return clean_loc_for_param(tuple(fault["loc"])).removeprefix("query.")
+    written = []
+    for number, part in enumerate(loc, 1):
+        # Pydantic also names the branches of its unions, by the names of vLLM's and OpenAI's classes.
+        if (isinstance(body, dict) and part in body) or (
+            isinstance(body, list) and isinstance(part, int) and part < len(body)
+        ):
+            body = body[part]
+        elif not (fault["type"] == "missing" and number == len(loc)):
+            continue
+        written.append(str(part))
+    return ".".join(written) or "body"
 
 
 def _sentence(fault: Any, place: str | None) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.tokenizers import TokenizerLike
 
 from server.api.errors import RequestError
@@ -53,7 +54,10 @@ def _single_tokens(words: Iterable[str], tokenizer: TokenizerLike) -> frozenset[
         return frozenset()
     # vLLM's own reading of the words.
     params = SamplingParams(bad_words=words)
-    params.update_from_tokenizer(tokenizer)
+    try:
+        params.update_from_tokenizer(tokenizer)
+    except VLLMValidationError:
+        return frozenset()  # it refuses them itself, when it comes to them
     return frozenset(ids[0] for ids in params.bad_words_token_ids or () if len(ids) == 1)
 
 

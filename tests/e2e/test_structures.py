@@ -115,13 +115,18 @@ def test_followed_to_the_letter(server: ServerProcess, schema: dict[str, Any], t
 
 def test_options_beside_a_schema_are_followed(server: ServerProcess) -> None:
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
-    for options, expected in (
+    followed: list[tuple[dict[str, Any], str]] = [
         ({"disable_any_whitespace": True, "disable_additional_properties": True}, r'\{"a":1\}'),
         ({"whitespace_pattern": " ", "disable_additional_properties": True}, r'\{ ?"a" ?: ?1 ?\}'),
-    ):
+    ]
+    for options, expected in followed:
         body = structured(json=schema, **options) | {"max_tokens": 30}
         assert re.fullmatch(expected, httpx.post(server.url + TEXT, json=body).json()["choices"][0]["text"])
-    for options, words in (({"json": schema, "whitespace_pattern": "("}, "unclosed"), ({"regex": "a"}, "only")):
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"json": schema, "whitespace_pattern": "("}, "unclosed"),
+        ({"regex": "a"}, "only"),
+    ]
+    for options, words in refused:
         answer = httpx.post(server.url + TEXT, json=structured(**{"disable_any_whitespace": True, **options}))
         assert answer.status_code == 400
         assert words in error_of(answer)["message"]

@@ -20,8 +20,9 @@ from vllm.v1.structured_output.backend_guidance import serialize_guidance_gramma
 from vllm.v1.structured_output.backend_types import StructuredOutputOptions
 
 from server.config.structures import STRUCTURES_BACKEND, StructuresConfig
-from server.engine.structures.compiler import Compiler, Kind, Trial
-from server.engine.structures.grammar import StructureError, compiled_form, lark_of, tried, where_is
+from server.config.traffic import LimitsConfig
+from server.engine.structures.compiler import Compiler, Trial
+from server.engine.structures.grammar import Kind, StructureError, compiled_form, lark_of, tried, where_is
 from server.engine.structures.limits import Budget, parsed
 from server.engine.structures.pinned import pinned, readable
 from server.engine.structures.tags import lark_of_tag
@@ -199,7 +200,7 @@ def test_what_another_backend_would_drop_is_followed(
 
 
 def test_the_place_of_a_keyword() -> None:
-    schema = {"properties": {"not": {"items": {"not": {}}}}}
+    schema: Any = {"properties": {"not": {"items": {"not": {}}}}}
     assert where_is(schema, "not") == "properties.not.items"
     assert where_is({"not": {}}, "not") == ""
 
@@ -238,6 +239,18 @@ LIMITS = StructuresConfig(
 def test_limits_are_named(count: str, value: Any, setting: str) -> None:
     with pytest.raises(StructureError, match=setting):
         getattr(Budget(LIMITS, max_depth=5), count)(value)
+
+
+def test_the_defaults_pass_the_largest_schemas_that_people_publish() -> None:
+    """The most of each in JSONSchemaBench's public sets: values, an `enum`, a name, a pattern, levels."""
+    deep: Any = {}
+    for _ in range(27):
+        deep = {"items": deep}
+    schema = {
+        "properties": {"a" * 640: deep, "b": {"enum": list(range(5_383))}, "c": {"pattern": "a" * 5_153}},
+        "anyOf": [True] * 23_000,
+    }
+    Budget(StructuresConfig(), LimitsConfig().max_json_depth).count_schema(schema)
 
 
 def test_a_text_nested_too_deep_is_refused() -> None:

@@ -166,7 +166,7 @@ def test_a_forward_context_can_be_put_around_a_member() -> None:
 
 
 def test_a_salt_is_part_of_a_prompts_first_block() -> None:
-    assert 'cache_salt=decoder_input.get("cache_salt")' in source(InputProcessor)
+    assert 'cache_salt=decoder_input.get("cache_salt")' in source(InputProcessor.process_inputs)
     assert "request.cache_salt" in source(kv_cache_utils.generate_block_hash_extra_keys)
 
 

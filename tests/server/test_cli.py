@@ -83,6 +83,7 @@ def test_check_prints_what_members_cost_and_what_fits(built_family: Path) -> Non
     assert cells["large"] == ["model", "LlamaForCausalLM", "574,336", "2.2 MiB", "3", "1.5 KiB", "4,096", "512"]
     assert cells["lora"][0] == "adapter"
     assert cells["KV cache tokens"] == ["2,688"]
+    assert cells["structured outputs"] == ["guidance"]
     assert cells["requests of 256 tokens at once"] == ["10"]
 
 

@@ -297,6 +297,10 @@ def test_sharing_the_prefix_cache_is_true_or_false(folder: Path) -> None:
         ("engine.enforce_eager=maybe", "engine.enforce_eager: 'maybe' does not fit; it should be a valid boolean"),
         ("engine.dtype=float17", "engine.dtype: 'float17' does not fit; it should be 'auto', "),
         ("engine.tokenizer=x", "engine.tokenizer cannot be set: the tokenizer is the large model's"),
+        (
+            "engine.structured_outputs_config={backend: xgrammar}",
+            "engine.structured_outputs_config.backend cannot be set: it is always guidance",
+        ),
         ("engine.enable_lora=true", "engine.enable_lora cannot be set: adapters are experts here"),
     ],
 )

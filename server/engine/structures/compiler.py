@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import sys
 from collections import OrderedDict
 from copy import copy
@@ -95,8 +96,9 @@ class Compiler:
             worker = self._idle.pop() if self._idle else await self._start()
             answer = await self._ask(worker, trial)
             if answer is None:
-                await worker.wait()
-                return StructureError(f"it takes more than {self._cpu_s:g} s of processor time to compile")
+                if await worker.wait() == -signal.SIGPROF:
+                    return StructureError(f"it takes more than {self._cpu_s:g} s of processor time to compile")
+                return StructureError("it takes more memory to compile than there is for it")
             self._idle.append(worker)
             worker = None
         finally:

@@ -19,8 +19,8 @@ import llguidance
 from server.engine.structures.grammar import StructureError, compiled_form, first_tokens, lark_of, tried
 from server.engine.structures.tags import lark_of_tag
 
-# Of two that want a core, the model's thread gets three quarters: a trial never makes anybody's tokens twice as slow.
-NICENESS = 5
+# Of two that want a core, the model's thread gets nine tenths.
+NICENESS = 10
 MAX_BYTES = 4 * 2**30
 
 
