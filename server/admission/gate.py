@@ -130,7 +130,7 @@ class _Metrics:
         queued = Gauge("fusion_admission_queue_depth", "Requests waiting for a place in the engine.", registry=registry)
         queued.set_function(lambda: len(policy.waiting))
         running = Gauge("fusion_admission_running", "Sequences that hold a place in the engine.", registry=registry)
-        running.set_function(lambda: policy.running_sequences)
+        running.set_function(lambda: len(policy.running))
         tokens = Gauge(
             "fusion_admission_running_tokens",
             "Prompt and maximal output tokens of the sequences in the engine, weighted by the members they run.",

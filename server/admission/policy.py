@@ -2,13 +2,13 @@
 
 The contract, for one engine that many clients share:
 
-1. Budget. Running tickets hold at most `max_running` sequences and `max_running_tokens` weighted tokens. A larger one
-   runs alone.
+1. Budget. At most `max_running` tickets run, one for each sequence, with at most `max_running_tokens` weighted tokens.
+   A larger one runs alone.
 2. Order. Lower `priority` first; a ticket gains one priority for every `aging_s` seconds that it waits, until it is as
    urgent as the most urgent that waits, so none starves. Within a priority, weighted fair queueing: of the clients
    that wait, the one that got the fewest tokens for its weight. Within a client, first come, first served. Nothing
    overtakes the ticket in front, also when a smaller one would fit.
-3. Reserve. Where several clients came within the last minute, the last eighth of the sequences is kept for clients
+3. Reserve. Where several clients came within the last minute, the last eighth of the places is kept for clients
    that have nothing running, so that a flood from one does not make another wait for one of the flood's requests to
    end. Tickets that find only the reserve left stand aside for those that may have it.
 4. Bound. At most `max_queued` tickets wait. A newcomer to a full queue pushes out the newest ticket of the client that
@@ -61,14 +61,13 @@ class AdmissionError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request's claim to a place."""
+    """The claim of one sequence to a place: of a request, or (`extra`) of one more of its sequences."""
 
     client: str
     weight: float = 1.0
     priority: int = 0
-    sequences: int = 1
     tokens: float = 0.0
-    """Prompt plus `max_tokens` of all sequences, times the weight of the members that they run."""
+    """Prompt plus `max_tokens`, times the weight of the members that the sequence runs."""
     wide: bool = False
     """Whether its request has more than this one sequence."""
     extra: bool = False
@@ -96,7 +95,6 @@ class Policy:
         self.waiting: dict[Ticket, None] = {}
         self.waiting_extras: dict[Ticket, None] = {}
         self.running: dict[Ticket, None] = {}
-        self.running_sequences = 0
         self.running_tokens = 0.0
         self._running_extras = 0
         self._running_extra_tokens = 0.0
@@ -213,10 +211,7 @@ class Policy:
             return True
         if self._stands_aside(ticket, now):
             return False
-        return (
-            self.running_sequences + ticket.sequences <= self.max_running
-            and self.running_tokens + ticket.tokens <= self.max_running_tokens
-        )
+        return len(self.running) < self.max_running and self.running_tokens + ticket.tokens <= self.max_running_tokens
 
     def _stands_aside(self, ticket: Ticket, now: float) -> bool:
         """Whether what is left of the places is kept for others than this ticket."""
@@ -226,13 +221,13 @@ class Policy:
         if not self.waiting:  # whoever waits has had no room left, and then the order decides
             places = self.max_running - max(1.0, self.max_running / RESERVED_SHARE)
             tokens = self.max_running_tokens * (1 - 1 / RESERVED_SHARE)
-            if self.running_sequences + extra.sequences > places or self.running_tokens + extra.tokens > tokens:
+            if len(self.running) + 1 > places or self.running_tokens + extra.tokens > tokens:
                 return False
         share = 1.0
         if self._running_narrow or now - self._narrow_seen <= RESERVE_SECONDS:
             share = EXTRAS_SHARE_BESIDE_OTHERS
         return (
-            self._running_extras + extra.sequences <= share * self.max_running
+            self._running_extras + 1 <= share * self.max_running
             and self._running_extra_tokens + extra.tokens <= share * self.max_running_tokens
         )
 
@@ -241,8 +236,7 @@ class Policy:
         if not self._running_of[ticket.client]:
             return False
         unreserved = self.max_running - (self.max_running // RESERVED_SHARE if len(self._seen) > 1 else 0)
-        # A ticket that would never fit beside the reserve waits its turn for all of the places.
-        return ticket.sequences <= unreserved < self.running_sequences + ticket.sequences
+        return len(self.running) >= unreserved
 
     def _start(self, ticket: Ticket) -> None:
         self._drop(ticket)
@@ -254,9 +248,8 @@ class Policy:
 
     def _hold(self, ticket: Ticket, sign: int) -> None:
         """Count what a ticket holds that starts to run, or that ends."""
-        self.running_sequences += sign * ticket.sequences
         self.running_tokens += sign * ticket.tokens
-        self._running_extras += sign * ticket.sequences * ticket.extra
+        self._running_extras += sign * ticket.extra
         self._running_extra_tokens += sign * ticket.tokens * ticket.extra
         self._running_narrow += sign * (not ticket.wide)
         self._count(self._running_of, ticket.client, sign)

@@ -24,8 +24,8 @@ def admitted(policy: Policy, now: float = 0.0) -> list[Ticket]:
 
 class TestBudget:
     def test_sequences(self) -> None:
-        policy = make_policy(max_running=3)
-        tickets = [Ticket("a", sequences=2), Ticket("a", sequences=1), Ticket("a", sequences=1)]
+        policy = make_policy(max_running=2)
+        tickets = [Ticket("a"), Ticket("a"), Ticket("a")]
         for ticket in tickets:
             policy.enter(ticket, 0.0)
         assert admitted(policy) == tickets[:2]
@@ -43,7 +43,7 @@ class TestBudget:
 
     def test_larger_than_everything_runs_alone(self) -> None:
         policy = make_policy(max_running=2, max_running_tokens=100)
-        first, huge, last = Ticket("a"), Ticket("a", sequences=9, tokens=1e6), Ticket("a")
+        first, huge, last = Ticket("a"), Ticket("a", tokens=1e6), Ticket("a")
         for ticket in (first, huge, last):
             policy.enter(ticket, 0.0)
         assert admitted(policy) == [first]
@@ -67,7 +67,7 @@ class TestBudget:
         policy.admit(0.0)
         policy.leave(ticket, 1.0)
         policy.leave(ticket, 1.0)
-        assert policy.running_sequences == 1
+        assert list(policy.running) == [other]
 
 
 class TestQueue:
@@ -239,17 +239,6 @@ class TestReserve:
             policy.enter(Ticket("only"), 0.0)
         assert len(admitted(policy)) == 8
 
-    def test_a_ticket_too_wide_for_the_rest_is_not_forgotten(self) -> None:
-        policy = make_policy(max_running=8)
-        policy.enter(small := Ticket("a"), 0.0)
-        policy.enter(other := Ticket("b"), 0.0)
-        policy.admit(0.0)
-        policy.enter(wide := Ticket("a", sequences=8), 0.0)
-        assert admitted(policy, 1.0) == []
-        policy.leave(small, 1.0)
-        policy.leave(other, 1.0)
-        assert admitted(policy, 1.0) == [wide]
-
 
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=60, deadline=None)
@@ -268,7 +257,8 @@ def test_random_traffic_keeps_the_contract(seed: int) -> None:
                 rng.choice("abc"),
                 weight=rng.choice([0.5, 1.0, 4.0]),
                 priority=rng.choice([0, 0, 0, -2, 5]),
-                sequences=rng.choice([1, 1, 1, 2, 9]),
+                wide=(wide := rng.random() < 0.3),
+                extra=wide and rng.random() < 0.8,
                 tokens=rng.choice([1, 50, 200, 900]),
             )
             try:
@@ -291,11 +281,14 @@ def test_random_traffic_keeps_the_contract(seed: int) -> None:
         for ticket in policy.expire(now):
             assert fate[ticket] == "waiting"
             fate[ticket] = "refused"
-        assert set(policy.waiting) == {ticket for ticket, state in fate.items() if state == "waiting"}
+        assert {*policy.waiting, *policy.waiting_extras} == {
+            ticket for ticket, state in fate.items() if state == "waiting"
+        }
         assert set(policy.running) == {ticket for ticket, state in fate.items() if state == "running"}
         assert len(policy.waiting) <= 10
         if len(policy.running) > 1:
-            assert sum(ticket.sequences for ticket in policy.running) <= 6
+            assert len(policy.running) <= 6
             assert sum(ticket.tokens for ticket in policy.running) <= 500 + 1e-9
+        assert all(not ticket.extra for ticket in policy.waiting)
         assert policy.running or not policy.waiting, "the engine idles while somebody waits"
     assert all(seconds is not None and 1 <= seconds <= 60 for seconds in retries)

@@ -154,6 +154,7 @@ def test_clients_add_no_labels(server: ServerProcess, client: OpenAI) -> None:
 def test_a_stuck_engine_does_not_hold_a_scrape_up(server: ServerProcess, client: OpenAI) -> None:
     processes = psutil.Process(server.process.pid).children(recursive=True)
     assert processes, "the engine runs in processes of its own"
+    complete(client, "giant", 1)
     for process in processes:
         process.send_signal(signal.SIGSTOP)
     try:
