@@ -20,10 +20,11 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 from vllm.exceptions import VLLMValidationError
 
-from server.api.errors import RequestError
+from server.api.errors import ERRORS, RequestError, naming_the_prompt
 from server.api.middleware import client_of
 from server.api.requests import CountTokensRequest, FusionMessagesRequest
-from server.api.routes import ERRORS, GENERATION, Answer, generate, naming_the_prompt, preset_of, state_of
+from server.api.routes import GENERATION, Answer, generate, preset_of
+from server.api.state import state_of
 from server.api.stream import MESSAGES
 from server.api.trace import attach_to_response
 from server.engine.settings import FusionSettings
@@ -85,7 +86,7 @@ async def count_tokens(request: CountTokensRequest, raw_request: Request) -> Res
     try:
         async with asyncio.timeout(seconds):
             await claim.wait()
-            answer = await naming_the_prompt(lambda: state.messages.count_tokens(request, raw_request), request)
+            answer = await naming_the_prompt("messages", lambda: state.messages.count_tokens(request, raw_request))
     except TimeoutError:
         message = f"the request took longer than the {seconds:g} s that it may take"
         raise HTTPException(HTTPStatus.GATEWAY_TIMEOUT, message) from None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from vllm.entrypoints.serve import create_error_response
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.exception_handling.handlers.validation import clean_loc_for_param
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.exceptions import VLLMValidationError
@@ -19,6 +21,25 @@ from server.admission import AdmissionError
 from server.admission.policy import Reason
 from server.api.field import FusionField
 from server.errors import nearest
+
+Answer = TypeVar("Answer")
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status.value: {"model": ErrorResponse}
+    for status in (
+        HTTPStatus.BAD_REQUEST,
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    )
+}
+"""What a route's documentation says of its errors."""
 
 MAX_REPORTED_FAULTS = 3
 MAX_VALUE_CHARACTERS = 100
@@ -56,6 +77,21 @@ def error_response(
 def error_type(status: HTTPStatus) -> str:
     """The type of an error, which clients may branch on: "BadRequestError", "TooManyRequestsError"."""
     return "".join(status.phrase.split()) + "Error"
+
+
+async def naming_the_prompt(field: str, create: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name.
+
+    Raises:
+        RequestError: the prompt in `field` is longer than the context.
+    """
+    try:
+        return await create()
+    except VLLMValidationError as error:
+        if error.parameter not in ("input_text", "input_tokens"):
+            raise
+        message = str(error).partition(" (parameter=")[0]
+        raise RequestError(f"{field}: {message}", field) from error
 
 
 # By status, what Anthropic's protocol calls an error; https://docs.anthropic.com/en/api/errors.

@@ -7,7 +7,8 @@ from http import HTTPStatus
 from fastapi import APIRouter, Request
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard
 
-from server.api.routes import preset_of, state_of
+from server.api.routes import preset_of
+from server.api.state import state_of
 
 router = APIRouter()
 

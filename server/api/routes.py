@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
@@ -18,16 +18,14 @@ from vllm.entrypoints.openai.responses.api_router import (  # the same events as
 )
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_cancellation
-from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from server.api.admission import check_preset
-from server.api.errors import RequestError
+from server.api.errors import ERRORS, RequestError, naming_the_prompt
 from server.api.fusion import resolve
 from server.api.load import load_header
 from server.api.middleware import client_of
 from server.api.requests import (
-    CountTokensRequest,
     FusionBatchRequest,
     FusionChatCompletionRequest,
     FusionCompletionRequest,
@@ -35,7 +33,7 @@ from server.api.requests import (
     FusionRequest,
     FusionResponsesRequest,
 )
-from server.api.state import ServerState
+from server.api.state import state_of
 from server.api.stream import CHAT, RESPONSES, ClosingStream, Protocol, until
 from server.api.trace import Attach, attach_to_choices, attach_to_events, attach_to_response
 from server.engine.place import place
@@ -43,28 +41,12 @@ from server.errors import nearest
 
 router = APIRouter()
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status.value: {"model": ErrorResponse}
-    for status in (
-        HTTPStatus.BAD_REQUEST,
-        HTTPStatus.UNAUTHORIZED,
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.REQUEST_TIMEOUT,
-        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        HTTPStatus.TOO_MANY_REQUESTS,
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        HTTPStatus.GATEWAY_TIMEOUT,
-    )
-}
 GENERATION: dict[str, Any] = {
     "dependencies": [Depends(validate_json_request)],
     "responses": {HTTPStatus.OK.value: {"content": {"text/event-stream": {}}}, **ERRORS},
 }
 
 PROMPT_FIELDS: dict[type[FusionRequest], str] = {
-    CountTokensRequest: "messages",
     FusionBatchRequest: "messages",
     FusionChatCompletionRequest: "messages",
     FusionCompletionRequest: "prompt",
@@ -73,7 +55,6 @@ PROMPT_FIELDS: dict[type[FusionRequest], str] = {
 }
 
 Answer = ErrorResponse | BaseModel | AsyncIterator[str]
-Made = TypeVar("Made")
 
 
 @router.post("/v1/chat/completions", **GENERATION)
@@ -141,12 +122,6 @@ async def list_members(raw_request: Request) -> JSONResponse:
     return JSONResponse(state_of(raw_request).members)
 
 
-def state_of(raw_request: Request) -> ServerState:
-    """What the app's routes share."""
-    state: ServerState = raw_request.app.state
-    return state
-
-
 def preset_of(raw_request: Request, asked: str | None) -> str:
     """The preset that a request names, or the first one.
 
@@ -196,7 +171,7 @@ async def generate(
     close, behind = claim.close, isinstance(request, FusionResponsesRequest) and bool(request.background)
     try:
         async with asyncio.timeout_at(deadline) as timeout:
-            answer = await naming_the_prompt(create, request)
+            answer = await naming_the_prompt(PROMPT_FIELDS[type(request)], create)
             if timeout.expired():  # vLLM turns the cancellation into an answer, "Client disconnected"
                 raise TimeoutError
             if behind and not isinstance(answer, ErrorResponse):
@@ -217,18 +192,6 @@ async def generate(
     if attach is not None:
         answer = attach_to_events(answer, attach)
     return ClosingStream(until(seconds, deadline, answer, protocol), close, headers)
-
-
-async def naming_the_prompt(create: Callable[[], Awaitable[Made]], request: FusionRequest) -> Made:
-    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name."""
-    try:
-        return await create()
-    except VLLMValidationError as error:
-        if error.parameter not in ("input_text", "input_tokens"):
-            raise
-        field = PROMPT_FIELDS[type(request)]
-        message = str(error).partition(" (parameter=")[0]
-        raise RequestError(f"{field}: {message}", field) from error
 
 
 def _nothing() -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol, cast
 
 from starlette.datastructures import State
+from starlette.requests import Request
 from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
@@ -34,6 +35,12 @@ class ServerState(Protocol):
     messages: MessagesServing
     completion: OpenAIServingCompletion
     responses: StoredResponses
+
+
+def state_of(raw_request: Request) -> ServerState:
+    """The state of the app that a request came to."""
+    state: ServerState = raw_request.app.state
+    return state
 
 
 def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, Any]) -> None:

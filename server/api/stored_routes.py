@@ -16,7 +16,8 @@ from vllm.entrypoints.openai.responses.api_router import (  # the same events as
 )
 from vllm.entrypoints.openai.responses.protocol import ResponsesResponse
 
-from server.api.routes import ERRORS, state_of
+from server.api.errors import ERRORS
+from server.api.state import state_of
 from server.api.stream import RESPONSES, ClosingStream, until
 
 router = APIRouter()
