@@ -39,13 +39,14 @@ class Configured(NamedTuple):
 @pytest.fixture(scope="package")
 def configured(family: Path) -> Iterator[Configured]:
     """With engine arguments: traces are exported, more sequences run at once, and grammars leave out white space, of
-    which random models would write no end.
+    which random models would write no end. It keeps no responses.
     """
     with Collector() as collector:
         settings = {
             "engine.otlp_traces_endpoint": collector.endpoint,
             "engine.structured_outputs_config": "{backend: xgrammar, disable_any_whitespace: true}",
             "engine.max_num_seqs": 32,
+            "limits.stored_responses": 0,
         }
         arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         with ServerProcess(family, family.parent / "configured.log", *arguments) as process:
