@@ -90,6 +90,21 @@ def error_type(status: HTTPStatus) -> str:
     return "".join(status.phrase.split()) + "Error"
 
 
+async def naming_the_prompt(field: str, create: Callable[[], Awaitable[Answer]]) -> Answer:
+    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name.
+
+    Raises:
+        RequestError: the prompt in `field` is longer than the context.
+    """
+    try:
+        return await create()
+    except VLLMValidationError as error:
+        if error.parameter not in ("input_text", "input_tokens"):
+            raise
+        message = str(error).partition(" (parameter=")[0]
+        raise RequestError(f"{field}: {message}", field) from error
+
+
 # By status, what Anthropic's protocol calls an error; https://docs.anthropic.com/en/api/errors.
 ANTHROPIC_TYPES = {
     HTTPStatus.UNAUTHORIZED: "authentication_error",

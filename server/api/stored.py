@@ -3,7 +3,7 @@
 vLLM 0.32 never forgets what it stores, keys it by the id alone, leaves a background answer `queued` when it fails, and
 lets the readers of such a stream wait for ever. Its stores are public attributes, replaced here; the two coroutines
 that generate in the background are not (`_run_background_request`, `_run_background_request_stream`), and
-`tests/engine/test_vllm_contract.py` fails when they change.
+`tests/engine/test_vllm_api_contract.py` fails when they change.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class StoredResponses(OpenAIServingResponses):
 
     def _check(self, request: FusionResponsesRequest) -> None:
         if request.background and not self.enable_store:
-            message = "background: this server keeps no responses (limits.stored_responses is 0), so none in it"
+            message = (
+                "background: this server keeps no responses (limits.stored_responses is 0), so it makes none later"
+            )
             raise RequestError(message, "background")
         if request.store and self.enable_store and request.request_id in self.response_store:
             raise RequestError("request_id: a response of this id is stored already", "request_id")

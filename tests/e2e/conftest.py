@@ -42,7 +42,8 @@ class Configured(NamedTuple):
 @pytest.fixture(scope="package")
 def configured(family: Path) -> Iterator[Configured]:
     """With engine arguments: traces are exported, more sequences run at once, and grammars leave out white space, of
-    which random models would write no end. As behind a proxy: under a path, with a name, with metrics aside.
+    which random models would write no end. As behind a proxy: under a path, with a name, with metrics aside. It keeps
+    no responses.
     """
     metrics_port, metrics_key = free_port(), "of the metrics"
     environment = {METRICS_ENVIRONMENT: metrics_key}
@@ -55,6 +56,7 @@ def configured(family: Path) -> Iterator[Configured]:
             "http.allowed_hosts": "[models.example.com]",
             "http.cors_origins": "[https://app.example.com]",
             "http.metrics_port": metrics_port,
+            "limits.stored_responses": 0,
         }
         arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         log = family.parent / "configured.log"

@@ -10,6 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 
+from tests.e2e.conftest import Configured
 from tests.e2e.traffic import metric, wait_for
 from tests.server_process import ServerProcess
 
@@ -161,3 +162,15 @@ class TestBackground:
     def test_needs_store(self, client: OpenAI) -> None:
         with pytest.raises(openai.BadRequestError, match="store"):
             client.responses.create(**SHORT, background=True, store=False)
+
+
+def test_a_server_that_keeps_none(configured: Configured) -> None:
+    url = configured.server.url + RESPONSES
+    answer = httpx.post(url, json=SHORT | {"background": True}, timeout=60)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "background")
+    assert "limits.stored_responses is 0" in error["message"]
+    assert "VLLM" not in error["message"]
+    kept = httpx.post(url, json=SHORT, timeout=60).json()["id"]
+    assert httpx.get(f"{url}/{kept}").status_code == 404
+    assert httpx.post(url, json=SHORT | {"previous_response_id": kept}, timeout=60).status_code == 404
