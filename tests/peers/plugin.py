@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -75,6 +76,16 @@ def _our_command(parsed: Namespace, model: str, arguments: list[str]) -> list[st
         yaml.safe_dump(config, file, sort_keys=False)
     address = ["--host", str(parsed.host or "127.0.0.1"), "--port", str(parsed.port)]
     return [sys.executable, "-m", "server", "serve", "--config", str(Path(file.name).resolve()), *address]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note every test that is over, so that a run that is cut short has said something."""
+    if report.when == "call" or not report.passed:
+        outcome = "error" if report.failed and report.when != "call" else report.outcome
+        why = "" if report.passed else str(report.longrepr).strip().split("\n")[-1][:300]
+        name = report.nodeid.removeprefix("tests/entrypoints/")
+        with Path(os.environ["PEER_OUTCOMES"]).open("a") as file:
+            file.write(json.dumps({"test": name, "outcome": outcome, "why": why}) + "\n")
 
 
 # Now, not in a hook: the first conftest files ask for it before any hook is called.
