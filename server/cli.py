@@ -97,7 +97,7 @@ def serve(
     and a Python example.
     """
     lines: list[str] = []
-    # Logs are set up once the checks have not ended in a fault, which is one plain line.
+    # Kept until it is sure that the start will not end in a fault, which is one plain line.
     report = _checked(config, overrides, log_level, lines.append)
     from server.engine.members import fetch_weights
     from server.logs import configure_logs, notice
@@ -105,14 +105,12 @@ def serve(
     from server.process import serve as serve_members
 
     configure_logs(log_level.value, log_format.value)
-    for line in (*lines, *report.remarks):
-        notice(line)
     if any(member.hub_id for member in report.members.all):
         with Phases(notice) as phases:
             phases.begin("fetching weights")
             fetch_weights(report.members)
     listen = Listen(host, port, drain_timeout)
-    leave(serve_members(report.config, report.members, report.as_dict(), listen))
+    leave(serve_members(report.config, report.members, report.as_dict(), listen, [*lines, *report.remarks]))
 
 
 @app.command(epilog=EXIT_CODES)

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -52,8 +52,10 @@ class Listen:
     drain_timeout_s: float
 
 
-def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Listen) -> int:
+def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Listen, remarks: Sequence[str]) -> int:
     """Serve until a signal; return the process' exit code: 0 after a clean end, 1 when the engine died.
+
+    `remarks` are logged once the address is bound.
 
     Leave the process with `leave`.
 
@@ -65,6 +67,8 @@ def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Liste
         signal.signal(sig, _abandon)  # until the server is up and takes them itself
     keys = Keys(Path(config.auth.keys_file) if config.auth.keys_file else None)
     with _bound(listen.host, listen.port, "--port") as sock, _metrics_bound(config, listen) as metrics_sock:
+        for remark in remarks:
+            notice(remark)
         if not keys.required and not _is_loopback(sock):
             message = f"warning: no API keys are configured (auth.keys_file): whoever reaches {listen.host} may use it"
             Console(stderr=True).print(message, style="yellow", markup=False, highlight=False)

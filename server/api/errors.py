@@ -133,21 +133,6 @@ def admission_status(error: AdmissionError) -> HTTPStatus:
     return HTTPStatus.SERVICE_UNAVAILABLE if error.reason is Reason.DRAINING else HTTPStatus.TOO_MANY_REQUESTS
 
 
-async def naming_the_prompt(field: str, create: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name.
-
-    Raises:
-        RequestError: the prompt in `field` is longer than the context.
-    """
-    try:
-        return await create()
-    except VLLMValidationError as error:
-        if error.parameter not in ("input_text", "input_tokens"):
-            raise
-        message = str(error).partition(" (parameter=")[0]
-        raise RequestError(f"{field}: {message}", field) from error
-
-
 async def _admission_error(request: Request, error: AdmissionError) -> JSONResponse:
     status = admission_status(error)
     headers = None if error.retry_after is None else {"Retry-After": str(error.retry_after)}

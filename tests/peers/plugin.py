@@ -14,21 +14,24 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from tests import utils  # vLLM's: this plugin runs where its tests lie
+# vLLM's own: this plugin runs where its tests lie.
+utils: Any = import_module("tests.utils")
 
 # Members' own affair here, or of no consequence for what is answered.
 LEFT_OUT = {"model", "served_model_name", "enable_lora", "max_loras", "max_lora_rank", "max_cpu_loras", "seed"}
 CACHE_BYTES = 1 << 30
 
 
-class Peer(utils.RemoteOpenAIServer):
+class Peer(utils.RemoteOpenAIServer):  # type: ignore[misc]
     """Starts the server that is to be tested."""
 
     def _start_server(self, model: str, arguments: list[str], env_dict: dict[str, str] | None) -> None:
@@ -41,7 +44,7 @@ class Peer(utils.RemoteOpenAIServer):
         self.proc = subprocess.Popen(command, env=os.environ | (env_dict or {}), start_new_session=True)
 
     def _parsed(self, model: str, arguments: list[str]) -> Namespace:
-        commands = FlexibleArgumentParser().add_subparsers(dest="subparser")
+        commands = FlexibleArgumentParser().add_subparsers(dest="subparser")  # type: ignore[no-untyped-call]
         parser = self._create_cli_subcommand().subparser_init(commands)
         parsed: Namespace = parser.parse_args(["--model", model, *arguments])
         return parsed
@@ -73,6 +76,16 @@ def _our_command(parsed: Namespace, model: str, arguments: list[str]) -> list[st
         yaml.safe_dump(config, file, sort_keys=False)
     address = ["--host", str(parsed.host or "127.0.0.1"), "--port", str(parsed.port)]
     return [sys.executable, "-m", "server", "serve", "--config", str(Path(file.name).resolve()), *address]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note every test that is over, so that a run that is cut short has said something."""
+    if report.when == "call" or not report.passed:
+        outcome = "error" if report.failed and report.when != "call" else report.outcome
+        why = "" if report.passed else str(report.longrepr).strip().split("\n")[-1][:300]
+        name = report.nodeid.removeprefix("tests/entrypoints/")
+        with Path(os.environ["PEER_OUTCOMES"]).open("a") as file:
+            file.write(json.dumps({"test": name, "outcome": outcome, "why": why}) + "\n")
 
 
 # Now, not in a hook: the first conftest files ask for it before any hook is called.
