@@ -18,14 +18,14 @@ _WORKER = "vllm.v1.worker."
 def register() -> None:
     """Let vLLM's Model Runner V2 run on this CPU.
 
-    Nothing happens elsewhere, nor unless that runner is asked for (VLLM_USE_V2_MODEL_WORKER=1), nor where vLLM has
+    Nothing happens elsewhere, nor unless that runner is asked for (VLLM_USE_V2_MODEL_RUNNER=1), nor where vLLM has
     Triton. Kernels that vLLM has a function for, or has no more, are left alone.
     """
     import vllm.envs as envs
     from vllm.platforms import current_platform
     from vllm.triton_utils import HAS_TRITON
 
-    if HAS_TRITON or not current_platform.is_cpu() or not envs.VLLM_USE_V2_MODEL_WORKER:
+    if HAS_TRITON or not current_platform.is_cpu() or not envs.VLLM_USE_V2_MODEL_RUNNER:
         return
     import vllm.config.vllm as config
 
