@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,12 @@ class Witness:
     """Writes a line when it is collected: in a cycle, so only the garbage collector finds it."""
 
     def __init__(self, file: Path) -> None:
-        self.file = file
         self.itself = self
+        self.file = os.open(file, os.O_APPEND | os.O_WRONLY | os.O_CREAT)
 
-    def __del__(self) -> None:
-        with self.file.open("a") as file:
-            file.write("collected\n")
+    # By then there are no modules any more.
+    def __del__(self, write: Callable[[int, bytes], int] = os.write) -> None:
+        write(self.file, b"collected\n")
 
 
 def _return() -> None:
@@ -44,9 +45,9 @@ def _fail() -> None:
 
 def process(file: Path, end: Callable[[], None]) -> None:
     plugin._end_quickly()
-    atexit.register(lambda: file.write_text("exit functions\n"))
     module: Any = sys.modules[__name__]
     module.kept = Witness(file)
+    atexit.register(lambda: file.write_text("exit functions\n"))
     end()
 
 

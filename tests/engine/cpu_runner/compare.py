@@ -7,7 +7,6 @@ prints a line of JSON for each kernel and seed from FIRST to LAST that differs, 
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import types
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.engine.cpu_runner.draw import LARGE_VOCABULARY, LAUNCHES, SLOTS, Draw, Launch
+from tests.engine.cpu_runner.all_launches import LAUNCHES
+from tests.engine.cpu_runner.draw import LARGE_VOCABULARY, SLOTS, Draw, Launch
 
 # Every so many seeds, a vocabulary of LARGE_VOCABULARY.
 LARGE_EVERY = 20
@@ -148,6 +148,4 @@ def _patch_interpreter() -> None:
 
 
 if __name__ == "__main__":
-    for part in ("inputs", "sampling"):
-        importlib.import_module(f"tests.engine.cpu_runner.launches_of_{part}")
     main(int(sys.argv[1]), int(sys.argv[2]))
