@@ -192,7 +192,7 @@ def prepare_prefill_inputs(draw: Draw) -> Launch:
     results += [torch.zeros(SLOTS, dtype=torch.int64), torch.zeros(SLOTS + 1, dtype=torch.int32)]
     results += [torch.zeros(SLOTS, dtype=torch.int32)]
     tokens = max(draw.tokens, 1)
-    args = [draw.ints(0, 99, tokens), draw.longs(0, 120, tokens), draw.longs(0, 99, SLOTS, 1), draw.slots, *results]
+    args = [draw.ints(0, 99, tokens), draw.longs(0, 120, tokens), draw.ints(0, 99, SLOTS, 1), draw.slots, *results]
     rejected = torch.minimum(draw.lengths - 1, draw.ints(0, 3, draw.requests))
     args += [draw.query_start_loc, draw.seq_lens, rejected, SLOTS, 60]
     # vLLM launches it with a batch only, and without one the kernel writes nothing, not even the padding.
