@@ -130,7 +130,7 @@ def _infinities(tensor: Tensor) -> Tensor:
 
 def _patch_interpreter() -> None:
     """Triton 3.9's interpreter refuses masks made of a Python bool and a block, and has no libdevice."""
-    import vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils as host
+    import vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils as utils
     from triton.runtime.interpreter import InterpreterBuilder
     from vllm.triton_utils import tl
 
@@ -144,6 +144,7 @@ def _patch_interpreter() -> None:
         self, pointer, value, as_bool(mask), *rest
     )
     InterpreterBuilder.create_masked_load = lambda self, pointer, mask, *rest: load(self, pointer, as_bool(mask), *rest)
+    host: Any = utils
     host.tldevice = types.SimpleNamespace(log1p=lambda value: tl.log(1.0 + value))
 
 
