@@ -1,6 +1,6 @@
 """Speed of plain vLLM on Model Runner V2 as a ratio of its speed on V1, on this CPU: two engines side by side.
 
-    python -m bench.runner [--model DIR] [--rounds 3] [--tokens 32] [--eager]
+    python -m bench.runner [--model DIR] [--kinds greedy ...] [--rounds 3] [--tokens 32] [--eager]
 
 Each engine is a process that decodes when it is told to; orders alternate between the two, and each ratio is that of
 two neighbouring orders, so that a machine that grows slower or faster shows in both. Steps are timed one by one. With
@@ -110,16 +110,16 @@ def engine_main(model: str, eager: bool) -> None:
         print(f"ANSWER {statistics.median(times[2:]) * 1e3}", flush=True)
 
 
-def compare(model: Path, rounds: int, tokens: int, eager: bool) -> list[dict[str, Any]]:
+def compare(model: Path, kinds: list[str], rounds: int, tokens: int, eager: bool) -> list[dict[str, Any]]:
     """A row for each kind of sampling and number of requests."""
     engines = {runner: Engine(runner, model, eager) for runner in ("0", "1")}
     try:
         for engine in engines.values():
-            for kind in KINDS:
+            for kind in kinds:
                 for requests in REQUESTS:
                     engine.steps(kind, requests, 4)
         rows = []
-        for kind in KINDS:
+        for kind in kinds:
             for requests in REQUESTS:
                 pairs = []
                 for number in range(rounds):
@@ -178,6 +178,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a folder; default: random weights of 300M parameters")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, help="default: all")
     parser.add_argument("--eager", action="store_true", help="without torch.compile")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -189,7 +190,7 @@ def main() -> None:
         if model is None:
             model = Path(folder)
             make_model(model, SIZES, seed=0)
-        rows = compare(model, args.rounds, args.tokens, args.eager)
+        rows = compare(model, args.kinds or list(KINDS), args.rounds, args.tokens, args.eager)
     print(f"stored in {store('runner', [*rows, time_sampler()])}")
 
 

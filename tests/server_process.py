@@ -21,9 +21,6 @@ import httpx
 import psutil
 
 START_SECONDS = 400
-# vLLM 0.32 gives its worker 5 s to end by itself, which it never does, before it tells it to: in every server and
-# engine that a test starts.
-os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 
 
 def free_port() -> int:

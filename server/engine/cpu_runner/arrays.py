@@ -1,6 +1,6 @@
 """Tensors as numba sees them."""
 
-# mypy: disable-error-code="no-any-return"
+# mypy: disable-error-code="no-any-return, untyped-decorator"
 from collections.abc import Callable
 from typing import Any
 
@@ -59,12 +59,12 @@ def bytes_at(address: int, length: int) -> Any:
     return carray(pointer(address), (length,), np.uint8)
 
 
-def value(logits: Any, i: int) -> Any:
+def value(logits: Any, i: Any) -> Any:
     """Element i as a float32; int16 arrays hold bfloat16."""
 
 
 @overload(value, inline="always", strict=False)
-def _value(logits: Any, i: int) -> Any:
+def _value(logits: Any, i: Any) -> Any:
     if logits.dtype == types.int16:
         return lambda logits, i: as_float(np.int32(logits[i]) << np.int32(16))
     return lambda logits, i: np.float32(logits[i])

@@ -46,7 +46,7 @@ def flatten_sampled(flat_sampled: Any, sampled: Any, num_sampled: Any, cu_num_lo
 
 
 @compiled(
-    "void(int32[:], int64[:], int64[:,:], int64[:], int32[:], int64[:], int64[:], int32[:], int32[:], int32[:],"
+    "void(int32[:], int64[:], int32[:,:], int64[:], int32[:], int64[:], int64[:], int32[:], int32[:], int32[:],"
     " int32[:], int32[:], int64, int64)"
 )
 def prepare_prefill_inputs(
@@ -61,7 +61,7 @@ def prepare_prefill_inputs(
 
     Args:
         target_input_ids, target_positions: [tokens] int32, int64.
-        last_sampled: [slots, 1] int64.
+        last_sampled: [slots, 1] int32.
         idx_mapping: [B] int64, slots.
         out_input_ids, out_positions: [tokens + B] int32, int64, results.
         last_token_indices: [max_num_reqs] int64, a result: the newly sampled tokens; 0 after the batch.

@@ -36,7 +36,7 @@ def register() -> None:
     from vllm.utils.math_utils import next_power_of_2
 
     # vLLM 0.32's configuration refuses Model Runner V2 without it. No other module reads this one's name.
-    config.HAS_TRITON = True
+    config.HAS_TRITON = True  # type: ignore[attr-defined]
     # The runner's own Python calls it; vLLM's stand-in for the module `triton` lacks it.
     if not hasattr(triton, "next_power_of_2"):
         triton.next_power_of_2 = next_power_of_2

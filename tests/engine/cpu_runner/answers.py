@@ -29,8 +29,8 @@ def settings() -> dict[str, Any]:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    greedy = {"temperature": 0, "max_tokens": 12}
-    drawn = {"temperature": 0.8, "seed": 3, "max_tokens": 12}
+    greedy: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+    drawn: dict[str, Any] = {"temperature": 0.8, "seed": 3, "max_tokens": 12}
     number = StructuredOutputsParams(regex="[0-9]{3}")
     return {
         "greedy": SamplingParams(**greedy),
@@ -62,9 +62,12 @@ def main(draft: str | None) -> None:
         enforce_eager=True,
         speculative_config=draft and {"method": "draft_model", "model": draft, "num_speculative_tokens": 3},
     )
-    answers = {}
+    answers: dict[str, Any] = {}
     for name, params in settings().items():
-        outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+        # V1 dies of a seed where a prompt is read in several steps: "CPU Generator does not use offset".
+        if params.seed is not None and os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0":
+            continue
+        outputs: Any = llm.generate(PROMPTS, params, use_tqdm=False)
         answers[name] = [list(output.outputs[0].token_ids) for output in outputs]
         if params.logprobs:
             answers["logprob values"] = [

@@ -7,7 +7,6 @@ prints a line of JSON for each kernel and seed from FIRST to LAST that differs, 
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import types
@@ -16,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.engine.cpu_runner.draw import LARGE_VOCABULARY, LAUNCHES, SLOTS, Draw, Launch
+from tests.engine.cpu_runner.all_launches import LAUNCHES
+from tests.engine.cpu_runner.draw import LARGE_VOCABULARY, SLOTS, Draw, Launch
 
 # Every so many seeds, a vocabulary of LARGE_VOCABULARY.
 LARGE_EVERY = 20
@@ -130,7 +130,7 @@ def _infinities(tensor: Tensor) -> Tensor:
 
 def _patch_interpreter() -> None:
     """Triton 3.9's interpreter refuses masks made of a Python bool and a block, and has no libdevice."""
-    import vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils as host
+    import vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils as utils
     from triton.runtime.interpreter import InterpreterBuilder
     from vllm.triton_utils import tl
 
@@ -144,10 +144,9 @@ def _patch_interpreter() -> None:
         self, pointer, value, as_bool(mask), *rest
     )
     InterpreterBuilder.create_masked_load = lambda self, pointer, mask, *rest: load(self, pointer, as_bool(mask), *rest)
+    host: Any = utils
     host.tldevice = types.SimpleNamespace(log1p=lambda value: tl.log(1.0 + value))
 
 
 if __name__ == "__main__":
-    for part in ("inputs", "sampling"):
-        importlib.import_module(f"tests.engine.cpu_runner.launches_of_{part}")
     main(int(sys.argv[1]), int(sys.argv[2]))

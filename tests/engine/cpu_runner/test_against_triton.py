@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from server.engine.cpu_runner.table import KERNELS
+from tests.engine.cpu_runner.all_launches import LAUNCHES
 from tests.engine.cpu_runner.compare import LARGE_EVERY, VERIFICATION, VERIFIERS
-from tests.engine.cpu_runner.draw import LAUNCHES
 
 ROOT = Path(__file__).parents[3]
 # It calls a function of CUDA's library of devices, which the interpreter lacks; `test_functions.py` has it.

@@ -14,7 +14,6 @@ import pytest
 from tests.engine.cpu_runner.answers import MODELS
 
 # Numbers drawn at random come from other streams on V2.
-DRAWN = {"drawn", "drawn again", "drawn with a grammar", "drawn from the likely"}
 NOT_DRAWN = ["greedy", "penalties", "bias", "bad words", "allowed", "grammar", "logprobs"]
 
 

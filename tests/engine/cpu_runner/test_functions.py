@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def test_draws_have_the_distribution() -> None:
         winners, tops, logits, slots, torch.tensor([5]), torch.arange(draws), torch.tensor([0.7]), False, True, False
     )
     expected = (logits[0] / 0.7).softmax(-1) * draws
-    counts = winners.bincount(minlength=4)
+    counts = winners[:, 0].bincount(minlength=4)
     assert ((counts - expected).abs() < 4 * expected.sqrt()).all()
 
 
@@ -96,9 +97,10 @@ def test_nan_are_counted() -> None:
 
 def test_statistics_pass_over_nan() -> None:
     target = torch.tensor([[1.0, math.nan, 3.0, -math.inf], [math.nan] * 4])
-    results = [torch.zeros(2, 1, dtype=torch.int64), *(torch.zeros(2, 1) for _ in range(4))]
+    results: list[Any] = [torch.zeros(2, 1, dtype=torch.int64), *(torch.zeros(2, 1) for _ in range(4))]
     slots, places = torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.int32)
-    compute_local_logits_stats(*results, target, None, slots, places, torch.ones(1), 4, 3)
+    rest: list[Any] = [target, None, slots, places, torch.ones(1), 4, 3]
+    compute_local_logits_stats(*results, *rest)
     assert results[0].tolist() == [[2], [0]]
     assert results[1].tolist() == [[3.0], [-math.inf]]
     assert results[2].tolist() == [[pytest.approx(1 + math.exp(-2))], [0.0]]

@@ -148,7 +148,7 @@ print(find_kernel("gpu.input_batch._post_update_kernel").__module__)
 
 
 @pytest.mark.parametrize(
-    ("runner", "expected"), [("1", "True False True True False"), ("0", "False False False False")]
+    ("runner", "expected"), [("1", "True False True True False"), ("0", "False False False False False")]
 )
 def test_functions_are_in_place_where_v2_is_asked_for(runner: str, expected: str) -> None:
     environment = {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": runner, "VLLM_LOGGING_LEVEL": "ERROR"}
