@@ -233,7 +233,9 @@ def _quantised_under(config: VllmConfig, prefix: str) -> VllmConfig:
     ignored = getattr(config.quant_config, "ignore", None)
     if isinstance(ignored, list):
         # vLLM 0.32 takes a name without a point for the name of a class, and leaves it.
-        config.quant_config.ignore = [f"{prefix}.{name}" if name == "lm_head" else name for name in ignored]
+        config.quant_config.ignore = [  # type: ignore[attr-defined]
+            f"{prefix}.{name}" if name == "lm_head" else name for name in ignored
+        ]
     return config
 
 

@@ -22,7 +22,7 @@ def extra(client: str = "a", tokens: float = 1.0, priority: int = 0) -> Ticket:
 
 def feed(policy: Policy, client: str = "a", now: float = 0.0, tokens: float = 1.0) -> list[Ticket]:
     """Extras one after another, until one has to wait; that one is left out of the queue again."""
-    running = []
+    running: list[Ticket] = []
     while True:
         policy.enter(ticket := extra(client, tokens), now)
         if ticket not in policy.admit(now):

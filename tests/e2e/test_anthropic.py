@@ -61,9 +61,9 @@ class TestMessages:
         assert final.stop_reason == whole.stop_reason == "max_tokens"
         assert final.usage.output_tokens == whole.usage.output_tokens
         traced = [token for event in events for token in (getattr(event, "fusion", None) or {}).get("token_ids", ())]
-        assert traced == whole.fusion["token_ids"]  # type: ignore[attr-defined]
+        assert traced == whole.fusion["token_ids"]
         assert len(traced) == 8
-        assert len(whole.fusion["alpha"]["red"]) == 8  # type: ignore[attr-defined]
+        assert len(whole.fusion["alpha"]["red"]) == 8
 
     async def test_async_stream(self, server: ServerProcess) -> None:
         client = AsyncAnthropic(base_url=server.url, api_key="none", max_retries=0)

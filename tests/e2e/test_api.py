@@ -82,7 +82,7 @@ def test_cached_tokens_are_told(client: OpenAI) -> None:
     )
     response = client.responses.create(model="giant-blue", input=prompt, max_output_tokens=1)
     cached = [
-        answer.usage.prompt_tokens_details.cached_tokens  # type: ignore[union-attr]
+        answer.usage.prompt_tokens_details.cached_tokens
         for answer in (text, again, chat, chunks[-1])
     ]
     assert cached[1]

@@ -90,7 +90,7 @@ class TestBackground:
         answer = client.responses.create(**SHORT, background=True, extra_body=TRACE)
         assert (answer.status, answer.output) == ("queued", [])
         later = ended(client, answer.id)
-        assert (later.output_text, later.usage.total_tokens) == (now.output_text, now.usage.total_tokens)  # type: ignore[union-attr]
+        assert (later.output_text, later.usage.total_tokens) == (now.output_text, now.usage.total_tokens)
         assert len(later.fusion["token_ids"]) == later.usage.output_tokens
         idle(server)
 
@@ -112,7 +112,7 @@ class TestBackground:
 
     def test_goes_on_without_its_reader(self, client: OpenAI, server: ServerProcess) -> None:
         with client.responses.create(**LONG, background=True, stream=True, extra_body=ON) as stream:
-            response_id = next(iter(stream)).response.id  # type: ignore[union-attr]
+            response_id = next(iter(stream)).response.id
         again: list[Any] = list(client.responses.retrieve(response_id, stream=True))
         assert again[-1].response.usage.output_tokens == 230
         idle(server)

@@ -78,7 +78,7 @@ def follows(ids: llguidance.LLTokenizer, tokenizer: Any, form: str, text: str) -
 )
 def test_what_is_tried_is_what_vllm_compiles(option: StructuredOutputOptions, kind: Kind, spec: str) -> None:
     for compact in (False, True):
-        assert compiled_form(kind, spec, compact) == serialize_guidance_grammar(option, spec, compact)  # type: ignore[arg-type]
+        assert compiled_form(kind, spec, compact) == serialize_guidance_grammar(option, spec, compact)
 
 
 def test_a_grammar_in_larks_syntax_stays_as_it_is() -> None:

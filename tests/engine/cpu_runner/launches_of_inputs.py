@@ -18,12 +18,12 @@ def apply_write(draw: Draw) -> Launch:
     if draw.seed % 2:
         outputs = [draw.ints(0, 9, SLOTS, 32 + 8 * i) for i in range(3)]
         strides = torch.tensor([output.stride(0) for output in outputs])
-        args = [draw.addresses(outputs), strides, *where, draw.ints(0, 3, writes)]
+        args: list[Any] = [draw.addresses(outputs), strides, *where, draw.ints(0, 3, writes)]
         return Launch((writes,), args, outputs, {"BLOCK_SIZE": 1024, "MULTI_GROUP": True})
     output = draw.ints(0, 9, SLOTS, MAX_MODEL_LEN)
     if draw.seed % 4 == 0:
         output, where[2] = output.float(), draw.reals(contents.numel())
-    args: list[Any] = [output, MAX_MODEL_LEN, *where, None]
+    args = [output, MAX_MODEL_LEN, *where, None]
     return Launch((writes,), args, [output], {"BLOCK_SIZE": 1024, "MULTI_GROUP": False})
 
 
