@@ -24,6 +24,8 @@ def topk_log_softmax(output: Tensor, logits: Tensor, topk_ids: Tensor) -> None:
 def ranks(output: Tensor, logits: Tensor, token_ids: Tensor) -> None:
     """sample.logprob._ranks_kernel: how many tokens are as likely or more; 1 for the likeliest.
 
+    Of a token of -inf all V are; the kernel then counts what pads its last block, too.
+
     Args:
         output: [rows] int64, the result.
         logits: [rows, V].

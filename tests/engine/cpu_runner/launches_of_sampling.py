@@ -161,8 +161,9 @@ def topk_log_softmax(draw: Draw) -> Launch:
 
 @launches("gpu.sample.logprob._ranks_kernel")
 def ranks(draw: Draw) -> Launch:
-    # In bfloat16 Triton's interpreter compares the bits, as unsigned numbers.
-    logits = draw.logits(dtype=torch.float32)
+    # In bfloat16 Triton's interpreter compares the bits, as unsigned numbers; and for a token of -inf the kernel counts
+    # what pads its last block as well.
+    logits = draw.logits(dtype=torch.float32).nan_to_num(neginf=-99.0)
     out = torch.zeros(draw.rows, dtype=torch.int64)
     args: list[Any] = [out, logits, logits.stride(0), draw.longs(0, draw.vocabulary, draw.rows), draw.vocabulary]
     return Launch((draw.rows,), args, [out], {"BLOCK_SIZE": 8192})
