@@ -61,7 +61,9 @@ class TestMessages:
         whole = claude.messages.create(**ASKED, extra_body=TRACE)
         with claude.messages.stream(**ASKED, extra_body=TRACE) as stream:
             final = stream.get_final_message()
-        assert [block.text for block in final.content] == [block.text for block in whole.content]
+        assert [getattr(block, "text", None) for block in final.content] == [
+            getattr(block, "text", None) for block in whole.content
+        ]
         assert final.stop_reason == whole.stop_reason == "max_tokens"
         assert final.usage.output_tokens == whole.usage.output_tokens
         events = list(claude.messages.create(**ASKED, extra_body=TRACE, stream=True))
