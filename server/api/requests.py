@@ -236,10 +236,13 @@ class FusionBatchRequest(FusionRequest, BatchChatCompletionRequest):
 
 
 class _Anthropic(FusionRequest):
+    cache_salt: str | None = Field(None, description="As in chat: a part of the prefix cache of its own.")
+
     def as_chat(self, chat: ChatCompletionRequest) -> FusionChatCompletionRequest:
         """vLLM's translation of this request, with its fusion, and with its text bounded as every other one's."""
         fields = {name: getattr(chat, name) for name in ChatCompletionRequest.model_fields}
         fused = FusionChatCompletionRequest.model_construct(chat.model_fields_set, **fields)
+        fused.cache_salt = self.cache_salt
         fused.fuse_with(self._settings, self._trace)
         return fused
 

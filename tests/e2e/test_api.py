@@ -81,10 +81,7 @@ def test_cached_tokens_are_told(client: OpenAI) -> None:
         )
     )
     response = client.responses.create(model="giant-blue", input=prompt, max_output_tokens=1)
-    cached = [
-        answer.usage.prompt_tokens_details.cached_tokens
-        for answer in (text, again, chat, chunks[-1])
-    ]
+    cached = [answer.usage.prompt_tokens_details.cached_tokens for answer in (text, again, chat, chunks[-1])]
     assert cached[1]
     assert cached[3]
     assert cached[0] is not None
