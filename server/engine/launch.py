@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from vllm.config import StructuredOutputsConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
 from vllm.usage.usage_lib import UsageContext
@@ -33,6 +34,10 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     """vLLM's engine arguments: those of the configuration, and those that make the model the composite."""
     arguments: dict[str, Any] = dict(config.engine)
     arguments.setdefault("use_tqdm_on_load", loading_shows_progress())
+    structured = arguments.get("structured_outputs_config")
+    if isinstance(structured, dict):
+        # vLLM 0.32 makes an object of the mapping only after it has set `reasoning_parser` on it.
+        arguments["structured_outputs_config"] = StructuredOutputsConfig(**structured)
     if current_platform.is_cuda_alike():
         # Only the members' own layers go into CUDA graphs. A full graph would also freeze the composite's look at
         # the batch's layout, which nobody has tried yet.
