@@ -126,5 +126,5 @@ def test_a_fault_of_vllms_configuration_is_its_sentence() -> None:
     from server.process import _last_line
 
     with pytest.raises(ValueError, match="block_size") as caught:
-        CacheConfig(block_size="many")
+        CacheConfig(block_size="many")  # type: ignore[arg-type]
     assert _last_line(caught.value) == "Input should be a valid integer, unable to parse string as an integer"
