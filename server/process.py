@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import psutil
 import uvicorn
 import uvloop
+from pydantic import ValidationError
 from rich.console import Console
 
 from server.auth import Keys
@@ -260,5 +261,7 @@ See which expert moves which token: {url}/    The API: {url}/docs    Stop: Ctrl-
 
 
 def _last_line(error: BaseException) -> str:
+    if isinstance(error, ValidationError):  # vLLM's configuration; the last line would be a link
+        return "; ".join(fault["msg"].removeprefix("Value error, ") for fault in error.errors(include_url=False))
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

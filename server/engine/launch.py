@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from vllm.config import VllmConfig
+from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.model_loader import get_model_loader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
@@ -46,6 +46,10 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     arguments: dict[str, Any] = dict(config.engine)
     arguments["structured_outputs_config"] = pinned(arguments.get("structured_outputs_config"))
     arguments.setdefault("use_tqdm_on_load", loading_shows_progress())
+    structured = arguments.get("structured_outputs_config")
+    if isinstance(structured, dict):
+        # vLLM 0.32 makes an object of the mapping only after it has set `reasoning_parser` on it.
+        arguments["structured_outputs_config"] = StructuredOutputsConfig(**structured)
     return AsyncEngineArgs(
         model=str(members.large.folder),
         served_model_name=list(config.presets),

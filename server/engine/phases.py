@@ -62,21 +62,29 @@ def announce_first_pass(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def listening(hear: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """Hand what engines announce that start inside this block to `hear`, in a thread of its own."""
-    with tempfile.TemporaryDirectory(prefix="logit-fusion-") as folder:
-        path = str(Path(folder) / "phases")
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    """Hand what engines announce that start inside this block to `hear`, in a thread of its own.
+
+    Where no socket can be made (the temporary folder is read-only, or its path too long for one), nothing is heard.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="logit-fusion-"))
+            sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+            path = str(Path(folder) / "phases")
             sock.bind(path)
-            thread = threading.Thread(target=_hand_on, args=(sock, hear), name="engine-phases", daemon=True)
-            thread.start()
-            os.environ[SOCKET] = path
-            try:
-                yield
-            finally:
-                del os.environ[SOCKET]
-                with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-                    end.sendto(b"", path)
-                thread.join()
+        except OSError:
+            yield
+            return
+        thread = threading.Thread(target=_hand_on, args=(sock, hear), name="engine-phases", daemon=True)
+        thread.start()
+        os.environ[SOCKET] = path
+        try:
+            yield
+        finally:
+            del os.environ[SOCKET]
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+                end.sendto(b"", path)
+            thread.join()
 
 
 def _hand_on(sock: socket.socket, hear: Callable[[dict[str, Any]], None]) -> None:

@@ -51,3 +51,10 @@ def test_a_mixture_of_experts_beside_a_dense_model(tmp_path: Path) -> None:
 def test_connectors_by_another_name(family: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.kv_offloading_size cannot be set"):
         check(family, "engine.kv_offloading_size=1")
+
+
+def test_a_reasoning_parser_beside_settings_of_structured_outputs(family: Path) -> None:
+    settings = ("engine.reasoning_parser=qwen3", "engine.structured_outputs_config={disable_any_whitespace: true}")
+    config = load_config(family, settings)
+    made = engine_args(config, resolve_members(config)).create_engine_config().structured_outputs_config
+    assert (made.disable_any_whitespace, made.reasoning_parser) == (True, "qwen3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,6 +42,16 @@ def test_nobody_listening_is_no_fault(monkeypatch: Any) -> None:
     announce("loading")
     monkeypatch.setenv(SOCKET, path)
     announce("loading")
+
+
+def test_a_temporary_folder_of_a_long_name_is_no_fault(monkeypatch: Any, tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 40)
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    with listening(lambda _: None):
+        assert SOCKET not in os.environ
+        announce("loading")
+    assert list(folder.iterdir()) == []
 
 
 def test_tensors_pass_unchanged_and_are_counted(monkeypatch: Any) -> None:

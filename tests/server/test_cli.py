@@ -119,3 +119,13 @@ def test_zoo_passes_arguments_on() -> None:
     done = run("zoo", "verify", "--help")
     assert done.returncode == 0
     assert "logit-fusion zoo verify" in done.stdout
+
+
+def test_a_fault_of_vllms_configuration_is_its_sentence() -> None:
+    from vllm.config import CacheConfig
+
+    from server.process import _last_line
+
+    with pytest.raises(ValueError, match="block_size") as caught:
+        CacheConfig(block_size="many")  # type: ignore[arg-type]
+    assert _last_line(caught.value) == "Input should be a valid integer, unable to parse string as an integer"
