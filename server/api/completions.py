@@ -14,7 +14,7 @@ _Results = AsyncIterator[tuple[int, RequestOutput]]
 
 def only_echoes(request: Any) -> bool:
     """Whether a request wants its prompt back and nothing generated; vLLM 0.32 generates one token all the same."""
-    return bool(getattr(request, "echo", False)) and getattr(request, "max_tokens", None) == 0
+    return isinstance(request, CompletionRequest) and bool(request.echo) and request.max_tokens == 0
 
 
 class Completions(OpenAIServingCompletion):

@@ -121,7 +121,7 @@ def _settle(
     asked_to_trace = request.fusion is not None and request.fusion.trace and not only_echoes(request)
     trace = engine.open_trace() if asked_to_trace else None
     attaches = [] if trace is None else [attaching(trace, list(config.experts), settings.experts)]
-    if getattr(request, "echo", False) and getattr(request, "logprobs", None) is not None:
+    if isinstance(request, FusionCompletionRequest) and request.echo and request.logprobs is not None:
         attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))
     request.fuse_with(settings, trace)
     salt = cache_salt(client, request.cache_salt, config.auth.share_prefix_cache)  # type: ignore[attr-defined]

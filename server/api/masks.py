@@ -13,6 +13,11 @@ from vllm.tokenizers import TokenizerLike
 from server.api.errors import RequestError
 
 
+def field_of(request: Any, name: str) -> Any:
+    """A field of a request's model; further ones, which some of vLLM's models keep unread, are none."""
+    return getattr(request, name) if name in type(request).model_fields else None
+
+
 @dataclass(frozen=True)
 class Masks:
     """What a request allows and bans at the first place of its answer; `fields` do so."""
@@ -32,10 +37,10 @@ def masks_of(request: Any, tokenizer: TokenizerLike) -> Masks:
     Raises:
         RequestError: they leave nothing.
     """
-    allowed = getattr(request, "allowed_token_ids", None)
+    allowed = field_of(request, "allowed_token_ids")
     bans = {
-        "bad_words": _single_tokens(getattr(request, "bad_words", None) or (), tokenizer),
-        "min_tokens": _stops(request, tokenizer) if getattr(request, "min_tokens", None) else frozenset(),
+        "bad_words": _single_tokens(field_of(request, "bad_words") or (), tokenizer),
+        "min_tokens": _stops(request, tokenizer) if field_of(request, "min_tokens") else frozenset(),
     }
     fields = ["allowed_token_ids"] if allowed else []
     fields += [name for name, ids in bans.items() if ids]
@@ -62,5 +67,5 @@ def _single_tokens(words: Iterable[str], tokenizer: TokenizerLike) -> frozenset[
 
 
 def _stops(request: Any, tokenizer: TokenizerLike) -> frozenset[int]:
-    stops = set(getattr(request, "stop_token_ids", None) or ())
+    stops = set(field_of(request, "stop_token_ids") or ())
     return frozenset(stops | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))

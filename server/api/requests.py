@@ -137,7 +137,8 @@ def check_extra_arguments(request: Any) -> None:
     Raises:
         RequestError: one is there.
     """
-    for name in getattr(request, "vllm_xargs", None) or ():
+    given = request.vllm_xargs if "vllm_xargs" in type(request).model_fields else None
+    for name in given or ():
         if name in _ENGINES_OWN:
             raise RequestError(f"vllm_xargs.{name}: it is the engine's own", f"vllm_xargs.{name}")
 

@@ -13,7 +13,7 @@ from vllm.tokenizers import TokenizerLike
 from vllm.v1.structured_output.backend_guidance import process_for_additional_properties
 
 from server.api.errors import RequestError
-from server.api.masks import masks_of
+from server.api.masks import field_of, masks_of
 from server.config import Config
 from server.engine.structures.compiler import Compiler, Kind, Trial
 from server.engine.structures.grammar import StructureError, where_is
@@ -98,8 +98,8 @@ class Structures:
 
 def _check_with_tools(request: Any) -> None:
     """Refuse what vLLM cannot put beside tools that the model may call or not, and would leave out without a word."""
-    outputs = getattr(request, _OUTPUTS, None)
-    if outputs is None or not getattr(request, "tools", None) or getattr(request, "tool_choice", None) != "auto":
+    outputs = field_of(request, _OUTPUTS)
+    if outputs is None or not field_of(request, "tools") or field_of(request, "tool_choice") != "auto":
         return
     tag = getattr(request, "structural_tag", None)
     if outputs.grammar is not None:  # free text, in the place of a tag
@@ -109,7 +109,7 @@ def _check_with_tools(request: Any) -> None:
 
 def _settle_options(request: Any, max_depth: int) -> None:
     """Write the options beside a JSON schema into it, where llguidance reads them; vLLM's engine would not."""
-    outputs = getattr(request, _OUTPUTS, None)
+    outputs = field_of(request, _OUTPUTS)
     if outputs is None:
         return
     given = [name for name in _OPTIONS if getattr(outputs, name)]
@@ -134,26 +134,26 @@ def _structures(request: Any) -> Iterator[Structure]:
     tag = getattr(request, "structural_tag", None)
     if tag is not None:
         yield Structure(*tag)
-    elif (outputs := getattr(request, _OUTPUTS, None)) is not None:
+    elif (outputs := field_of(request, _OUTPUTS)) is not None:
         if outputs.json_object is False:
             field = f"{_OUTPUTS}.json_object"
             raise RequestError(f"{field}: true is needed here; leave it out for free text", field)
         for kind in _KINDS:
             if (value := getattr(outputs, kind)) is not None:
                 yield Structure(f"{_OUTPUTS}.{kind}", kind, value)
-    response_format = getattr(request, "response_format", None)
+    response_format = field_of(request, "response_format")
     if response_format is not None and response_format.type == "json_schema" and response_format.json_schema:
         schema = response_format.json_schema.json_schema
         yield Structure("response_format.json_schema.schema", "json", {} if schema is None else schema)
-    text_format = getattr(getattr(request, "text", None), "format", None)
+    text_format = getattr(field_of(request, "text"), "format", None)
     if text_format is not None and text_format.type == "json_schema":
         yield Structure("text.format.schema", "json", text_format.schema_)
-    if getattr(request, "tool_choice", None) != "none":
+    if field_of(request, "tool_choice") != "none":
         yield from _tools(request)
 
 
 def _tools(request: Any) -> Iterator[Structure]:
-    for place, tool in enumerate(getattr(request, "tools", None) or ()):
+    for place, tool in enumerate(field_of(request, "tools") or ()):
         function = getattr(tool, "function", tool)
         for name in ("parameters", "input_schema"):
             schema = getattr(function, name, None)
@@ -166,7 +166,7 @@ def _tools(request: Any) -> Iterator[Structure]:
 
 
 def _tool_names(request: Any) -> Iterator[tuple[str, str]]:
-    for place, tool in enumerate(getattr(request, "tools", None) or ()):
+    for place, tool in enumerate(field_of(request, "tools") or ()):
         function = getattr(tool, "function", tool)
         name = getattr(function, "name", None)
         if isinstance(name, str):

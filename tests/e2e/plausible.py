@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 CHAT, TEXT, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
+MASKED = (CHAT, TEXT)  # which have `allowed_token_ids`; /v1/responses keeps it unread
 HALVES = ["\ud800", "\udfff", "a\ud83d", "\udc00b", "\ud83d\ud83d", "\udc00\ud800"]
 TEXTS = [*HALVES, "\x00", "\u202e", "\ufeff", "", " ", "\\", '"', "{{ x }}", "a" * 5000, "\U0001f600", "</tool_call>"]
 SCHEMAS: list[Any] = [

@@ -162,8 +162,10 @@ def fault_of(content: bytes, response: httpx.Response, text: str) -> str | None:
         errors = [event.get("error", event) for event in events if "error" in event or event.get("type") == "error"]
         if any(not str(error["code"]).startswith(("4", "BadRequest")) for error in errors):
             return "a stream that breaks off"
-    elif "allowed_token_ids" in (asked := json.loads(content)):
-        allowed = set(asked["allowed_token_ids"] or ())
+    elif response.request.url.path in plausible.MASKED and isinstance(
+        (asked := json.loads(content)).get("allowed_token_ids"), list
+    ):
+        allowed = set(asked["allowed_token_ids"])  # of an answer with 200: token ids
         for choice in json.loads(text).get("choices", ()):
             if allowed and not allowed.issuperset(choice.get("token_ids") or ()):
                 return "a token that is not allowed"

@@ -103,7 +103,7 @@ def test_one_request_does_not_choose_for_the_next(server: ServerProcess) -> None
 
 @pytest.mark.parametrize(
     ("schema", "tokens"),
-    [({"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 99}, 8), ({"enum": ["é", 2, [3]]}, 16)],
+    [({"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 99}, 8), ({"enum": ["é", 2]}, 8)],
 )
 def test_followed_to_the_letter(server: ServerProcess, schema: dict[str, Any], tokens: int) -> None:
     for seed in range(5):
@@ -117,7 +117,7 @@ def test_options_beside_a_schema_are_followed(server: ServerProcess) -> None:
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
     followed: list[tuple[dict[str, Any], str]] = [
         ({"disable_any_whitespace": True, "disable_additional_properties": True}, r'\{"a":1\}'),
-        ({"whitespace_pattern": " ", "disable_additional_properties": True}, r'\{ ?"a" ?: ?1 ?\}'),
+        ({"whitespace_pattern": " ", "disable_additional_properties": True}, r'\{ *"a" *: *1 *\}'),
     ]
     for options, expected in followed:
         body = structured(json=schema, **options) | {"max_tokens": 30}
@@ -175,10 +175,17 @@ class TestMasks:
                 for name in (param, *others):
                     assert name in error["message"]
 
-    def test_later(self, server: ServerProcess, ids: dict[str, int]) -> None:
-        """`aa` is banned as a sequence, so that the second token has nothing left."""
+    def test_later(self, server: ServerProcess) -> None:
+        """One token is allowed, and banned after itself, so that the second place has nothing left."""
+
+        def tokens(text: str) -> list[int]:
+            answer = httpx.post(server.url + "/tokenize", json={"model": "giant", "prompt": text})
+            found: list[int] = answer.json()["tokens"]
+            return found
+
+        twice = next(character * 2 for character in "~^|@#%&;ZQ" if len(tokens(character * 2)) == 2)
         for body in (
-            {"allowed_token_ids": [ids["a"], ids["b"]], "bad_words": ["aa", "ab", "ba", "bb"]},
+            {"allowed_token_ids": tokens(twice)[:1], "bad_words": [twice]},
             {"structured_outputs": {"choice": ["a"]}, "min_tokens": 6},
         ):
             answer = httpx.post(server.url + TEXT, json=text(**body))
