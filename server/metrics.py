@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from fusion_kernels import Weighting
-from fusion_kernels.weighting import BASE, FIRST_EXPERT
+from fusion_kernels.batch import BASE, FIRST_EXPERT
 from server.api.fusion import WEIGHTINGS
 from server.config import Config
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, Counts

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from fusion_kernels import Weighting
-from fusion_kernels.weighting import FIRST_EXPERT
+from fusion_kernels.batch import FIRST_EXPERT
 
 if TYPE_CHECKING:
     from fusion_kernels import Fused

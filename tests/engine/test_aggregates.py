@@ -13,7 +13,7 @@ import torch
 import vllm.v1.worker.cpu.shm  # noqa: F401 (as vLLM's CPU worker does, before the runner's modules)
 
 from fusion_kernels import Fused, Weighting
-from fusion_kernels.weighting import BASE, FIRST_EXPERT
+from fusion_kernels.batch import BASE, FIRST_EXPERT
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, MAX_PENDING_STEPS, Aggregates, Counts
 from server.engine.settings import FusionSettings
 from server.engine.slots import Slot, SlotTable

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_kernels.threads import over_ranges
-from fusion_kernels.vector import Jitted, exp, inlined, jit
+from fusion_kernels.cpu.threads import over_ranges
+from fusion_kernels.cpu.vector import Jitted, exp, inlined, jit
 from server.engine.cpu_runner.arrays import array, compiled, line, readable, value
 from server.engine.cpu_runner.noise import uniform
 from server.engine.cpu_runner.sampling import choose
