@@ -1,4 +1,4 @@
-"""The table of weightings, one row each: all else that names, offers, describes or checks a weighting reads it here.
+"""the table of weightings, one row each: all else that names, offers, describes or checks a weighting reads it here.
 
 The equations are in `fusion_kernels.reference`. Nothing slow is imported: the command line's help reads this too.
 """
@@ -18,39 +18,39 @@ class Weighting(IntEnum):
     Attributes:
         experts: how many experts it takes; "any" means one at least.
         parameter: what sets its weights: "alpha", fixed ones, or "alpha_max", the largest that its search may choose.
-        gloss: what it is, in a few words for a menu.
-        sentence: what it is, for the documentation and the help.
+        summary: what it is, in a few words for a menu.
+        description: what it is, for the documentation and the help.
     """
 
     experts: Experts
     parameter: Parameter | None
-    gloss: str
-    sentence: str
+    summary: str
+    description: str
 
-    def __new__(cls, experts: Experts, parameter: Parameter | None, gloss: str, sentence: str) -> Self:
+    def __new__(cls, experts: Experts, parameter: Parameter | None, summary: str, description: str) -> Self:
         """Make a row of the table; rows are numbered from 0, as the counters by weighting need it."""
         number = len(cls.__members__)
         row = int.__new__(cls, number)
         row._value_ = number
-        row.experts, row.parameter, row.gloss, row.sentence = experts, parameter, gloss, sentence
+        row.experts, row.parameter, row.summary, row.description = experts, parameter, summary, description
         return row
 
-    NONE = "none", None, "large alone", "The large model alone."
-    STATIC = "any", "alpha", "fixed", "Fixed numbers, of any sign; 1.0 is proxy-tuning."
+    NONE = "none", None, "large alone", "the large model alone"
+    STATIC = "any", "alpha", "fixed", "fixed numbers, of any sign; 1.0 is proxy-tuning"
     KL = (
         "any",
         "alpha_max",
         "solved",
-        "At every token the weight that moves the large model as far as fine-tuning moved the small one, solved exactly.",
+        "at every token the weight that moves the large model as far as fine-tuning moved the small one, solved exactly",
     )
-    KL_GRID = "any", "alpha_max", "searched", "The objective of `kl` searched on the paper's grid (its Algorithm 1)."
+    KL_GRID = "any", "alpha_max", "searched", "the objective of `kl` searched on the paper's grid (its Algorithm 1)"
     KL_SAFE = (
         "any",
         "alpha_max",
         "as far as sure",
-        "Beyond the paper: every expert by its own distance, and less of one that learned little or is unsure.",
+        "beyond the paper: every expert by its own distance, and less of one that learned little or is unsure",
     )
-    ALONE = "one", None, "one expert", "One expert's own distribution, to compare with."
+    ALONE = "one", None, "one expert", "one expert's own distribution, to compare with"
 
     def __str__(self) -> str:
         """Return the name that configurations and requests use, such as `kl-safe`."""
@@ -64,6 +64,16 @@ class Weighting(IntEnum):
             KeyError: there is none.
         """
         return _BY_NAME[name]  # type: ignore[return-value]
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the row as JSON shows it."""
+        return {
+            "name": str(self),
+            "experts": self.experts,
+            "parameter": self.parameter,
+            "summary": self.summary,
+            "description": self.description,
+        }
 
     @property
     def takes_alpha(self) -> bool:
@@ -86,3 +96,9 @@ NAMES = tuple(_BY_NAME)
 """The names of all weightings, in the order of the table."""
 SEARCHING = " and ".join(", ".join(f"`{weighting}`" for weighting in Weighting if weighting.searches).rsplit(", ", 1))
 """The names of those that search, for sentences."""
+
+
+def markdown_table() -> str:
+    """Return the table as the documentation shows it."""
+    lines = ["| `weighting` | the weights alpha |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{weighting}` | {weighting.description} |" for weighting in Weighting)])

@@ -19,6 +19,7 @@ from vllm.entrypoints.serve.utils.api_utils import load_aware_call, validate_jso
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from fusion_kernels import Weighting
 from server.api.admission import check_preset
 from server.api.errors import RequestError
 from server.api.fusion import resolve
@@ -108,8 +109,8 @@ async def create_response(request: FusionResponsesRequest, raw_request: Request)
 
 @router.get("/v1/fusion/experts")
 async def list_members(raw_request: Request) -> JSONResponse:
-    """The large model, the base and the experts, with their sizes, and the presets over them."""
-    return JSONResponse(_state(raw_request).members)
+    """The large model, the base and the experts, with their sizes, the presets over them, and the weightings."""
+    return JSONResponse({**_state(raw_request).members, "weightings": [row.as_dict() for row in Weighting]})
 
 
 def _state(raw_request: Request) -> ServerState:

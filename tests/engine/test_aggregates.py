@@ -53,7 +53,7 @@ def bucket(bounds: tuple[float, ...], value: float) -> int:
 
 
 def draw(rng: random.Random) -> FusionSettings:
-    weighting = rng.choice([kind for kind in Weighting if kind is not Weighting.KL_JOINT])
+    weighting = rng.choice(list(Weighting))
     number = {Weighting.NONE: 0, Weighting.ALONE: 1}.get(weighting, rng.randint(1, EXPERTS))
     return FusionSettings(weighting, tuple(sorted(rng.sample(range(EXPERTS), number))), preset=rng.randrange(PRESETS))
 
