@@ -41,7 +41,7 @@ class Weighting(IntEnum):
         "any",
         "alpha_max",
         "solved",
-        "at every token the weight that moves the large model as far as fine-tuning moved the small one, solved exactly",
+        "at every token the weight that moves large as far as fine-tuning moved the small model, solved exactly",
     )
     KL_GRID = "any", "alpha_max", "searched", "the objective of `kl` searched on the paper's grid (its Algorithm 1)"
     KL_SAFE = (

@@ -137,7 +137,13 @@ def targets(expert: Any, base: Any, expert_top: float, base_top: float) -> tuple
 @jit
 def highest(line: Any, x: float) -> float:
     """The largest log weight of a `Line` at x: max_v of large_v - top + x (delta_v - centre)."""
-    large, delta, top, middle, slope = line.large, line.delta, np.float32(line.top), np.float32(line.centre), np.float32(x)
+    large, delta, top, middle, slope = (
+        line.large,
+        line.delta,
+        np.float32(line.top),
+        np.float32(line.centre),
+        np.float32(x),
+    )
     key = _LEAST
     for i in range(delta.size):
         key = max(key, ordered(large[i] - top + slope * (delta[i] - middle)))

@@ -179,24 +179,24 @@ def _measure_move(out, row, top, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _fuse_row(
-    out, row, weighting, given, limit, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
-):
+def _fuse_row(out, row, weighting, given, limit, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """Write a row's logits, the large model's own where it has nothing to add; its `Facts` and its `Choice`."""
     zero, none = tl.full((), 0.0, tl.float32), tl.zeros([COLUMNS], tl.float32)
     facts = Facts(none, none, none, zero, zero, zero - INF, tl.full((), 0, tl.int32))
     choice, several = Choice(none, zero, zero), tl.full((), 0, tl.int32)
-    if (weighting != NONE) & (tl.sum(row.used, 0) > 0):
-        if _is_broken(row.large, row.vocabulary, BLOCK) == 0:
-            facts = _read(row, COLUMNS, ALIGNED, BLOCK)
-            if facts.broken > 0:
-                facts = Facts(facts.own_a, facts.own_b, facts.entropies, zero, zero, facts.top, facts.broken)
-            elif weighting == STATIC:
-                choice = Choice(given, zero, zero)
-                several += 1
-            elif facts.top > -INF:
-                choice = _choose(row, weighting, limit, facts, COLUMNS, ALIGNED, BLOCK)
-                several += (weighting == KL_SAFE).to(tl.int32)
+    read = (weighting != NONE) & (tl.sum(row.used, 0) > 0)
+    if read:
+        read = _is_broken(row.large, row.vocabulary, BLOCK) == 0
+    if read:
+        facts = _read(row, COLUMNS, ALIGNED, BLOCK)
+        if facts.broken > 0:
+            facts = Facts(facts.own_a, facts.own_b, facts.entropies, zero, zero, facts.top, facts.broken)
+        elif weighting == STATIC:
+            choice = Choice(given, zero, zero)
+            several += 1
+        elif facts.top > -INF:
+            choice = _choose(row, weighting, limit, facts, COLUMNS, ALIGNED, BLOCK)
+            several += (weighting == KL_SAFE).to(tl.int32)
     _write(out, row, choice.alpha, ALIGNED, BLOCK)
     if (several > 0) & (facts.top > -INF):
         tl.debug_barrier()
@@ -233,10 +233,12 @@ def fuse_kernel(
     columns = tl.arange(0, COLUMNS)
     inside, cells = columns < number, index * number + columns
     used = tl.load(use + cells, mask=inside, other=0).to(tl.int32)
-    weighting, limit, out = tl.load(kind + index), tl.maximum(tl.load(alpha_max + index), 0.0), logits + index * vocabulary
-    row = Row(
-        large + index * strides[0], base + index * strides[1], experts, strides, index, used, vocabulary, common
+    weighting, limit, out = (
+        tl.load(kind + index),
+        tl.maximum(tl.load(alpha_max + index), 0.0),
+        logits + index * vocabulary,
     )
+    row = Row(large + index * strides[0], base + index * strides[1], experts, strides, index, used, vocabulary, common)
     zero, bad = tl.full((), 0.0, tl.float32), tl.full((), 0, tl.int32)
     a, b, choice = zero, zero, Choice(tl.zeros([COLUMNS], tl.float32), zero, zero)
     first, copied = tl.argmax(used, 0), 0

@@ -93,9 +93,7 @@ def _best_of(best, x, loss, f, g):
 @triton.jit
 def _started(goal, first, value, mean):
     """The goal, with A and A' at 0 from the first sweep."""
-    return Goal(
-        goal.a, goal.b, tl.where(first, at(value, 0), goal.start), tl.where(first, at(mean, 0), goal.mean)
-    )
+    return Goal(goal.a, goal.b, tl.where(first, at(value, 0), goal.start), tl.where(first, at(mean, 0), goal.mean))
 
 
 @triton.jit

@@ -21,9 +21,7 @@ def chat(
     preset: Annotated[
         str | None, typer.Option(help="Preset to start with. Default: the first that has experts.")
     ] = None,
-    weighting: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(NAMES)}. Default: the preset's.")
-    ] = None,
+    weighting: Annotated[str | None, typer.Option(help=f"One of {', '.join(NAMES)}. Default: the preset's.")] = None,
     key: Annotated[
         str | None, typer.Option(envvar="LOGIT_FUSION_API_KEY", help="API key, where the server asks for one.")
     ] = None,
