@@ -1,4 +1,4 @@
-"""the table of weightings, one row each: all else that names, offers, describes or checks a weighting reads it here.
+"""The table of weightings, one row each: all else that names, offers, describes or checks a weighting reads it here.
 
 The equations are in `fusion_kernels.reference`. Nothing slow is imported: the command line's help reads this too.
 """
@@ -41,7 +41,8 @@ class Weighting(IntEnum):
         "any",
         "alpha_max",
         "solved",
-        "at every token the weight that moves large as far as fine-tuning moved the small model, solved exactly",
+        "at every token the weight that moves the large model as far as fine-tuning moved the small one, "
+        "solved exactly",
     )
     KL_GRID = "any", "alpha_max", "searched", "the objective of `kl` searched on the paper's grid (its Algorithm 1)"
     KL_SAFE = (
@@ -57,13 +58,13 @@ class Weighting(IntEnum):
         return self.name.lower().replace("_", "-")
 
     @classmethod
-    def named(cls, name: str) -> Self:
+    def named(cls, name: str) -> Weighting:
         """Return the weighting with a name such as `kl-safe`.
 
         Raises:
             KeyError: there is none.
         """
-        return _BY_NAME[name]  # type: ignore[return-value]
+        return _BY_NAME[name]
 
     def as_dict(self) -> dict[str, str | None]:
         """Return the row as JSON shows it."""
