@@ -149,7 +149,7 @@ def line(part: str, case: Case, kind: str, took: dict[str, float], name: str) ->
 
 def by_kind(case: Case, part: str, between: Run | None = None) -> list[dict[str, object]]:
     """All kinds beside the loop and the floor."""
-    runs = {kind.name.lower(): case.fuse(kind) for kind in Weighting if kind != Weighting.KL_JOINT}
+    runs = {kind.name.lower(): case.fuse(kind) for kind in Weighting}
     took = measure(runs | {"loop": case.loop(), "copy": case.copy()}, between)
     return [line(part, case, name, took, name) for name in runs] + [line(part, case, "paper loop", took, "loop")]
 

@@ -77,13 +77,13 @@ async def measure(folder: Path, num_experts: int, rounds: int, weightings: Seque
 
 
 async def _rate(engine: Any, weighting: str, requests: int, num_experts: int) -> float:
-    from server.api.fusion import WEIGHTINGS
+    from fusion_kernels import Weighting
     from server.engine.settings import FusionSettings
 
     settings = FusionSettings()
     if weighting not in ("plain", "none"):
         alpha = (1.0,) * num_experts if weighting == "static" else ()
-        settings = FusionSettings(WEIGHTINGS[weighting], tuple(range(num_experts)), alpha)  # type: ignore[index]
+        settings = FusionSettings(Weighting.named(weighting), tuple(range(num_experts)), alpha)
     return await generate(engine, [settings] * requests)
 
 

@@ -1,6 +1,6 @@
 """`kl-joint`, all weights at once: an experiment that no server offers, so log-likelihoods are computed here.
 
-With Hugging Face models and the PyTorch solver of `fusion_kernels.joint`, one answer at a time: slow.
+With Hugging Face models and the search of `evaluation.joint_search`, one answer at a time: slow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from evaluation.client import Encoded, Reply
-from fusion_kernels import Weighting, fuse_logits
+from evaluation.joint_search import fuse_jointly
 from server.config import load_config
 from server.engine.members import Member, fetch_weights, resolve_members
 from server.errors import ConfigError
@@ -43,17 +43,8 @@ class Joint:
         names = ("large", "base", *fusion["experts"])
         with torch.no_grad():
             large, base, *experts = (self._model(name)(torch.tensor([ids])).logits[0, start - 1 : -1] for name in names)
-        rows = len(ids) - start
-        fused = fuse_logits(
-            large,
-            base,
-            experts,
-            kind=torch.full((rows,), Weighting.KL_JOINT, dtype=torch.int8),
-            use=torch.ones(rows, len(experts), dtype=torch.bool),
-            alpha=torch.zeros(rows, len(experts)),
-            alpha_max=torch.full((rows,), float(fusion["alpha_max"])),
-        )
-        return float(fused.logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None]).sum())
+        logits, _ = fuse_jointly(large, base, experts, float(fusion["alpha_max"]))
+        return float(logits.log_softmax(-1).gather(1, torch.tensor(ids[start:])[:, None]).sum())
 
     @cached_property
     def _members(self) -> dict[str, Member]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.config import Weighting
+from fusion_kernels.weighting import Weighting
+from server.config import WeightingName
 from server.config.load import describe_fault, read_mapping
 from server.config.schema import AlphaMax, Alphas
 from server.config.section import Section
@@ -82,7 +83,7 @@ class Task(Section):
 class Setting(Section):
     """A column: how the experts steer, in the words of a request's `fusion` field."""
 
-    weighting: Weighting | Literal["kl-joint"]
+    weighting: WeightingName | Literal["kl-joint"]
     alpha: Alphas | None = None
     alpha_max: AlphaMax = 2.0
 
@@ -121,11 +122,7 @@ class Table(Section):
 
 def _default_settings() -> dict[str, Setting]:
     static = {f"static {alpha}": Setting(weighting="static", alpha=alpha) for alpha in (0.5, 1.0, 1.5)}
-    dynamic: dict[str, Setting] = {
-        weighting: Setting(weighting=weighting)
-        for weighting in ("kl-grid", "kl", "kl-safe")
-        if weighting in get_args(Weighting)
-    }
+    dynamic = {str(weighting): Setting(weighting=str(weighting)) for weighting in Weighting if weighting.searches}
     return {"large": Setting(weighting="none"), "expert alone": Setting(weighting="alone"), **static, **dynamic}
 
 

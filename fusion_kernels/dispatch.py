@@ -3,19 +3,15 @@
 import importlib
 import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fusion_kernels.weighting import Fused
+from fusion_kernels.batch import Batch, Fused
 
-# Imported when first used: numba and triton take seconds, and only one of them is needed.
-MODULES = {
-    "reference": "fusion_kernels.reference",
-    "torch": "fusion_kernels.plain",
-    "cpu": "fusion_kernels.cpu",
-    "triton": "fusion_kernels.triton_fuse",
-}
+# Each is a package with `fuse`, imported when first used: numba and triton take seconds, and only one is needed.
+BACKENDS = ("reference", "torch", "cpu", "triton")
 
 
 def fuse_logits(
@@ -53,8 +49,8 @@ def fuse_logits(
     """
     _check(large, base, experts, kind=kind, use=use, alpha=alpha, alpha_max=alpha_max)
     name = impl or _implementation(large.device.type)
-    if name not in MODULES:
-        raise ValueError(f"impl is {name!r}; the choices are {', '.join(MODULES)}")
+    if name not in BACKENDS:
+        raise ValueError(f"impl is {name!r}; the choices are {', '.join(BACKENDS)}")
     return Fused(*_fuse(large, base, list(experts), kind, use, alpha, alpha_max, name))
 
 
@@ -64,12 +60,16 @@ def warm_up() -> None:
     A GPU's kernel is compiled at the first call with the dtypes and the number of experts in question: make one.
     """
     if _implementation("cpu") == "cpu":
-        importlib.import_module(MODULES["cpu"]).warm_up()
+        _backend("cpu").warm_up()
 
 
 def _implementation(device: str) -> str:
     name, package = ("cpu", "numba") if device == "cpu" else ("triton", "triton")
     return name if importlib.util.find_spec(package) else "torch"
+
+
+def _backend(name: str) -> Any:
+    return importlib.import_module(f"fusion_kernels.{name}")
 
 
 # A custom op, so that torch.compile and CUDA graphs take the whole fusion as one opaque step.
@@ -84,8 +84,8 @@ def _fuse(
     alpha_max: Tensor,
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    fused: Fused = importlib.import_module(MODULES[name]).fuse(large, base, experts, kind, use, alpha, alpha_max)
-    return fused.logits, fused.alpha, fused.kl_target, fused.kl_fused, fused.broken
+    fused: Fused = _backend(name).fuse(Batch(large, base, experts, kind, use, alpha, alpha_max))
+    return fused
 
 
 @_fuse.register_fake

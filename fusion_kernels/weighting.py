@@ -1,53 +1,105 @@
-"""The kinds of weighting, what a fusion returns, and the grid of the paper's Algorithm 1."""
+"""The table of weightings, one row each: all else that names, offers, describes or checks a weighting reads it here.
+
+The equations are in `fusion_kernels.reference`. Nothing slow is imported: the command line's help reads this too.
+"""
+
+from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Literal, Self
 
-from torch import Tensor
-
-# Algorithm 1 searches alpha in {0.0, 0.1, .., 2.0}.
-GRID_STEPS_PER_UNIT = 10
-GRID_POINTS = 21
-
-# The members as `Fused.broken` numbers them.
-BASE, FIRST_EXPERT = 1, 2
+Experts = Literal["none", "one", "any"]
+Parameter = Literal["alpha", "alpha_max"]
 
 
 class Weighting(IntEnum):
-    """How a row weighs its experts; the values are those of the int8 tensor `kind`."""
+    """How a row weighs its experts; the values are those of the int8 tensor `kind`, and `str` gives the name.
 
-    NONE = 0
-    """The large model alone."""
-    STATIC = 1
-    """Fixed weights, of any sign; 1.0 is proxy-tuning."""
-    KL = 2
-    """The paper's objective solved exactly over [0, alpha_max], one expert at a time."""
-    KL_GRID = 3
-    """The paper's Algorithm 1: the objective searched over the grid 0.0, 0.1 .. 2.0, one expert at a time."""
-    ALONE = 4
-    """One expert's own logits."""
-    KL_JOINT = 5
-    """Beyond the paper, an experiment: all weights at once. The Triton kernel lacks it and solves it as `KL`."""
-    KL_SAFE = 6
-    """Beyond the paper: every expert by its own targets, and the less the less it learned or the less sure it is."""
+    Attributes:
+        experts: how many experts it takes; "any" means one at least.
+        parameter: what sets its weights: "alpha", fixed ones, or "alpha_max", the largest that its search may choose.
+        summary: what it is, in a few words for a menu.
+        description: what it is, for the documentation and the help.
+    """
 
+    experts: Experts
+    parameter: Parameter | None
+    summary: str
+    description: str
 
-class Fused(NamedTuple):
-    """What `fuse_logits` returns, for B rows, T experts and the V ids of the large model."""
+    def __new__(cls, experts: Experts, parameter: Parameter | None, summary: str, description: str) -> Self:
+        """Make a row of the table; rows are numbered from 0, as the counters by weighting need it."""
+        number = len(cls.__members__)
+        row = int.__new__(cls, number)
+        row._value_ = number
+        row.experts, row.parameter, row.summary, row.description = experts, parameter, summary, description
+        return row
 
-    logits: Tensor
-    """[B, V] float32: large + sum_t alpha_t delta_t, not normalised."""
-    alpha: Tensor
-    """[B, T] float32: the weights used; 0 for an expert that had no part, 1 for the expert of an `ALONE` row."""
-    kl_target: Tensor
-    """[B, 2] float32: mean a = KL(expert || base) and mean b = KL(base || expert) over the row's experts, in nats."""
-    kl_fused: Tensor
-    """[B, 2] float32: f = KL(fused || large) and g = KL(large || fused) at the weights used, in nats."""
-    broken: Tensor
-    """[B] int8: the member whose NaN or +inf made the row fall back to the large model alone: `BASE`, or
-    `FIRST_EXPERT` + t for expert t; the first one found where there are several, and 0 in every other row."""
+    NONE = "none", None, "large alone", "the large model alone"
+    STATIC = "any", "alpha", "fixed", "fixed numbers, of any sign; 1.0 is proxy-tuning"
+    KL = (
+        "any",
+        "alpha_max",
+        "solved",
+        "at every token the weight that moves the large model as far as fine-tuning moved the small one, "
+        "solved exactly",
+    )
+    KL_GRID = "any", "alpha_max", "searched", "the objective of `kl` searched on the paper's grid (its Algorithm 1)"
+    KL_SAFE = (
+        "any",
+        "alpha_max",
+        "as far as sure",
+        "beyond the paper: every expert by its own distance, and less of one that learned little or is unsure",
+    )
+    ALONE = "one", None, "one expert", "one expert's own distribution, to compare with"
+
+    def __str__(self) -> str:
+        """Return the name that configurations and requests use, such as `kl-safe`."""
+        return self.name.lower().replace("_", "-")
+
+    @classmethod
+    def named(cls, name: str) -> Weighting:
+        """Return the weighting with a name such as `kl-safe`.
+
+        Raises:
+            KeyError: there is none.
+        """
+        return _BY_NAME[name]
+
+    def as_dict(self) -> dict[str, str | None]:
+        """Return the row as JSON shows it."""
+        return {
+            "name": str(self),
+            "experts": self.experts,
+            "parameter": self.parameter,
+            "summary": self.summary,
+            "description": self.description,
+        }
 
     @property
-    def fallback(self) -> Tensor:
-        """[B] bool: a member that the row needed is broken, so the row is the large model alone."""
-        return self.broken > 0
+    def takes_alpha(self) -> bool:
+        """Whether its weights are given with the request."""
+        return self.parameter == "alpha"
+
+    @property
+    def searches(self) -> bool:
+        """Whether its weights are found anew at every token."""
+        return self.parameter == "alpha_max"
+
+    @property
+    def fuses(self) -> bool:
+        """Whether it adds deltas to the large model's logits, and so needs the base."""
+        return self.parameter is not None
+
+
+_BY_NAME = {str(weighting): weighting for weighting in Weighting}
+NAMES = tuple(_BY_NAME)
+"""The names of all weightings, in the order of the table."""
+SEARCHING = " and ".join(", ".join(f"`{weighting}`" for weighting in Weighting if weighting.searches).rsplit(", ", 1))
+"""The names of those that search, for sentences."""
+
+
+def markdown_table() -> str:
+    """Return the table as the documentation shows it."""
+    lines = ["| `weighting` | the weights alpha |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{weighting}` | {weighting.description} |" for weighting in Weighting)])

@@ -21,8 +21,7 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from fusion_kernels import Weighting
-from fusion_kernels.weighting import BASE, FIRST_EXPERT
-from server.api.fusion import WEIGHTINGS
+from fusion_kernels.batch import BASE, FIRST_EXPERT
 from server.config import Config
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, Counts
 from server.engine.client import FusionEngine
@@ -74,11 +73,10 @@ class FusionMetrics(Collector):
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        by_number = {number: name for name, number in WEIGHTINGS.items()}
         experts = list(config.experts)
         self._names = _Names(
             presets=list(config.presets),
-            weightings=[by_number.get(number, "") for number in Weighting],
+            weightings=[str(weighting) for weighting in Weighting],
             experts=experts,
             members=[""] * BASE + ["base"] + experts,
         )
@@ -137,7 +135,7 @@ class FusionMetrics(Collector):
                 if any(sizes) or expert in settings.experts:
                     alpha.add_metric([preset, expert], _cumulative(ALPHA_BUCKETS, sizes), total)
             for direction, sizes, total in zip(DIVERGENCES, counts["kl"][place], counts["kl_sum"][place], strict=True):
-                if any(sizes) or settings.weighting not in ("none", "alone"):
+                if any(sizes) or Weighting.named(settings.weighting).fuses:
                     divergence.add_metric([preset, direction], _cumulative(KL_BUCKETS, sizes), total)
         yield from (tokens, failures, alpha, divergence)
 

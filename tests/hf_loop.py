@@ -64,7 +64,7 @@ class HFLoop:
             use[:, self.experts.index(name)] = True
             if settings.alpha:
                 alpha[:, self.experts.index(name)] = settings.alpha[place]
-        kind = Weighting[settings.weighting.upper().replace("-", "_")]
+        kind = Weighting.named(settings.weighting)
         return fuse_logits(
             logits[0],
             logits[1],

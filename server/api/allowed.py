@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, get_args
+from typing import Any
 
+from fusion_kernels.weighting import NAMES, Weighting
 from server.api.errors import RequestError
 from server.auth import Client
-from server.config import Config
-from server.config import Weighting as WeightingName
+from server.config import Config, WeightingName
 from server.errors import nearest
-
-WEIGHTINGS: tuple[WeightingName, ...] = get_args(WeightingName)
 
 
 @dataclass(frozen=True)
@@ -27,14 +25,14 @@ class Allowed:
     def to(cls, client: Client, config: Config) -> Allowed:
         """What `client` may use of what `config` has."""
         if client.presets is None:
-            return cls(tuple(config.presets), tuple(config.experts), WEIGHTINGS)
+            return cls(tuple(config.presets), tuple(config.experts), NAMES)
         presets = {name: preset for name, preset in config.presets.items() if name in client.presets}
         experts = {expert for preset in presets.values() for expert in preset.experts}
         weightings = {preset.weighting for preset in presets.values()}
         return cls(
             tuple(presets),
             tuple(name for name in config.experts if name in experts),
-            tuple(name for name in WEIGHTINGS if name in weightings),
+            tuple(name for name in NAMES if name in weightings),
         )
 
     def preset(self, asked: str | None, config: Config) -> str:
@@ -70,7 +68,11 @@ class Allowed:
         names = ("large", "base", *self.experts)
         shown = [member for member in members["members"] if member["name"] in names]
         presets = {name: preset for name, preset in members["presets"].items() if name in self.presets}
-        return members | {"members": shown, "presets": presets, "weightings": list(self.weightings)}
+        return members | {
+            "members": shown,
+            "presets": presets,
+            "weightings": [Weighting.named(name).as_dict() for name in self.weightings],
+        }
 
 
 def _check(where: str, what: str, name: str, allowed: tuple[str, ...], exists: bool) -> None:

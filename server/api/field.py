@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from server.config import Weighting
+from fusion_kernels.weighting import SEARCHING
+from server.config import WeightingName
 from server.config.schema import ALPHA_LIMIT, WEIGHTING
 
 
@@ -46,7 +47,7 @@ class FusionField(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     experts: list[str] | None = Field(None, description="The experts to use, by name. Default: the preset's.")
-    weighting: Weighting | None = Field(
+    weighting: WeightingName | None = Field(
         None,
         description=f"{WEIGHTING} Default: the preset's.",
     )
@@ -55,7 +56,7 @@ class FusionField(BaseModel):
         description="The weight of `static`, of any sign: a number for all experts, or `{expert: number}` for each.",
     )
     alpha_max: Annotated[float, BeforeValidator(_number), AfterValidator(_positive)] | None = Field(
-        None, description="The largest weight that `kl`, `kl-grid` and `kl-safe` may choose. Default: the preset's."
+        None, description=f"The largest weight that {SEARCHING} may choose. Default: the preset's."
     )
     trace: Annotated[Literal[False, True, "full"], BeforeValidator(_trace)] = Field(
         False,

@@ -8,19 +8,9 @@ from fusion_kernels import Weighting
 from server.api.allowed import Allowed
 from server.api.errors import RequestError
 from server.api.field import FusionField
-from server.config import Config, PresetConfig
-from server.config import Weighting as WeightingName
+from server.config import Config, PresetConfig, WeightingName
 from server.engine.settings import FusionSettings
 from server.errors import nearest
-
-WEIGHTINGS: dict[WeightingName, Weighting] = {
-    "none": Weighting.NONE,
-    "static": Weighting.STATIC,
-    "kl": Weighting.KL,
-    "kl-grid": Weighting.KL_GRID,
-    "kl-safe": Weighting.KL_SAFE,
-    "alone": Weighting.ALONE,
-}
 
 
 def resolve(field: FusionField | None, preset: PresetConfig, config: Config, allowed: Allowed) -> FusionSettings:
@@ -38,7 +28,7 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
     alpha = _alpha(field, weighting, experts, preset)
     names = list(config.experts)
     return FusionSettings(
-        weighting=WEIGHTINGS[weighting],
+        weighting=Weighting.named(weighting),
         experts=tuple(names.index(name) for name in experts),
         alpha=alpha,
         alpha_max=preset.alpha_max if field.alpha_max is None else field.alpha_max,

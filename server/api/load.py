@@ -20,7 +20,8 @@ router = APIRouter()
 async def load(raw_request: Request) -> dict[str, int]:
     """The requests that are being answered, and those that wait for a place: `{"server_load": 3}`, as vLLM has it."""
     policy = _gate(raw_request).policy
-    return {"server_load": len(policy.running) + len(policy.waiting)}
+    # Tickets beside a request's own are more sequences of it.
+    return {"server_load": sum(not ticket.extra for ticket in (*policy.running, *policy.waiting))}
 
 
 def load_header(raw_request: Request) -> Mapping[str, str] | None:

@@ -9,12 +9,11 @@ from urllib.parse import urlsplit
 
 import typer
 
+from fusion_kernels.weighting import NAMES
 from server.errors import ServerError, nearest
 
 if TYPE_CHECKING:
     from server.chat.conversation import Chat
-
-WEIGHTINGS = ("none", "static", "kl", "kl-grid", "kl-safe", "alone")
 
 
 def chat(
@@ -22,9 +21,7 @@ def chat(
     preset: Annotated[
         str | None, typer.Option(help="Preset to start with. Default: the first that has experts.")
     ] = None,
-    weighting: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(WEIGHTINGS)}. Default: the preset's.")
-    ] = None,
+    weighting: Annotated[str | None, typer.Option(help=f"One of {', '.join(NAMES)}. Default: the preset's.")] = None,
     key: Annotated[
         str | None, typer.Option(envvar="LOGIT_FUSION_API_KEY", help="API key, where the server asks for one.")
     ] = None,
@@ -41,9 +38,9 @@ def chat(
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise typer.BadParameter(f"an address such as http://127.0.0.1:8000 is needed, not '{url}'", param_hint="--url")
-    if weighting is not None and weighting not in WEIGHTINGS:
+    if weighting is not None and weighting not in NAMES:
         raise typer.BadParameter(
-            f"there is no weighting '{weighting}'; {nearest(weighting, WEIGHTINGS)}", param_hint="--weighting"
+            f"there is no weighting '{weighting}'; {nearest(weighting, NAMES)}", param_hint="--weighting"
         )
     # OpenAI's SDK takes most of a second to import; `--help` should not.
     from rich.console import Console

@@ -12,8 +12,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from fusion_kernels.weighting import NAMES, Weighting
 from server.chat.client import Server, Settings, Token
-from server.chat.command import WEIGHTINGS
 from server.errors import ServerError, nearest
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
@@ -97,16 +97,17 @@ class Chat:
 
     def weigh(self, value: str) -> None:
         """Change the weighting; without a value, back to the preset's."""
-        if value and value not in WEIGHTINGS:
-            raise ValueError(f"there is no weighting '{value}'; {nearest(value, WEIGHTINGS)}")
+        if value and value not in NAMES:
+            raise ValueError(f"there is no weighting '{value}'; {nearest(value, NAMES)}")
         self.settings.weighting = value or None
-        # Only `static` takes fixed weights, and `none` takes no experts.
-        self.settings.alpha = self.settings.alpha if value == "static" else None
-        self.settings.experts = None if value == "none" else self.settings.experts
-        if value == "static" and self.settings.alpha is None and self._preset().get("weighting") != "static":
+        weighting = Weighting.named(value) if value else None
+        fixed = weighting is not None and weighting.takes_alpha
+        self.settings.alpha = self.settings.alpha if fixed else None
+        self.settings.experts = None if weighting is Weighting.NONE else self.settings.experts
+        if fixed and self.settings.alpha is None and self._preset().get("weighting") != value:
             self.settings.alpha = 1.0
-        if value not in ("", "none") and not self._used_experts():
-            self.settings.experts = self.experts[:1] if value == "alone" else self.experts
+        if weighting is not None and weighting.experts != "none" and not self._used_experts():
+            self.settings.experts = self.experts[:1] if weighting.experts == "one" else self.experts
 
     def set_alpha(self, value: str) -> None:
         """Fix the weight of all experts, which makes the weighting `static`; without a value, the preset's."""
@@ -215,7 +216,7 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     "preset": Command("NAME", "answer as another preset", Chat.set_preset),
-    "weighting": Command("[W]", f"{', '.join(WEIGHTINGS)}; without W the preset's", Chat.set_weighting),
+    "weighting": Command("[W]", f"{', '.join(NAMES)}; without W the preset's", Chat.set_weighting),
     "alpha": Command("[X]", "fix the weight of all experts (weighting static); without X the preset's", Chat.set_alpha),
     "experts": Command("[NAMES]", "list the experts, or choose the ones to use", Chat.set_experts),
     "reset": Command("", "forget what was said", Chat.reset),

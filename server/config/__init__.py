@@ -1,6 +1,6 @@
 """The configuration file: its schema, how it is read, and its reference table."""
 
 from server.config.load import load_config
-from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig, Weighting
+from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig, WeightingName
 
-__all__ = ["Config", "ExpertConfig", "MemberConfig", "PresetConfig", "Weighting", "load_config"]
+__all__ = ["Config", "ExpertConfig", "MemberConfig", "PresetConfig", "WeightingName", "load_config"]

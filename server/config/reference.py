@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic.fields import FieldInfo
 
+from fusion_kernels.weighting import markdown_table
 from server.config.engine import OWNED
 from server.config.http import HttpConfig
 from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig
@@ -69,6 +70,10 @@ YAML. Unknown keys are refused, and the nearest valid one is named.
 ## Keys
 
 {keys}
+
+## Weightings
+
+{weightings}
 
 ## Folders and ids
 
@@ -143,7 +148,7 @@ def markdown() -> str:
         kind = row.type.replace("|", "\\|")
         lines.append(f"| `{row.key}` | {kind} | {row.default} | {row.description} |")
     owned = ["| argument | why |", "|---|---|", *(f"| `{name}` | {reason} |" for name, reason in OWNED.items())]
-    return PAGE.format(keys="\n".join(lines), rule=RULE, owned="\n".join(owned))
+    return PAGE.format(keys="\n".join(lines), weightings=markdown_table(), rule=RULE, owned="\n".join(owned))
 
 
 def _default(field: FieldInfo) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from fusion_kernels.weighting import NAMES, SEARCHING, Weighting
 from server.config.http import HttpConfig
 from server.config.section import Section, not_a_truth_value
 from server.config.source import ModelSource
@@ -16,14 +17,14 @@ from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 from server.errors import nearest
 
-Weighting = Literal["none", "static", "kl", "kl-grid", "kl-safe", "alone"]
+if TYPE_CHECKING:
+    WeightingName = str
+else:
+    WeightingName = Literal[NAMES]
+"""The name of a `Weighting`."""
 ExpertKind = Literal["model", "adapter", "merge"]
 
-WEIGHTING = (
-    "`none`: the large model only. `static`: fixed weights (1.0 is proxy-tuning). `kl`: weights solved exactly at "
-    "every token. `kl-grid`: the same objective searched on a grid, as published. `kl-safe`: every expert by its own "
-    "targets, the less the less it learned or the less sure it is. `alone`: one expert's own distribution."
-)
+WEIGHTING = " ".join(f"`{weighting}`: {weighting.description}." for weighting in Weighting)
 """What a weighting is, for the configuration's reference and the API's."""
 
 ALPHA_LIMIT = 100.0
@@ -124,7 +125,7 @@ class PresetConfig(Section):
     """One name in `/v1/models`: which experts steer the large model, and how."""
 
     experts: tuple[str, ...] = Field((), description="The experts that steer, by name. `none` takes none, `alone` one.")
-    weighting: Weighting = Field(
+    weighting: WeightingName = Field(
         "kl",
         description=WEIGHTING,
     )
@@ -134,7 +135,7 @@ class PresetConfig(Section):
         f"any sign, {ALPHA_LIMIT:g} at most.",
     )
     alpha_max: AlphaMax = Field(
-        2.0, description=f"The largest weight that `kl`, `kl-grid` and `kl-safe` may choose, {ALPHA_LIMIT:g} at most."
+        2.0, description=f"The largest weight that {SEARCHING} may choose, {ALPHA_LIMIT:g} at most."
     )
 
     @model_validator(mode="after")

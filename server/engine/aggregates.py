@@ -17,7 +17,7 @@ import torch
 from vllm.utils import torch_utils
 
 from fusion_kernels import Weighting
-from fusion_kernels.weighting import FIRST_EXPERT
+from fusion_kernels.batch import FIRST_EXPERT
 
 if TYPE_CHECKING:
     from fusion_kernels import Fused
@@ -33,7 +33,7 @@ MAX_PENDING_STEPS = 256
 # The newest steps wait: with asynchronous scheduling, a row of theirs may turn out to be one too many.
 KEPT_STEPS = 2
 
-_WEIGHED = (Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.KL_SAFE)
+_FUSING = tuple(weighting for weighting in Weighting if weighting.fuses)
 """Weightings that move the large model's distribution; the others have no divergence to tell."""
 
 
@@ -164,7 +164,7 @@ class Aggregates:
         _add(self._alpha_sum, chosen, torch.where(used, alpha, 0.0))
 
         weighed = torch.zeros_like(sound)
-        for weighting in _WEIGHED:
+        for weighting in _FUSING:
             weighed |= kind == int(weighting)
         directions = (preset[:, None], torch.arange(2, device=device)[None, :].expand_as(kl))
         moved = (weighed & sound)[:, None].expand_as(kl)

@@ -44,7 +44,7 @@ class FusionSettings:
         if self.weighting is Weighting.NONE:
             return ()
         experts = tuple(sorted(1 + expert for expert in self.experts))
-        return experts if self.weighting is Weighting.ALONE or not experts else (0, *experts)
+        return experts if not self.weighting.fuses or not experts else (0, *experts)
 
     def attach(self, params: SamplingParams) -> None:
         """Write the settings into `params.extra_args`, over whatever stood there under the same name."""

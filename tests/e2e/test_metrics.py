@@ -19,7 +19,7 @@ import yaml
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.config import Weighting
+from server.config import WeightingName
 from server.metrics import READ_SECONDS
 from tests.deploy.series import OF_PROMETHEUS, expressions, names, variables
 from tests.e2e.traffic import settle
@@ -142,7 +142,7 @@ def test_clients_add_no_labels(server: ServerProcess, client: OpenAI) -> None:
         "preset": {"giant", "giant-red", "giant-blue", "giant-all"},
         "expert": {"red", "blue"},
         "member": {"base", "red", "blue"},
-        "weighting": set(get_args(Weighting)),
+        "weighting": set(get_args(WeightingName)),
         "divergence": {"fused_large", "large_fused"},
     }
     for name, labels in settled(server):

@@ -242,6 +242,24 @@ def test_two_settings_answer_side_by_side(open_page: Open, server: ServerProcess
     expect(page.locator(".lane")).to_have_count(1)
 
 
+def test_the_menu_of_weightings_is_the_servers(open_page: Open) -> None:
+    def add_one(page: Page) -> None:
+        def answer(route: Route) -> None:
+            members = route.fetch().json()
+            row = {"name": "half", "experts": "any", "parameter": "alpha_max", "summary": "half as much"}
+            members["weightings"].append({**row, "description": "half of what kl finds"})
+            route.fulfill(json=members)
+
+        page.route("**/v1/fusion/experts", answer)
+
+    controls = lane(open_page(prepare=add_one))
+    names = controls.get_by_label("Weighting").locator("option").all_text_contents()
+    assert names[0] == "none: large alone"
+    assert names[-1] == "half: half as much"
+    controls.get_by_label("Weighting").select_option("half")
+    expect(controls.get_by_label("Alpha max")).to_be_visible()
+
+
 def test_the_settings_become_the_request(open_page: Open) -> None:
     page = open_page()
     controls = lane(page)
@@ -401,7 +419,7 @@ def test_a_key_is_offered_what_it_may_use(open_page: Open) -> None:
             else:
                 shown["presets"] = {"giant-facts": shown["presets"]["giant-facts"]}
                 shown["members"] = [member for member in shown["members"] if member["name"] not in ("math", "text")]
-                shown["weightings"] = ["kl"]
+                shown["weightings"] = [row for row in shown["weightings"] if row["name"] == "kl"]
             route.fulfill(response=response, json=shown)
 
         page.route(re.compile("/v1/(models|fusion/experts)$"), narrow)

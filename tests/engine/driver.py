@@ -112,7 +112,7 @@ def _ids(rng: random.Random, number: int) -> list[int]:
 def fusion_settings(settings: Settings, experts: Sequence[str]) -> FusionSettings:
     """What the engine understands, with experts by their place."""
     return FusionSettings(
-        weighting=Weighting[settings.weighting.upper().replace("-", "_")],
+        weighting=Weighting.named(settings.weighting),
         experts=tuple(experts.index(name) for name in settings.experts),
         alpha=settings.alpha,
         alpha_max=settings.alpha_max,

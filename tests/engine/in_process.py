@@ -49,7 +49,7 @@ def requests() -> tuple[list[Any], list[Any]]:
     from fusion_kernels import Weighting
     from server.engine.settings import FusionSettings
 
-    kinds = [kind for kind in Weighting if kind is not Weighting.KL_JOINT]
+    kinds = list(Weighting)
     prompts, params = [], []
     for number in range(18):
         kind = kinds[number % len(kinds)]

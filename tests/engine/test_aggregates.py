@@ -13,7 +13,7 @@ import torch
 import vllm.v1.worker.cpu.shm  # noqa: F401 (as vLLM's CPU worker does, before the runner's modules)
 
 from fusion_kernels import Fused, Weighting
-from fusion_kernels.weighting import BASE, FIRST_EXPERT
+from fusion_kernels.batch import BASE, FIRST_EXPERT
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, MAX_PENDING_STEPS, Aggregates, Counts
 from server.engine.settings import FusionSettings
 from server.engine.slots import Slot, SlotTable
@@ -53,7 +53,7 @@ def bucket(bounds: tuple[float, ...], value: float) -> int:
 
 
 def draw(rng: random.Random) -> FusionSettings:
-    weighting = rng.choice([kind for kind in Weighting if kind is not Weighting.KL_JOINT])
+    weighting = rng.choice(list(Weighting))
     number = {Weighting.NONE: 0, Weighting.ALONE: 1}.get(weighting, rng.randint(1, EXPERTS))
     return FusionSettings(weighting, tuple(sorted(rng.sample(range(EXPERTS), number))), preset=rng.randrange(PRESETS))
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fusion_kernels import Fused, Weighting, fuse_logits, reference
 
-KINDS = (Weighting.NONE, Weighting.STATIC, Weighting.KL, Weighting.KL_GRID, Weighting.ALONE, Weighting.KL_SAFE)
+KINDS = tuple(Weighting)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from server.api.allowed import WEIGHTINGS, Allowed
+from fusion_kernels.weighting import NAMES
+from server.api.allowed import Allowed
 from server.api.cache import cache_salt
 from server.api.errors import RequestError
 from server.api.field import FusionField
@@ -38,7 +39,7 @@ def ask(allowed: Allowed, preset: str | None, **fusion: Any) -> None:
 
 
 def test_a_key_without_presets_may_all() -> None:
-    assert Allowed.to(ANYBODY, CONFIG) == Allowed(tuple(CONFIG.presets), ("red", "blue", "green"), WEIGHTINGS)
+    assert Allowed.to(ANYBODY, CONFIG) == Allowed(tuple(CONFIG.presets), ("red", "blue", "green"), NAMES)
 
 
 def test_a_key_may_what_its_presets_are_made_of() -> None:
@@ -89,7 +90,7 @@ def test_it_sees_no_more() -> None:
     shown = allowed("giant-red").members(everything)
     assert [member["name"] for member in shown["members"]] == ["large", "base", "red"]
     assert list(shown["presets"]) == ["giant-red"]
-    assert shown["weightings"] == ["kl"]
+    assert [row["name"] for row in shown["weightings"]] == ["kl"]
     assert len(everything["members"]) == 5, "what others are shown is as it was"
 
 

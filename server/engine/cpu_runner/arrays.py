@@ -10,7 +10,7 @@ from numba import carray, types
 from numba.extending import overload
 from torch import Tensor
 
-from fusion_kernels.vector import Jitted, as_float, entry, inlined, pointer
+from fusion_kernels.cpu.vector import Jitted, as_float, entry, inlined, pointer
 
 # Logits come in the model's dtype (bfloat16 as its bits) or, once a request's settings were applied, in float32.
 LOGITS = ("float32[:,:]", "int16[:,:]")

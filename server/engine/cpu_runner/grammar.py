@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_kernels.threads import over_ranges
+from fusion_kernels.cpu.threads import over_ranges
 from server.engine.cpu_runner.arrays import SHARE, array, for_logits, line
 
 # -inf, and its bits in the dtypes of 16 bits.

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fusion_kernels.threads import over_ranges
-from fusion_kernels.vector import Jitted, exp, inlined, jit
+from fusion_kernels.cpu.threads import over_ranges
+from fusion_kernels.cpu.vector import Jitted, exp, inlined, jit
 from server.engine.cpu_runner.arrays import SHARE, array, compiled, line, readable, value
 
 # Tokens of one block.

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_kernels.vector import as_bits, as_float, inlined, jit
+from fusion_kernels.cpu.vector import as_bits, as_float, inlined, jit
 
 # Keeps a draft's noise apart from its verification's (sample/gumbel.py).
 DRAFT_SALT = 1 << 30

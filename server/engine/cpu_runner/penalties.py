@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fusion_kernels.threads import over_ranges
+from fusion_kernels.cpu.threads import over_ranges
 from server.engine.cpu_runner.arrays import SHARE, array, compiled, line
 
 # Tokens of one share of work.

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fusion_kernels.vector import jit
+from fusion_kernels.cpu.vector import jit
 from server.engine.cpu_runner.arrays import compiled
 
 # The logit of a token that must come.

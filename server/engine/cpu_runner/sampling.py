@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_kernels.threads import over_ranges
-from fusion_kernels.vector import entry, jit, ordered, unordered
+from fusion_kernels.cpu.threads import over_ranges
+from fusion_kernels.cpu.vector import entry, jit, ordered, unordered
 from server.engine.cpu_runner.arrays import SHARE, array, for_logits, line, readable, value
 from server.engine.cpu_runner.noise import DRAFT_SALT, gumbel, gumbel64, stream
 

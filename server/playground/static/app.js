@@ -12,7 +12,7 @@ import { setUpTheme } from "./theme.js";
 const $ = (selector) => document.querySelector(selector);
 const radio = (name) => $(`input[name="${name}"]:checked`).value;
 
-/** What the server has for this key: presets, experts and weightings, in order; null until it answered. */
+/** What the server has for this key, in order; null until it answered. @type {import("./request.js").Server | null} */
 let server = null;
 /** @type {Lane[]} */
 let lanes = [];
@@ -25,8 +25,11 @@ async function connect() {
     const [models, members] = await Promise.all([getJson("v1/models", key), getJson("v1/fusion/experts", key)]);
     const names = models.data.map((model) => model.id).filter((name) => name in members.presets);
     const found = members.members.filter((member) => member.role === "expert").map((member) => member.name);
-    const presets = Object.fromEntries(names.map((name) => [name, members.presets[name]]));
-    server = { presets, experts: found, weightings: members.weightings };
+    server = {
+      presets: Object.fromEntries(names.map((name) => [name, members.presets[name]])),
+      weightings: Object.fromEntries(members.weightings.map((weighting) => [weighting.name, weighting])),
+      experts: found,
+    };
     showMembers(members.members);
     notice("");
   } catch (error) {

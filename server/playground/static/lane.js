@@ -27,7 +27,7 @@ export class Lane {
   #chosen = null;
 
   /**
-   * @param {{presets: Record<string, import("./request.js").Preset>, experts: string[]}} server
+   * @param {import("./request.js").Server} server
    * @param {string} side "A" or "B"
    * @param {() => void} changed called when the setting changes
    */
@@ -120,9 +120,9 @@ export class Lane {
   }
 
   #scale() {
-    const { weighting, alpha, alphaMax } = this.setting.value;
-    if (weighting === "alone") return 1;
-    if (weighting !== "static") return alphaMax;
+    const { parameter, alpha, alphaMax } = this.setting.value;
+    if (parameter === null) return 1;
+    if (parameter === "alpha_max") return alphaMax;
     return Math.max(...Object.values(alpha).map(Math.abs), this.setting.preset.alpha_max);
   }
 

@@ -1,6 +1,18 @@
 /** What is sent: the body of a request from the form's values. */
 
 /**
+ * @typedef {object} Server what the server has, by name
+ * @property {Record<string, Preset>} presets
+ * @property {Record<string, Weighting>} weightings
+ * @property {string[]} experts
+ *
+ * @typedef {object} Weighting as `/v1/fusion/experts` describes it
+ * @property {string} name
+ * @property {"none" | "one" | "any"} experts how many it takes
+ * @property {"alpha" | "alpha_max" | null} parameter
+ * @property {string} summary
+ * @property {string} description
+ *
  * @typedef {object} Preset as `/v1/fusion/experts` lists it
  * @property {string[]} experts
  * @property {string} weighting
@@ -10,8 +22,9 @@
  * @typedef {object} Setting how one side is steered
  * @property {string} preset
  * @property {string} weighting
+ * @property {"alpha" | "alpha_max" | null} parameter what sets its weights
  * @property {string[]} experts
- * @property {Record<string, number>} alpha for `static`
+ * @property {Record<string, number>} alpha where that is the parameter
  * @property {number} alphaMax
  */
 
@@ -23,13 +36,13 @@ export function fusionField(setting, preset) {
   if (setting.weighting !== preset.weighting) field.weighting = setting.weighting;
   if (setting.weighting === "none") return field;
   if (!sameNames(setting.experts, preset.experts)) field.experts = setting.experts;
-  if (setting.weighting === "static") {
+  if (setting.parameter === "alpha") {
     const asked = setting.experts.map((name) => setting.alpha[name]);
     const given = setting.experts.map((name) => alphaOf(preset, name));
     if (asked.some((value, i) => value !== given[i])) {
       field.alpha = new Set(asked).size === 1 ? asked[0] : setting.alpha;
     }
-  } else if (setting.weighting !== "alone" && setting.alphaMax !== preset.alpha_max) {
+  } else if (setting.parameter === "alpha_max" && setting.alphaMax !== preset.alpha_max) {
     field.alpha_max = setting.alphaMax;
   }
   return field;

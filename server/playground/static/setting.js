@@ -17,7 +17,7 @@ export class SettingControls {
 
   /**
    * @param {Element} root
-   * @param {{presets: Record<string, import("./request.js").Preset>, experts: string[], weightings: string[]}} server
+   * @param {import("./request.js").Server} server
    * @param {() => void} changed called after every change
    */
   constructor(root, server, changed) {
@@ -29,8 +29,11 @@ export class SettingControls {
     this.#alphaMaxLabel = root.querySelector(".alpha-max-label");
     this.#experts = root.querySelector(".experts");
     this.#preset.append(...Object.keys(server.presets).map((name) => element("option", { value: name, text: name })));
+    this.#weighting.append(
+      ...Object.values(server.weightings).map(({ name, summary, description }) => element("option", { value: name, text: `${name}: ${summary}`, title: description })),
+    );
     this.#experts.append(...server.experts.map((name) => this.#chip(name)));
-    for (const option of [...this.#weighting.options]) if (!server.weightings.includes(option.value)) option.remove();
+    
     this.#preset.addEventListener("change", () => this.choose(this.#preset.value));
     this.#weighting.addEventListener("change", () => this.#settle());
     this.#alphaMax.addEventListener("input", () => this.#changed());
@@ -51,10 +54,12 @@ export class SettingControls {
 
   /** @returns {import("./request.js").Setting} */
   get value() {
-    const used = this.#weighting.value === "none" ? [] : this.#chips().filter((chip) => chip.used.checked);
+    const { name, experts, parameter } = this.#chosen;
+    const used = experts === "none" ? [] : this.#chips().filter((chip) => chip.used.checked);
     return {
       preset: this.#preset.value,
-      weighting: this.#weighting.value,
+      weighting: name,
+      parameter,
       experts: used.map((chip) => chip.name),
       alpha: Object.fromEntries(used.map((chip) => [chip.name, chip.alpha.valueAsNumber])),
       alphaMax: this.#alphaMax.valueAsNumber,
@@ -66,20 +71,25 @@ export class SettingControls {
     return this.#server.presets[this.#preset.value];
   }
 
+  /** The chosen weighting, as the server describes it. */
+  get #chosen() {
+    return this.#server.weightings[this.#weighting.value];
+  }
+
   /** Show what the weighting uses, and keep its number of experts right. */
   #settle(latest = null) {
-    const weighting = this.#weighting.value;
+    const { experts, parameter } = this.#chosen;
     const chips = this.#chips();
-    if (weighting !== "none" && !chips.some((chip) => chip.used.checked) && latest === null && chips.length) {
+    if (experts !== "none" && !chips.some((chip) => chip.used.checked) && latest === null && chips.length) {
       chips[0].used.checked = true;
     }
-    if (weighting === "alone") {
+    if (experts === "one") {
       const kept = chips.find((chip) => chip.name === latest) ?? chips.find((chip) => chip.used.checked);
       for (const chip of chips) chip.used.checked = chip === kept;
     }
-    this.#experts.disabled = weighting === "none";
-    for (const chip of chips) chip.alpha.hidden = weighting !== "static" || !chip.used.checked;
-    this.#alphaMaxLabel.hidden = !weighting.startsWith("kl");
+    this.#experts.disabled = experts === "none";
+    for (const chip of chips) chip.alpha.hidden = parameter !== "alpha" || !chip.used.checked;
+    this.#alphaMaxLabel.hidden = parameter !== "alpha_max";
     this.#changed();
   }
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fusion_kernels.threads import over_ranges
+from fusion_kernels.cpu.threads import over_ranges
 from server.engine.cpu_runner import registration
 from server.engine.cpu_runner.likelihoods import compute_local_logits_stats
 from server.engine.cpu_runner.logprobs import num_nans

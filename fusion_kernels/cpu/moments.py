@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from fusion_kernels.vector import as_float, exp, floats, halves, jit, ordered, unordered
+from fusion_kernels.cpu.vector import as_float, exp, floats, halves, jit, ordered, unordered
 
 BLOCK = 2048
 FLOAT32, BFLOAT16 = 0, 1
+# A member's logits in memory: [B, length] numbers of one of the dtypes above, adjacent within a row.
+MEMBER = np.dtype([(name, np.int64) for name in ("address", "row_bytes", "length", "dtype")])
 # Weights below exp(-FLUSH) of the top are left out; exp of the vector code cannot reach lower.
 FLUSH = np.float32(87.0)
 # `ordered` keys: no float, no float, -inf (a negative NaN is below it) and +inf (a positive NaN is above it).
@@ -24,13 +26,14 @@ _ZERO = np.float32(0.0)
 
 
 @jit
-def load(address: int, dtype: int, length: int, row: Any) -> tuple[float, bool, bool]:
-    """Copy one member's logits, float32 or bfloat16 at `address`, to row [length] float32.
+def load(member: Any, index: int, length: int, row: Any) -> tuple[float, bool, bool]:
+    """Copy the first `length` logits of a `MEMBER`'s row `index`, float32 or bfloat16, to row [length] float32.
 
     Returns the largest logit, whether -inf occurs, and whether NaN or +inf does.
     """
+    address = member.address + index * member.row_bytes
     most, least = _LEAST, _MOST
-    if dtype == FLOAT32:
+    if member.dtype == FLOAT32:
         source = floats(address, length)
         for i in range(length):
             value = source[i]
@@ -132,18 +135,26 @@ def targets(expert: Any, base: Any, expert_top: float, base_top: float) -> tuple
 
 
 @jit
-def highest(large: Any, large_top: float, delta: Any, centre: float, x: float) -> float:
-    """The largest log weight at x: max_v of large_v - large_top + x (delta_v - centre)."""
-    top, middle, slope, key = np.float32(large_top), np.float32(centre), np.float32(x), _LEAST
+def highest(line: Any, x: float) -> float:
+    """The largest log weight of a `Line` at x: max_v of large_v - top + x (delta_v - centre)."""
+    large, delta, top, middle, slope = (
+        line.large,
+        line.delta,
+        np.float32(line.top),
+        np.float32(line.centre),
+        np.float32(x),
+    )
+    key = _LEAST
     for i in range(delta.size):
         key = max(key, ordered(large[i] - top + slope * (delta[i] - middle)))
     return unordered(key)
 
 
 @jit
-def moments(large: Any, large_top: float, delta: Any, centre: float, x: float, shift: float, sums: Any) -> None:
-    """sums[0:4] = S_0 .. S_3 at x, times exp(-shift); `shift` keeps the weights inside float32."""
-    offset, middle, slope = np.float32(large_top + shift), np.float32(centre), np.float32(x)
+def moments(line: Any, x: float, shift: float, sums: Any) -> None:
+    """sums[0:4] = S_0 .. S_3 of a `Line` at x, times exp(-shift); `shift` keeps the weights inside float32."""
+    large, delta = line.large, line.delta
+    offset, middle, slope = np.float32(line.top + shift), np.float32(line.centre), np.float32(x)
     sums[:4] = 0.0
     for start in range(0, delta.size, BLOCK):
         ls, ds = large[start : start + BLOCK], delta[start : start + BLOCK]
@@ -164,16 +175,14 @@ def moments(large: Any, large_top: float, delta: Any, centre: float, x: float, s
 
 
 @jit
-def sweep(
-    weights: Any, delta: Any, centre: float, first: float, step: float, table: Any, tilted: Any, factor: Any
-) -> None:
-    """table[k, 0:3] = S_0, S_1, S_2 at first + k step for every k, in one pass over the vocabulary.
+def sweep(line: Any, first: float, step: float, table: Any) -> None:
+    """table[k, 0:3] = S_0, S_1, S_2 of a `Line` at first + k step for every k, in one pass over the vocabulary.
 
     exp(step d) is taken once per token; each further point is one multiplication. Overflow shows as inf or NaN.
-    Three points share one loop, which saves loads; so the table has a multiple of three rows. `tilted` and `factor` are
-    scratch rows of BLOCK numbers.
+    Three points share one loop, which saves loads; so the table has a multiple of three rows.
     """
-    middle, start_at, by = np.float32(centre), np.float32(first), np.float32(step)
+    weights, delta, tilted, factor = line.weights, line.delta, line.blocks[0], line.blocks[1]
+    middle, start_at, by = np.float32(line.centre), np.float32(first), np.float32(step)
     table[:, :3] = 0.0
     for start in range(0, delta.size, BLOCK):
         ws, ds = weights[start : start + BLOCK], delta[start : start + BLOCK]

@@ -7,12 +7,45 @@ and L = (f - a)^2 + (g - b)^2 is minimised by damped Gauss-Newton (two residuals
 equations leave T - 2 directions free, so a small weight on |alpha|^2 picks the smallest of equally good vectors.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+
+from fusion_kernels import Weighting, fuse_logits
 
 STEPS = 40
 # Share of L(0) that the squared norm may cost: enough to choose among equals, too little to matter otherwise.
 NORM = 1e-6
+
+
+def fuse_jointly(large: Tensor, base: Tensor, experts: Sequence[Tensor], alpha_max: float) -> tuple[Tensor, Tensor]:
+    """The fused logits [N, V] and the weights [N, T], all float32 and without masked tokens.
+
+    Args:
+        large: [N, V] logits.
+        base: [N, V_b].
+        experts: T tensors [N, V_t].
+        alpha_max: the largest weight, not negative.
+    """
+    rows, limit = len(large), torch.full((len(large),), alpha_max)
+    # The search starts from the best single expert, and aims at what the single experts aim at.
+    single = fuse_logits(
+        large,
+        base,
+        experts,
+        kind=torch.full((rows,), Weighting.KL, dtype=torch.int8),
+        use=torch.ones(rows, len(experts), dtype=torch.bool),
+        alpha=torch.zeros(rows, len(experts)),
+        alpha_max=limit,
+    )
+    common = min(member.shape[1] for member in (large, base, *experts))
+    deltas = torch.stack([expert[:, :common] - base[:, :common] for expert in experts], dim=1)
+    log_p = large[:, :common].log_softmax(1)
+    alpha = solve(log_p, deltas, single.kl_target, limit, single.alpha).float()
+    logits = large.clone()
+    logits[:, :common] += (alpha[:, None] @ deltas)[:, 0]
+    return logits, alpha
 
 
 def solve(log_p: Tensor, deltas: Tensor, target: Tensor, alpha_max: Tensor, start: Tensor) -> Tensor:

@@ -1,17 +1,4 @@
-"""The minimum of the objective along one delta, for a batch of rows in torch; the CPU and Triton kernels do the same.
-
-L(x) = (f - a)^2 + (g - b)^2 with f = x A'(x) - A(x) and g = A(x) - x A'(0), A(x) = log sum_v P_v exp(x delta_v).
-f and g rise with x (f' = x A'' and g' = A' - A'(0)), which gives a bracket and a bound:
-
-1. A sweep gives A, A', A'' at nine points of the bracket [0, alpha_max]. In a cell between two points (f, g) stays in a
-   box, and its distance from (a, b) bounds L from below: cells that cannot hold the minimum drop out.
-2. In the cells that are left A is interpolated by a quintic. Where that cannot be trusted (deltas so large that A'' is
-   a row of spikes) the sweep is repeated on what is left of the bracket, at most `LEVELS` times.
-3. Newton on L', kept in its bracket by bisection, starts from the interpolated minimum; one or two steps are enough.
-
-Tolerance: L is within 1e-4 of the least L, relative, or 1e-6, absolute, as far as float32 sums resolve it. Weights that
-are equally good to a millionth give the smallest: 0 where nothing is to be gained.
-"""
+"""The search of `fusion_kernels.search` for a batch of rows in torch; each row stops on its own."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,19 +6,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CELLS = 8
-MESH = 8
-LEVELS = 6
-NEWTON_STEPS = 12
-# Too wide to interpolate: a cell whose A'' at the ends disagrees with its A and A' by this share of what f gains in it.
-ROUGH = 1.0
-# ... but a gain of this much, in nats, is too small for the sums to tell.
-FLOOR = 1e-6
-# What is left to gain is negligible below this share of L, or this much of it.
-RELATIVE = 1e-5
-ABSOLUTE = 1e-11
-# A weight other than 0 must lower L by this share.
-MARGIN = 1e-6
+from fusion_kernels.search import (
+    ABSOLUTE,
+    CELLS,
+    FLOOR,
+    LEVELS,
+    MARGIN,
+    MESH,
+    NEWTON_STEPS,
+    RELATIVE,
+    ROUGH,
+    hermite,
+)
 
 Cumulants = Callable[[Tensor], Tensor]
 
@@ -61,28 +47,6 @@ class Goal(NamedTuple):
         return (f - self.a.view(shape)).square() + (g - self.b.view(shape)).square()
 
 
-def hermite(device: torch.device) -> tuple[Tensor, Tensor]:
-    """[6, MESH + 1] quintic Hermite basis on [0, 1] and its slopes: value, slope, curvature left, then right."""
-    s = torch.arange(MESH + 1, dtype=torch.float64, device=device) / MESH
-    basis = [
-        1 - 10 * s**3 + 15 * s**4 - 6 * s**5,
-        s - 6 * s**3 + 8 * s**4 - 3 * s**5,
-        0.5 * s**2 - 1.5 * s**3 + 1.5 * s**4 - 0.5 * s**5,
-        10 * s**3 - 15 * s**4 + 6 * s**5,
-        -4 * s**3 + 7 * s**4 - 3 * s**5,
-        0.5 * s**3 - s**4 + 0.5 * s**5,
-    ]
-    slopes = [
-        -30 * s**2 + 60 * s**3 - 30 * s**4,
-        1 - 18 * s**2 + 32 * s**3 - 15 * s**4,
-        s - 4.5 * s**2 + 6 * s**3 - 2.5 * s**4,
-        30 * s**2 - 60 * s**3 + 30 * s**4,
-        -12 * s**2 + 28 * s**3 - 15 * s**4,
-        1.5 * s**2 - 4 * s**3 + 2.5 * s**4,
-    ]
-    return torch.stack(basis), torch.stack(slopes)
-
-
 def solve(cumulants: Cumulants, target: Tensor, alpha_max: Tensor) -> Best:
     """The weights of all rows; each row stops on its own.
 
@@ -101,7 +65,7 @@ def solve(cumulants: Cumulants, target: Tensor, alpha_max: Tensor) -> Best:
     guess, left, right = zero, zero, zero
     to_polish = torch.zeros_like(active)
     for level in range(LEVELS):
-        if not _worth(active):
+        if not worth(active):
             break
         step = (high - low) / CELLS
         points = low[:, None] + step[:, None] * torch.arange(CELLS + 1, device=low.device)
@@ -133,7 +97,7 @@ def solve(cumulants: Cumulants, target: Tensor, alpha_max: Tensor) -> Best:
     return _newton(cumulants, goal, best, guess, left, right, to_polish)
 
 
-def _worth(active: Tensor) -> bool:
+def worth(active: Tensor) -> bool:
     """Whether any row goes on; elsewhere than on the CPU that would wait for the device, so the answer is yes."""
     return active.device.type != "cpu" or bool(active.any())
 
@@ -176,7 +140,7 @@ def _cells(
 def _newton(cumulants: Cumulants, goal: Goal, best: Best, x: Tensor, low: Tensor, high: Tensor, active: Tensor) -> Best:
     """Safe Newton on L' in [low, high] from x; never worse than `best`."""
     for _ in range(NEWTON_STEPS):
-        if not _worth(active):
+        if not worth(active):
             break
         value, mean, spread, skew = cumulants(x.float()).double().unbind(1)
         value = value - goal.start

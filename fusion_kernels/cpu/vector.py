@@ -37,7 +37,8 @@ def entry(function: Jitted, signatures: Sequence[str] | None = None) -> Jitted:
     types at the first call with it.
 
     numba's own cache looks only at the file that holds the function, and would run stale code after a change in another
-    file that the function calls. So the folder is named after the contents of the function's package and of this one.
+    file that the function calls. So the folder is named after the contents of the function's package and of
+    `fusion_kernels`, both with all that is below them.
     """
     types = [] if signatures is None else [list(signatures)]
     folder = _cache_folder(Path(function.__code__.co_filename).parent)
@@ -53,8 +54,8 @@ def entry(function: Jitted, signatures: Sequence[str] | None = None) -> Jitted:
 @lru_cache
 def _cache_folder(package: Path) -> Path | None:
     """The first writable of NUMBA_CACHE_DIR, this package and the user's cache; None where all are read-only."""
-    packages = sorted({package, Path(__file__).parent})
-    files = [file.read_bytes() for folder in packages for file in sorted(folder.glob("*.py"))]
+    packages = sorted({package, Path(__file__).parents[1]})
+    files = [file.read_bytes() for folder in packages for file in sorted(folder.rglob("*.py"))]
     digest = hashlib.sha256(b"".join(files)).hexdigest()[:16]
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     for parent in ([Path(config.CACHE_DIR)] if config.CACHE_DIR else []) + [

@@ -1,0 +1,5 @@
+"""The fusion on a GPU in Triton."""
+
+from fusion_kernels.triton.launch import fuse
+
+__all__ = ["fuse"]

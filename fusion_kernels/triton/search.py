@@ -1,0 +1,263 @@
+"""The search of `fusion_kernels.search` for one row in Triton, and the paper's grid."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# ruff: noqa: N803  (Triton writes compile-time arguments in capitals)
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from fusion_kernels import search as shared
+from fusion_kernels.triton.moments import INF, POINTS, at, highest, moments, points
+
+GRID_POINTS = tl.constexpr(shared.GRID_POINTS)
+GRID_STEP = tl.constexpr(1.0 / shared.GRID_STEPS_PER_UNIT)
+CELLS = tl.constexpr(shared.CELLS)
+MESH = tl.constexpr(shared.MESH)
+LEVELS = tl.constexpr(shared.LEVELS)
+NEWTON_STEPS = tl.constexpr(shared.NEWTON_STEPS)
+ROUGH = tl.constexpr(shared.ROUGH)
+RELATIVE = tl.constexpr(shared.RELATIVE)
+ABSOLUTE = tl.constexpr(shared.ABSOLUTE)
+MARGIN = tl.constexpr(shared.MARGIN)
+FLOOR = tl.constexpr(shared.FLOOR)
+TAME = tl.constexpr(shared.TAME)
+
+
+class Goal(NamedTuple):
+    """What a row aims at, and where A starts."""
+
+    a: Any
+    b: Any
+    start: Any  # A(0) as computed, which every A is relative to
+    mean: Any  # A'(0)
+
+
+class Best(NamedTuple):
+    """The best weight so far."""
+
+    x: Any
+    loss: Any
+    f: Any
+    g: Any
+
+
+class Ends(NamedTuple):
+    """The points of a sweep, [16] of which the first POINTS are meant: the left or right ends of its cells."""
+
+    value: Any  # A - A(0)
+    mean: Any  # A'
+    spread: Any  # A''
+    f: Any
+    g: Any
+
+
+class Bracket(NamedTuple):
+    """Where the minimum is: a guess, and the ends of the interval that Newton stays in."""
+
+    guess: Any
+    low: Any
+    high: Any
+
+
+@triton.jit
+def _divergences(x, value, mean, goal):
+    """f and g at x from A and A'."""
+    return tl.maximum(x * mean - value, 0.0), tl.maximum(value - x * goal.mean, 0.0)
+
+
+@triton.jit
+def _loss(f, g, goal):
+    return (f - goal.a) * (f - goal.a) + (g - goal.b) * (g - goal.b)
+
+
+@triton.jit
+def _better(best, x, loss, f, g):
+    """`best`, or the candidate where that is lower."""
+    lower = loss < best.loss
+    return Best(
+        tl.where(lower, x, best.x),
+        tl.where(lower, loss, best.loss),
+        tl.where(lower, f, best.f),
+        tl.where(lower, g, best.g),
+    )
+
+
+@triton.jit
+def _best_of(best, x, loss, f, g):
+    """`best`, or the first smallest of the candidate vectors where that is lower."""
+    k = tl.argmin(loss, 0)
+    return _better(best, at(x, k), at(loss, k), at(f, k), at(g, k))
+
+
+@triton.jit
+def _started(goal, first, value, mean):
+    """The goal, with A and A' at 0 from the first sweep."""
+    return Goal(goal.a, goal.b, tl.where(first, at(value, 0), goal.start), tl.where(first, at(mean, 0), goal.mean))
+
+
+@triton.jit
+def search_on_grid(line, reach, a, b, limit, BLOCK: tl.constexpr):
+    """The `Best` of the first smallest L on the grid of Algorithm 1."""
+    zero = tl.full((), 0.0, tl.float32)
+    best, goal = Best(zero, a * a + b * b, zero, zero), Goal(a, b, zero, zero)
+    index = tl.arange(0, 16)
+    tame = 3 * POINTS * GRID_STEP * reach <= TAME
+    group = 0
+    while (group * POINTS < GRID_POINTS) & (group * POINTS * GRID_STEP <= limit):
+        first = zero + group * POINTS * GRID_STEP
+        value, mean, _ = points(line, first, zero + GRID_STEP, tame, BLOCK)
+        goal = _started(goal, group == 0, value, mean)
+        k = group * POINTS + index
+        # The same float32 as k / 10 rounded once.
+        x = k.to(tl.float32) / (1 / GRID_STEP)
+        f, g = _divergences(x, value - goal.start, mean, goal)
+        counts = (index < POINTS) & (k > 0) & (k < GRID_POINTS) & (x <= limit)
+        best = _best_of(best, x, tl.where(counts, _loss(f, g, goal), INF), f, g)
+        group += 1
+    return best
+
+
+@triton.jit
+def search(line, reach, a, b, limit, BLOCK: tl.constexpr):
+    """The `Best` of the smallest L on [0, limit]."""
+    zero = tl.full((), 0.0, tl.float32)
+    best, goal = Best(zero, (a * a + b * b) * (1 - MARGIN), zero, zero), Goal(a, b, zero, zero)
+    bracket = Bracket(zero, zero, zero)
+    tame = limit * reach <= TAME
+    index = tl.arange(0, 16)
+    low, high = zero, limit
+    level, polish = 0, tl.full((), 0, tl.int32)
+    going = ((limit > 0) & (best.loss >= ABSOLUTE)).to(tl.int32)
+    while going:
+        step = (high - low) / CELLS
+        value, mean, spread = points(line, low, step, tame, BLOCK)
+        goal = _started(goal, level == 0, value, mean)
+        x = low + step * index.to(tl.float32)
+        value -= goal.start
+        f, g = _divergences(x, value, mean, goal)
+        best = _best_of(best, x, tl.where(index < POINTS, _loss(f, g, goal), INF), f, g)
+        left = Ends(value, mean, spread, f, g)
+        right = _following(left)
+        alive = (index < CELLS) & _may_hold_less(left, right, best, goal)
+        worst = tl.max(tl.where(alive, _roughness(left, right, x, step, goal), 0.0), 0)
+        cell, bent = _lowest(_interpolated(left, right, x, step, alive, goal))
+
+        some = tl.max(alive.to(tl.int32), 0)
+        polish = some & ((worst <= ROUGH) | (level == LEVELS - 1)).to(tl.int32)
+        bracket = Bracket(
+            low + step * (cell + bent / MESH),
+            low + step * tl.maximum(cell - 1, 0),
+            low + step * tl.minimum(cell + 2, CELLS),
+        )
+        going = some & (1 - polish)
+        first = tl.min(tl.where(alive, index, CELLS), 0)
+        last = tl.max(tl.where(alive, index, 0), 0)
+        wide = last + 1 - first > CELLS // 2
+        first = tl.where(wide, tl.maximum(cell - 1, 0), first)
+        last = tl.where(wide, tl.minimum(cell + 1, CELLS - 1), last)
+        low, high = low + step * first, low + step * (last + 1)
+        level += 1
+    return _newton(line, tame, goal, bracket, best, polish, BLOCK)
+
+
+@triton.jit
+def _following(ends):
+    """The right ends of the cells whose left ends these are."""
+    following = tl.minimum(tl.arange(0, 16) + 1, 15)
+    return Ends(
+        tl.gather(ends.value, following, 0),
+        tl.gather(ends.mean, following, 0),
+        tl.gather(ends.spread, following, 0),
+        tl.gather(ends.f, following, 0),
+        tl.gather(ends.g, following, 0),
+    )
+
+
+@triton.jit
+def _may_hold_less(left, right, best, goal):
+    """[16]: whether L in a cell may be lower than the best: (f, g) stays in the box that its ends span."""
+    miss_f = tl.maximum(left.f - goal.a, 0.0) + tl.maximum(goal.a - right.f, 0.0)
+    miss_g = tl.maximum(left.g - goal.b, 0.0) + tl.maximum(goal.b - right.g, 0.0)
+    return miss_f * miss_f + miss_g * miss_g < best.loss * (1 - RELATIVE) - ABSOLUTE
+
+
+@triton.jit
+def _roughness(left, right, x, step, goal):
+    """[16]: how far A'' at a cell's ends is from the cubic that A and A' imply, as a share of what f gains in it."""
+    rise = right.mean - left.mean
+    bend = 6 * ((right.value - left.value) / step - (left.mean + right.mean) / 2)
+    surprise = tl.abs(left.spread * step - rise - bend) + tl.abs(right.spread * step - rise + bend)
+    return surprise * (x + step) / (right.f - left.f + 1e-4 * (goal.a + goal.b) + FLOOR)
+
+
+@triton.jit
+def _interpolated(left, right, x, step, alive, goal):
+    """[16, 16]: L at MESH + 1 points of each cell by the quintic through its ends; inf where it may not be lower."""
+    index = tl.arange(0, 16)
+    s = (index.to(tl.float32) / MESH)[None, :]
+    s2, s3 = s * s, s * s * s
+    s4, s5 = s2 * s2, s2 * s3
+    l0, l1, l2 = left.value[:, None], (left.mean * step)[:, None], (left.spread * step * step)[:, None]
+    r0, r1, r2 = right.value[:, None], (right.mean * step)[:, None], (right.spread * step * step)[:, None]
+    # The Hermite basis and its slopes, as in `fusion_kernels.search.hermite`.
+    up, up_slope = 10 * s3 - 15 * s4 + 6 * s5, 30 * s2 - 60 * s3 + 30 * s4
+    inner = l0 + (r0 - l0) * up + l1 * (s - 6 * s3 + 8 * s4 - 3 * s5) + r1 * (-4 * s3 + 7 * s4 - 3 * s5)
+    inner += l2 * (0.5 * s2 - 1.5 * s3 + 1.5 * s4 - 0.5 * s5) + r2 * (0.5 * s3 - s4 + 0.5 * s5)
+    slope = (r0 - l0) * up_slope + l1 * (1 - 18 * s2 + 32 * s3 - 15 * s4) + r1 * (-12 * s2 + 28 * s3 - 15 * s4)
+    slope += l2 * (s - 4.5 * s2 + 6 * s3 - 2.5 * s4) + r2 * (1.5 * s2 - 4 * s3 + 2.5 * s4)
+    spot = x[:, None] + step * s
+    mesh = _loss(spot * slope / step - inner, inner - spot * goal.mean, goal)
+    return tl.where(alive[:, None] & (index <= MESH)[None, :] & (mesh == mesh), mesh, INF)
+
+
+@triton.jit
+def _lowest(mesh):
+    """The cell of the smallest L, and where in the cell a parabola through it and its neighbours is lowest."""
+    flat = tl.reshape(mesh, [256])
+    where = tl.argmin(flat, 0)
+    cell, step = where // 16, where % 16
+    before, here, after = at(flat, where - 1), at(flat, where), at(flat, where + 1)
+    bent = 0.5 * (before - after) / tl.maximum(before - 2 * here + after, 1e-30)
+    return cell, step + tl.where((step > 0) & (step < MESH), bent, 0.0)
+
+
+@triton.jit
+def _newton(line, tame, goal, bracket, best, polish, BLOCK: tl.constexpr):
+    """The `Best` of the minimum of L in the bracket, where `polish` is 1; never worse than `best`."""
+    x, low, high = bracket.guess, bracket.low, bracket.high
+    turns = 0
+    while polish & (turns < NEWTON_STEPS):
+        shift = tl.full((), 0.0, tl.float32)
+        if not tame:
+            shift = highest(line, x, BLOCK)
+        m0, m1, m2, m3 = moments(line, x, shift, BLOCK)
+        mean, square, cube = m1 / m0, m2 / m0, m3 / m0
+        gain = tl.log(m0) + shift - goal.start
+        spread = tl.maximum(square - mean * mean, 0.0)
+        skew = cube - 3 * mean * square + 2 * mean * mean * mean
+        f, g = _divergences(x, gain, mean, goal)
+        loss = _loss(f, g, goal)
+        best = _better(best, x, loss, f, g)
+        slope_f, slope_g = x * spread, mean - goal.mean
+        slope = (f - goal.a) * slope_f + (g - goal.b) * slope_g
+        steady = slope_f * slope_f + slope_g * slope_g
+        bend = steady + (f - goal.a) * (spread + x * skew) + (g - goal.b) * spread
+        bend = tl.where(bend < 0.1 * steady, steady, bend)
+        high, low = tl.where(slope > 0, x, high), tl.where(slope > 0, low, x)
+        wanted = x - slope / tl.where(bend > 0, bend, 1.0)
+        inside = (wanted >= low) & (wanted <= high) & (bend > 0)
+        at_end = (wanted > high) & (high - x < 1e-9 + 1e-7 * x)
+        then = tl.where(inside, wanted, tl.where(at_end, high, 0.5 * (low + high)))
+        step = then - x
+        error = step * step * tl.maximum(tl.sqrt(spread), tl.abs(skew) / (spread + 1e-30))
+        # Without a bend nothing is known of the error: at 0, where L is always level, or where f and g are saturated.
+        settled = (bend > 0) & (bend * error * error <= RELATIVE * loss + 1e-9)
+        # The last step needs no evaluation: A is known there by its Taylor series.
+        gain += step * (mean + step * (spread / 2 + step * skew / 6))
+        f, g = _divergences(then, gain, mean + step * (spread + step * skew / 2), goal)
+        best = _better(best, then, tl.where(settled, _loss(f, g, goal), INF), f, g)
+        polish = polish & (settled == 0).to(tl.int32)
+        x = then
+        turns += 1
+    return best
