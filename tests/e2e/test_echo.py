@@ -89,3 +89,4 @@ def test_nothing_generated_has_no_trace(demo: ServerProcess, stream: bool) -> No
     assert usage["completion_tokens"] == 0
     some, _ = choices(demo, **fields, max_tokens=1)
     assert len(some[0]["fusion"]["token_ids"]) == 1
+    assert some[0]["fusion"]["alpha"]["math"][0] is not None
