@@ -178,7 +178,7 @@ WRONG: list[tuple[dict[str, Any], int, str, str]] = [
     ({"messages": "hi"}, 400, "invalid_request_error", "messages"),
     ({"messages": [{"role": "robot", "content": "a"}]}, 400, "invalid_request_error", "messages.0.role"),
     ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, 400, "invalid_request_error", "messages.0"),
-    ({"messages": [{"role": "user", "content": IMAGE}]}, 400, "invalid_request_error", "multimodal"),
+    ({"messages": [{"role": "user", "content": IMAGE}]}, 400, "invalid_request_error", "only text can be read"),
     ({"messages": LONG}, 400, "invalid_request_error", "messages: This model's maximum context length"),
     ({"tools": [{"name": "a"}]}, 400, "invalid_request_error", "tools.0.input_schema"),
     ({"fusion": {"weighting": "best"}}, 400, "invalid_request_error", "fusion.weighting"),

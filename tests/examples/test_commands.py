@@ -45,6 +45,7 @@ INSTEAD = {
     "make serve": "make --dry-run --directory {root} serve",
     "make test": "make --dry-run --directory {root} test",
     "make test-long": "make --dry-run --directory {root} test-long",
+    "make test-peers": "make --dry-run --directory {root} test-peers",
     ".venv/bin/logit-fusion serve --config fusion.yaml": CHECK,
     "logit-fusion serve --config FILE": CHECK,
     "logit-fusion serve --config my-zoo/zoo.yaml": "logit-fusion check --config my-zoo/zoo.yaml",
@@ -69,7 +70,9 @@ INSTEAD = {
 HELP_ONLY = {
     "python -m bench.fairness": "bench.fairness",
     "python -m bench.load": "bench.load",
+    "python -m bench.members_in_use": "bench.members_in_use",
     "python -m bench.overhead": "bench.overhead",
+    "python -m bench.runner": "bench.runner",
     "python -m bench.throughput": "bench.throughput",
     "python -m zoo.lengths facts 30000 60000 120000": "zoo.lengths",
     "python -m zoo.lengths text 600000 1500000 2500000": "zoo.lengths",
@@ -91,7 +94,11 @@ for name in loaded:
 """
 
 # The first is the server of these tests; the second is run by test_examples.py.
-ELSEWHERE = {"logit-fusion serve", ".venv/bin/python examples/sdk.py"}
+ELSEWHERE = {
+    "logit-fusion serve",
+    ".venv/bin/python examples/sdk.py",
+    "VLLM_USE_V2_MODEL_RUNNER=1 vllm serve MODEL",  # by tests/engine/cpu_runner/test_serve.py
+}
 HARNESS = "lm_eval run "
 
 Run = Callable[[str], str]
