@@ -50,7 +50,7 @@ class Scratch(NamedTuple):
 class Row(NamedTuple):
     """The row at work."""
 
-    index: int
+    index: Any
     use: Any
     """[T] bool."""
     large: Any
