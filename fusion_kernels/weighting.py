@@ -6,7 +6,7 @@ The equations are in `fusion_kernels.reference`. Nothing slow is imported: the c
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 Experts = Literal["none", "one", "any"]
 Parameter = Literal["alpha", "alpha_max"]
@@ -27,12 +27,13 @@ class Weighting(IntEnum):
     summary: str
     description: str
 
-    def __new__(cls, experts: Experts, parameter: Parameter | None, summary: str, description: str) -> Self:
+    # Any: type checkers would hold `Weighting(2)` against this signature too.
+    def __new__(cls, *columns: Any) -> Self:
         """Make a row of the table; rows are numbered from 0, as the counters by weighting need it."""
         number = len(cls.__members__)
         row = int.__new__(cls, number)
         row._value_ = number
-        row.experts, row.parameter, row.summary, row.description = experts, parameter, summary, description
+        row.experts, row.parameter, row.summary, row.description = columns
         return row
 
     NONE = "none", None, "large alone", "the large model alone"

@@ -34,7 +34,8 @@ def fuse(batch: Batch) -> Fused:
     members = np.array([_record(tensor) for tensor in tensors], dtype=MEMBER)
     per_row = (batch.kind, batch.use, batch.alpha, batch.alpha_max)
     settings = Settings(*(value.contiguous().numpy() for value in per_row))
-    results = Fused(*(value.numpy() for value in out))
+    arrays: Any = [value.numpy() for value in out]
+    results = Fused(*arrays)
     common = batch.common
 
     def run(first: int, stop: int) -> None:

@@ -50,7 +50,7 @@ class Scratch(NamedTuple):
 class Row(NamedTuple):
     """The row at work."""
 
-    index: int
+    index: Any
     use: Any
     """[T] bool."""
     large: Any
@@ -138,20 +138,17 @@ def choose_weights(row: Any, kind: int, alpha: Any, out: Any, scratch: Any) -> N
     a, b = mean_target(row.use, scratch.facts)
     out.kl_target[row.index, 0], out.kl_target[row.index, 1] = a, b
     masked = row.top == -np.inf
-    if not masked:
-        moments.weigh(row.large, row.top, scratch.weights)
     if kind == STATIC:
         for t in range(row.use.size):
             if row.use[t]:
                 out.alpha[row.index, t] = alpha[t]
-    elif masked:
-        return
-    elif kind == KL_SAFE:
-        search_each(row, out, scratch)
-    else:
-        search_best(row, a, b, kind == KL_GRID, out, scratch)
-        return
-    if not masked:
+    elif not masked:
+        moments.weigh(row.large, row.top, scratch.weights)
+        if kind == KL_SAFE:
+            search_each(row, out, scratch)
+        else:
+            search_best(row, a, b, kind == KL_GRID, out, scratch)
+    if kind in (STATIC, KL_SAFE) and not masked:
         measure_move(row, out, scratch)
 
 
