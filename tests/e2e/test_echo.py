@@ -29,7 +29,7 @@ def choices(server: ServerProcess, **fields: Any) -> tuple[dict[int, dict[str, A
     found: dict[int, dict[str, Any]] = {}
     usage: dict[str, Any] = {}
     body["stream_options"] = {"include_usage": True}
-    for line in httpx.post(server.url + TEXT, json=body, timeout=60).text.splitlines():
+    for line in httpx.post(server.url + TEXT, json=body, timeout=60).text.split("\n"):
         if not line.startswith("data: {"):
             continue
         event = json.loads(line[6:])

@@ -23,6 +23,7 @@ from tests.e2e.test_errors import INTERNALS
 from tests.e2e.traffic import body, metric, wait_for
 from tests.server_process import ServerProcess
 
+ANTHROPIC = "/v1/messages"
 ROUTES = (
     "/v1/chat/completions",
     "/v1/chat/completions/batch",
@@ -153,12 +154,14 @@ def fault_of(content: bytes, response: httpx.Response, text: str) -> str | None:
         return f"status {response.status_code}"
     if response.status_code >= 400:
         error = json.loads(text).get("error", {})
-        if response.status_code == 400 and not error.get("param"):
+        # Anthropic's errors have no field for it: the message begins with it.
+        named = error.get("param") or (response.request.url.path.startswith(ANTHROPIC) and ": " in error["message"])
+        if response.status_code == 400 and not named:
             return "no param"
         if any(part in error["message"] for part in INTERNALS if part.encode() not in content):
             return "internals in the message"
     elif response.headers["content-type"].startswith("text/event-stream"):
-        events = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+        events = [json.loads(line[6:]) for line in text.split("\n") if line.startswith("data: {")]
         errors = [event.get("error", event) for event in events if "error" in event or event.get("type") == "error"]
         if any(not str(error["code"]).startswith(("4", "BadRequest")) for error in errors):
             return "a stream that breaks off"

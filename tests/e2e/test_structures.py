@@ -195,7 +195,7 @@ class TestMasks:
             assert "contradict" in error["message"]
             assert error["param"] in body
             stream = httpx.post(server.url + TEXT, json=text(**body, stream=True)).text
-            events = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith("data: {")]
+            events = [json.loads(line[6:]) for line in stream.split("\n") if line.startswith("data: {")]
             assert "contradict" in events[-1]["error"]["message"], stream
             assert events[-1]["error"]["code"] == 400
 

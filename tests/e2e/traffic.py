@@ -68,6 +68,14 @@ def streams(server: ServerProcess, count: int, tokens: int = LONG, **options: An
             stream.close()
 
 
+def lines_of(response: httpx.Response) -> Iterator[str]:
+    """The lines of a stream as they come; httpx also breaks at characters that a text may hold, such as U+0085."""
+    rest = b""
+    for part in response.iter_bytes():
+        *lines, rest = (rest + part).split(b"\n")
+        yield from (line.decode() for line in lines)
+
+
 class Stream(threading.Thread):
     """One streamed completion, read to its end by a thread."""
 
@@ -93,7 +101,7 @@ class Stream(threading.Thread):
             try:
                 response = client.send(self._request, stream=True)
                 self.status = response.status_code
-                for line in response.iter_lines():
+                for line in lines_of(response):
                     if line.startswith("data: "):
                         self.events.append(line.removeprefix("data: "))
                         self.first.set()
