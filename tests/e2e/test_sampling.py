@@ -11,10 +11,10 @@ import httpx
 import pytest
 import torch
 from openai import NotFoundError, OpenAI
-from vllm.platforms import current_platform
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
 from tests.hf_loop import HFLoop, Settings
+from tests.noise import draw
 from tests.server_process import ServerProcess
 
 KL_GRID = Settings("kl-grid", ("red", "blue"))
@@ -24,9 +24,6 @@ TIE = 1e-4
 
 Edit = Callable[[torch.Tensor, list[int]], torch.Tensor]
 """What a parameter does to one position's logits, given the tokens generated before it."""
-
-# Loads the sampler's kernel that draws a seed's noise.
-current_platform.import_kernels()
 
 
 def ask(client: OpenAI, prompt: list[int], settings: Settings, **params: Any) -> Any:
@@ -39,21 +36,17 @@ def replay(
     oracle: HFLoop, prompt: list[int], tokens: list[int], settings: Settings, edit: Edit, seed: int | None = None
 ) -> None:
     """Check that every token is the highest of the edited logits, or with a seed the highest under its noise."""
-    noise = torch.Generator().manual_seed(seed or 0)
     logits = oracle.along(prompt, tokens, settings).logits
     for place, token in enumerate(tokens):
         edited = edit(logits[place].clone(), tokens[:place])
-        draw = torch.randint(0, 2**31, (1,), generator=noise)
         raised = edited.clone()
         raised[token] += TIE
         for candidate in (edited, raised):
-            best = candidate.argmax()
-            if seed is not None:
-                best = torch.ops._C.fused_gumbel_argmax(candidate[None], draw)[0]
-            if int(best) == token:
+            best = int(candidate.argmax()) if seed is None else draw(candidate, seed, len(prompt) + place - 1)
+            if best == token:
                 break
         else:
-            raise AssertionError(f"token {place} is {token}; the reference's is {int(best)}")
+            raise AssertionError(f"token {place} is {token}; the reference's is {best}")
 
 
 @pytest.fixture

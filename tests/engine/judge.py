@@ -16,6 +16,7 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from fusion_kernels import Fused
 from tests.engine.driver import Answer, Case
 from tests.hf_loop import HFLoop
+from tests.noise import draw
 
 TIE = 1e-4
 # The kernel finds `kl` and `kl-safe` weights in float32, where their objective may be flat: they differ by up to a few
@@ -75,23 +76,10 @@ def choose(logits: torch.Tensor, case: Case, seed: int, place: int) -> int:
     """The token that vLLM's sampler takes from these logits [V], which follow the token at `place`."""
     if case.greedy:
         return int(logits.argmax())
-    # An engine of this process has put the runner's kernels in place by now.
-    from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
-
     params = case.params
     k = torch.tensor([params["top_k"] or len(logits)])
     p = torch.tensor([params["top_p"]])
-    cut = apply_top_k_top_p((logits.float() / params["temperature"])[None], k, p)
-    drawn = gumbel_sample(
-        cut,
-        torch.zeros(1, dtype=torch.int64),
-        torch.tensor([params["temperature"]], dtype=torch.float32),
-        torch.tensor([seed]),
-        torch.tensor([place]),
-        apply_temperature=False,
-        is_drafting=False,
-    )
-    return int(drawn)
+    return draw(apply_top_k_top_p((logits.float() / params["temperature"])[None], k, p)[0], seed, place)
 
 
 def _tolerance(case: Case) -> float:
