@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard
 
 from server.api.allowed import Allowed
@@ -25,9 +26,15 @@ async def list_models(raw_request: Request) -> JSONResponse:
     return JSONResponse(models.model_dump())
 
 
-@router.get("/v1/models/{model:path}", responses={HTTPStatus.NOT_FOUND.value: {"model": ErrorResponse}})
-async def retrieve_model(model: str, raw_request: Request) -> ModelCard:
+@router.get(
+    "/v1/models/{model:path}",
+    response_model=ModelCard,
+    responses={HTTPStatus.NOT_FOUND.value: {"model": ErrorResponse}},
+)
+async def retrieve_model(model: str, raw_request: Request) -> Any:
     """The preset of this name, as the list has it."""
+    if not model:  # as everywhere, a slash at the end leads to the path without it
+        return RedirectResponse(raw_request.url_for(list_models.__name__))
     state: ServerState = raw_request.app.state
     name = allowed_to(raw_request).preset(model, state.config)
     models = await state.openai_serving_models.show_available_models()

@@ -74,6 +74,7 @@ async def generate(
     claim = state.admission.claim(client, request, raw_request, settings)
     place.set(claim)
     sender.set(Sender(client, len(await raw_request.body())))
+    waiting = False
     close, behind = claim.close, isinstance(request, FusionResponsesRequest) and bool(request.background)
     try:
         async with within_deadline(seconds, deadline):
@@ -84,9 +85,11 @@ async def generate(
                 attaches, close = [], _nothing  # what generates behind the answer holds the place, and the trace
             elif not isinstance(answer, BaseModel):
                 # A stream has not asked the engine yet: whoever is refused soon gets a status rather than an event.
+                waiting = True
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(keep_alive_s):
                         await claim.wait()
+                        waiting = False
     except BaseException:
         close()
         raise
@@ -96,7 +99,7 @@ async def generate(
         return _json(answer, attaches, headers)
     for attach in attaches:
         answer = attach_to_events(answer, attach)
-    events = answer if behind else placed(claim.wait, answer)
+    events = answer if behind else placed(claim.wait, answer, waiting)
     return ClosingStream(until(seconds, deadline, events, protocol), close, keep_alive_s, headers)
 
 

@@ -71,9 +71,11 @@ class ClosingStream(StreamingResponse):
             self._close()
 
 
-async def placed(wait: Callable[[], Awaitable[None]], events: AsyncIterator[str]) -> AsyncIterator[str]:
-    """The events of a stream, which are not asked for before `wait` returns."""
+async def placed(wait: Callable[[], Awaitable[None]], events: AsyncIterator[str], waiting: bool) -> AsyncIterator[str]:
+    """The events of a stream, which are not asked for before `wait` returns; with a comment first if it is `waiting`."""
     async with aclosing(cast(Any, events)):
+        if waiting:
+            yield COMMENT.decode()
         await wait()
         async for event in events:
             yield event

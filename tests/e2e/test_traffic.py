@@ -120,7 +120,12 @@ class TestKeys:
             models = httpx.get(busy.url + "/v1/models", headers=header(key)).json()["data"]
             shown = httpx.get(busy.url + "/v1/fusion/experts", headers=header(key)).json()
             members = [member["name"] for member in shown["members"]]
-            return [model["id"] for model in models], members, list(shown["presets"]), shown["weightings"]
+            return (
+                [model["id"] for model in models],
+                members,
+                list(shown["presets"]),
+                [row["name"] for row in shown["weightings"]],
+            )
 
         assert seen("red") == (["giant-red"], ["large", "base", "red"], ["giant-red"], ["kl"])
         models, members, presets, weightings = seen("blue")
