@@ -92,7 +92,7 @@ class FusionRequest(BaseModel):
             raise named_early(error, cls.model_fields) from error
         except (AttributeError, IndexError, KeyError, RecursionError, TypeError) as error:
             name, message = _fault(cls, data)
-            raise VLLMValidationError(message, parameter=name) from error
+            raise RequestError(f"{name}: {message}" if name else message, name or "body") from error
 
     @property
     def structural_tag(self) -> SetAside | None:

@@ -72,7 +72,7 @@ class ClosingStream(StreamingResponse):
 
 
 async def placed(wait: Callable[[], Awaitable[None]], events: AsyncIterator[str], waiting: bool) -> AsyncIterator[str]:
-    """The events of a stream, which are not asked for before `wait` returns; with a comment first if it is `waiting`."""
+    """The events of a stream, which are not asked for before `wait` returns; a comment first if it is `waiting`."""
     async with aclosing(cast(Any, events)):
         if waiting:
             yield COMMENT.decode()

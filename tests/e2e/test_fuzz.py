@@ -154,8 +154,10 @@ def fault_of(content: bytes, response: httpx.Response, text: str) -> str | None:
         return f"status {response.status_code}"
     if response.status_code >= 400:
         error = json.loads(text).get("error", {})
-        # Anthropic's errors have no field for it: the message begins with it.
-        named = error.get("param") or (response.request.url.path.startswith(ANTHROPIC) and ": " in error["message"])
+        # Anthropic's errors have no field for it: the message names it.
+        named = error.get("param")
+        if response.request.url.path.startswith(ANTHROPIC):
+            named = ": " in error["message"] or any(key in error["message"] for key in json.loads(content))
         if response.status_code == 400 and not named:
             return "no param"
         if any(part in error["message"] for part in INTERNALS if part.encode() not in content):
