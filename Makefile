@@ -8,10 +8,10 @@ STAMP := $(VENV)/.$(PLATFORM)-installed
 DEV_STAMP := $(VENV)/.dev-installed
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: setup setup-dev serve test test-long test-peers lint format lock clean
+.PHONY: help setup setup-dev serve test test-long test-peers lint format lock clean
 
-setup: $(STAMP)
-setup-dev: $(DEV_STAMP)
+setup: $(STAMP) ## sets up .venv with what serving needs, from the pinned locks
+setup-dev: $(DEV_STAMP) ## the same, and what tests, linters and benchmarks need
 
 # The CPU build of torch is not on PyPI: a local wheel wins, PyTorch's own index comes next.
 $(STAMP): $(LOCK) pyproject.toml
@@ -28,25 +28,25 @@ $(DEV_STAMP): $(STAMP) requirements/dev.lock
 	$(BIN)/pip install --quiet --no-deps -r requirements/dev.lock
 	touch $@
 
-serve: setup
+serve: setup ## serves the embedded demo models on port 8000
 	$(BIN)/logit-fusion serve
 
-test: setup-dev
+test: setup-dev ## runs the tests, as CI does
 	$(BIN)/pytest -m "not long"
 
-test-long: setup-dev
+test-long: setup-dev ## the same, and the soaks and large random draws
 	$(BIN)/pytest --timeout=3600
 
 # vLLM's own HTTP tests, against this server and against vLLM's: about 20 minutes for each (docs/peers.md).
-test-peers: setup-dev
+test-peers: setup-dev ## runs vLLM's own HTTP tests, here and on vLLM's server (docs/peers.md)
 	$(BIN)/python -m tests.peers.run
 
-lint: setup-dev
+lint: setup-dev ## runs ruff and mypy, as CI does
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup-dev
+format: setup-dev ## lets ruff mend and format what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -55,7 +55,7 @@ format: setup-dev
 UV_COMPILE = $(BIN)/uv pip compile pyproject.toml --override requirements/left-out.txt --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_28 --no-header --no-annotate --quiet
 UV_COMPILE_CPU = $(UV_COMPILE) --extra cpu
-lock: setup-dev
+lock: setup-dev ## renews every pin in requirements/
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV_COMPILE_CPU) --upgrade --constraint requirements/torch-cpu.txt -o requirements/cpu.lock \
 		|| $(UV_COMPILE_CPU) --upgrade --torch-backend cpu -o requirements/cpu.lock
 	UV_FIND_LINKS= $(UV_COMPILE) --upgrade --extra cuda -o requirements/cuda.lock
@@ -63,7 +63,10 @@ lock: setup-dev
 		|| $(UV_COMPILE_CPU) --torch-backend cpu --extra dev --constraint requirements/cpu.lock -o $(VENV)/all.lock
 	grep -vxFf requirements/cpu.lock $(VENV)/all.lock > requirements/dev.lock
 
-clean:
+help: ## shows what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+clean: ## removes .venv, caches and what was built
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
 
 # Helm's engine and the linters of what is deployed need a newer Python than the locks hold for.
@@ -71,7 +74,7 @@ DEPLOY_TOOLS := $(VENV)/deploy-tools
 DEPLOY_STAMP := $(DEPLOY_TOOLS)/.installed
 .PHONY: setup-deploy image image-smoke image-clean sbom licences audit release
 
-setup-deploy: $(DEPLOY_STAMP)
+setup-deploy: $(DEPLOY_STAMP) ## sets up the tools that check what is deployed
 $(DEPLOY_STAMP): $(DEV_STAMP) requirements/deploy-tools.txt
 	"$$(deploy/newer-python.sh)" -m venv $(DEPLOY_TOOLS)
 	$(DEPLOY_TOOLS)/bin/pip install --quiet --no-deps -r requirements/deploy-tools.txt
@@ -79,23 +82,23 @@ $(DEPLOY_STAMP): $(DEV_STAMP) requirements/deploy-tools.txt
 test test-long: $(DEPLOY_STAMP)
 
 # Without a container engine, as root: needs buildah, and debootstrap where the base image cannot be pulled.
-image:
+image: ## builds the container image without a container engine; needs root
 	deploy/image/build.sh cpu
-image-smoke:
+image-smoke: ## runs that image, and asks its server
 	python3 deploy/image/try_image.py
-image-clean:
+image-clean: ## removes what building images left behind
 	rm -rf build/containers
 
 # Of what is deployed, without the development's tools.
-sbom: setup-dev
+sbom: setup-dev ## writes build/sbom.cdx.json, what a deployment is made of
 	mkdir -p build
 	$(BIN)/python deploy/release.py --sbom $(LOCK) build/sbom.cdx.json
-licences: setup-dev
+licences: setup-dev ## checks the licences of what is deployed
 	$(BIN)/python deploy/licences.py $(LOCK)
 # PyPI's advisories know no local versions.
-audit: setup-dev
+audit: setup-dev ## looks what is deployed up in PyPI's advisories
 	mkdir -p build
 	sed 's/+cpu$$//' $(LOCK) > build/runtime.txt
 	$(BIN)/python deploy/audit.py build/runtime.txt
-release: setup-dev
+release: setup-dev ## makes the release VERSION=X.Y.Z under build/release
 	$(BIN)/python deploy/release.py "$(VERSION)" build/release

@@ -14,6 +14,7 @@ from fusion_kernels import Weighting
 from server.admission import AdmissionError, Gate, Policy, Rates
 from server.api.claim import Claim
 from server.api.errors import RequestError
+from server.api.masks import field_of
 from server.auth import Client
 from server.config import Config
 from server.engine.settings import FusionSettings
@@ -73,7 +74,7 @@ class Admission:
             value = getattr(request, name, None)
             if cap is not None and isinstance(value, int) and value > cap:
                 raise RequestError(f"{name}: at most {cap} is allowed here, not {value}", name)
-        words: list[str] | None = getattr(request, "bad_words", None)
+        words: list[str] | None = field_of(request, "bad_words")
         if words and (characters := sum(map(len, words))) > MAX_BAD_WORDS_CHARACTERS:
             raise RequestError(
                 f"bad_words: at most {MAX_BAD_WORDS_CHARACTERS:,} characters are allowed in all, not {characters:,}",

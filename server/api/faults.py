@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from http import HTTPStatus
+from typing import Any
 
 from pydantic import BaseModel
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
@@ -50,7 +51,19 @@ def named(error: Exception, request: BaseModel, prompt_field: str, max_model_len
     parameter = error.parameter if isinstance(error, VLLMValidationError) else None
     if any(kind.__name__ == "TemplateError" for kind in type(error).__mro__):
         parameter = prompt_field
+    if isinstance(error, OverflowError):
+        parameter = next((name for name, value in request if _exceeds(value)), None)
+        return _sentence(parameter, "a number of at most 64 bits is needed here")
     return named_text(str(error), parameter, request, prompt_field, max_model_len)
+
+
+def _exceeds(value: Any) -> bool:
+    """Whether a value holds a number that does not fit into 64 bits, which is all that can be sent to the engine."""
+    if isinstance(value, dict):
+        return any(_exceeds(part) for part in value.values())
+    if isinstance(value, list | tuple):
+        return any(_exceeds(part) for part in value)
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
 
 
 def named_early(error: VLLMValidationError, fields: Collection[str]) -> RequestError:

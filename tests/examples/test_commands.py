@@ -45,6 +45,13 @@ INSTEAD = {
     "make serve": "make --dry-run --directory {root} serve",
     "make test": "make --dry-run --directory {root} test",
     "make test-long": "make --dry-run --directory {root} test-long",
+    "make setup-dev": "make --dry-run --directory {root} setup-dev",
+    "make help": "make --directory {root} help",
+    "make lint": "make --dry-run --directory {root} lint",
+    "make lock": "make --dry-run --directory {root} lock",
+    "make audit": "make --dry-run --directory {root} audit",
+    ".venv/bin/pre-commit install": ".venv/bin/pre-commit validate-config {root}/.pre-commit-config.yaml",
+    ".venv/bin/pytest tests/server/test_config.py": ".venv/bin/pytest {root}/tests/server/test_config.py -k reference",
     "make test-peers": "make --dry-run --directory {root} test-peers",
     ".venv/bin/logit-fusion serve --config fusion.yaml": CHECK,
     "logit-fusion serve --config FILE": CHECK,
@@ -97,6 +104,7 @@ for name in loaded:
 ELSEWHERE = {
     "logit-fusion serve",
     ".venv/bin/python examples/sdk.py",
+    "git clone REPOSITORY logit-fusion && cd logit-fusion",  # the reader's own address
     "VLLM_USE_V2_MODEL_RUNNER=1 vllm serve MODEL",  # by tests/engine/cpu_runner/test_serve.py
 }
 HARNESS = "lm_eval run "
@@ -146,7 +154,14 @@ def is_known(command: Command) -> bool:
 def test_every_command_is_known(page: Path) -> None:
     """A new command needs a line in one of the tables."""
     assert [command.line for command in SHOWN[page] if not is_known(command)] == []
-    assert {name for name, _ in FENCE.findall(page.read_text())} <= {"bash", "python", "yaml", "json", "jsonl"}
+    assert {name for name, _ in FENCE.findall(page.read_text())} <= {
+        "bash",
+        "python",
+        "yaml",
+        "json",
+        "jsonl",
+        "mermaid",
+    }
 
 
 def test_every_line_of_the_tables_is_shown() -> None:

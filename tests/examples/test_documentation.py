@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import yaml
 from server.config.schema import Config
 from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, LimitsConfig
-from tests.examples.pages import PAGES, ROOT, blocks
+from tests.examples.pages import FENCE, PAGES, ROOT, blocks
+
+FOLDERS = ("server", "fusion_kernels", "evaluation", "bench", "zoo", "deploy", "helm", "tests", "docs", "requirements")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -59,3 +62,22 @@ def test_every_limit_is_explained_to_operators() -> None:
                 ), name
             assert len(seen) == 2, name
             assert all(seen), name
+
+
+def test_files_that_pages_name_are_there() -> None:
+    """On the pages for those who change the code."""
+    pages = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/decisions")
+    for page in PAGES:
+        if not page.relative_to(ROOT).as_posix().startswith(pages):
+            continue
+        text = FENCE.sub(lambda fence: re.sub(r"[^\w./-]", " ", fence.group()), page.read_text())
+        for path in re.findall(rf"(?<![\w./-])((?:{'|'.join(FOLDERS)})/[\w./-]*[\w/])", text):
+            assert (ROOT / path).exists(), f"{page.name}: {path}"
+
+
+def test_make_help_has_a_sentence_for_every_target() -> None:
+    """Of those that are called by name."""
+    makefile = (ROOT / "Makefile").read_text()
+    targets = {name for line in re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE) for name in line.split()}
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert {line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 2} == targets
