@@ -87,7 +87,9 @@ async def count_tokens(request: CountTokensRequest, raw_request: Request) -> Res
     state.admission.admit(client)
     sender.set(Sender(client, len(await raw_request.body())))
     async with within_deadline(state.config.limits.request_timeout_s):
-        answer = await naming_the_fault(lambda: state.messages.count_tokens(request, raw_request), request, state)
+        answer = await naming_the_fault(
+            lambda: state.messages.count_tokens(request, raw_request), request, "messages", state
+        )
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
     return JSONResponse(answer.model_dump(exclude_none=True))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,7 +22,6 @@ from server.api.field import FusionField
 from server.errors import nearest
 
 _UNREADABLE = "There was an error parsing the body"  # FastAPI's, of a body that json.loads cannot decode
-Answer = TypeVar("Answer")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status.value: {"model": ErrorResponse}
@@ -88,21 +86,6 @@ def error_response(
 def error_type(status: HTTPStatus) -> str:
     """The type of an error, which clients may branch on: "BadRequestError", "TooManyRequestsError"."""
     return "".join(status.phrase.split()) + "Error"
-
-
-async def naming_the_prompt(field: str, create: Callable[[], Awaitable[Answer]]) -> Answer:
-    """Of a prompt that is too long, vLLM names a parameter of its own code; the client knows it by another name.
-
-    Raises:
-        RequestError: the prompt in `field` is longer than the context.
-    """
-    try:
-        return await create()
-    except VLLMValidationError as error:
-        if error.parameter not in ("input_text", "input_tokens"):
-            raise
-        message = str(error).partition(" (parameter=")[0]
-        raise RequestError(f"{field}: {message}", field) from error
 
 
 # By status, what Anthropic's protocol calls an error; https://docs.anthropic.com/en/api/errors.

@@ -25,7 +25,6 @@ from server.api.fusion import resolve
 from server.api.load import load_header
 from server.api.middleware import client_of
 from server.api.requests import (
-    CountTokensRequest,
     FusionBatchRequest,
     FusionChatCompletionRequest,
     FusionCompletionRequest,
@@ -42,7 +41,6 @@ from server.engine.place import place
 from server.engine.settings import FusionSettings
 
 PROMPT_FIELDS: dict[type[FusionRequest], str] = {
-    CountTokensRequest: "messages",
     FusionBatchRequest: "messages",
     FusionChatCompletionRequest: "messages",
     FusionCompletionRequest: "prompt",
@@ -80,7 +78,7 @@ async def generate(
         async with within_deadline(seconds, deadline):
             for part in request.parts if checked is None else checked:
                 await state.structures.check(part)
-            answer = await naming_the_fault(create, request, state)
+            answer = await naming_the_fault(create, request, PROMPT_FIELDS[type(request)], state)
             if behind and not isinstance(answer, ErrorResponse):
                 attaches, close = [], _nothing  # what generates behind the answer holds the place, and the trace
             elif not isinstance(answer, BaseModel):
@@ -133,10 +131,10 @@ def _settle(
 
 
 async def naming_the_fault(
-    create: Callable[[], Awaitable[Made]], request: FusionRequest, state: ServerState
+    create: Callable[[], Awaitable[Made]], request: BaseModel, prompt_field: str, state: ServerState
 ) -> Made | ErrorResponse:
     """Of what it refuses, vLLM names parameters of its own code, or none; the client knows a field."""
-    told = (request, PROMPT_FIELDS[type(request)], state.engine_client.model_config.max_model_len)
+    told = (request, prompt_field, state.engine_client.model_config.max_model_len)
     try:
         answer = await create()
     except Exception as error:

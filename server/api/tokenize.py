@@ -21,7 +21,8 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request, with_c
 from vllm.renderers import TokenizeParams
 
 from server.api.deadline import within_deadline
-from server.api.errors import ERRORS, RequestError, naming_the_prompt
+from server.api.errors import ERRORS, RequestError
+from server.api.generation import naming_the_fault
 from server.api.middleware import client_of
 from server.api.state import state_of
 from server.api.texts import Sender, sender
@@ -54,7 +55,7 @@ async def tokenize(request: TokenizeTextRequest | TokenizeMessagesRequest, raw_r
     """The ids of a text, or of a conversation as the chat template writes it; no longer than the context."""
     serving = state_of(raw_request).serving_tokenization
     field = "prompt" if isinstance(request, TokenizeTextRequest) else "messages"
-    return await _answer(raw_request, field, lambda: serving.create_tokenize(request, raw_request))
+    return await _answer(raw_request, request, field, lambda: serving.create_tokenize(request, raw_request))
 
 
 @router.post(
@@ -68,14 +69,16 @@ async def detokenize(request: DetokenizeRequest, raw_request: Request) -> Respon
     if len(request.tokens) > most:
         raise RequestError(f"tokens: at most {most} fit into the context, not {len(request.tokens)}", "tokens")
     serving = state.serving_tokenization
-    return await _answer(raw_request, "tokens", lambda: serving.create_detokenize(request, raw_request))
+    return await _answer(raw_request, request, "tokens", lambda: serving.create_detokenize(request, raw_request))
 
 
-async def _answer(raw_request: Request, field: str, create: Callable[[], Awaitable[BaseModel]]) -> Response:
+async def _answer(
+    raw_request: Request, request: BaseModel, field: str, create: Callable[[], Awaitable[BaseModel]]
+) -> Response:
     state, client = state_of(raw_request), client_of(raw_request)
     state.admission.admit(client)
     sender.set(Sender(client, len(await raw_request.body())))
     async with within_deadline(state.config.limits.request_timeout_s):
-        answer = await naming_the_prompt(field, create)
+        answer = await naming_the_fault(create, request, field, state)
     status = answer.error.code if isinstance(answer, ErrorResponse) else 200
     return JSONResponse(answer.model_dump(), status_code=status)
