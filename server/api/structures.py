@@ -23,7 +23,7 @@ from server.engine.structures.tags import LENIENT
 _OUTPUTS = "structured_outputs"
 _OPTIONS = ("disable_any_whitespace", "disable_additional_properties", "whitespace_pattern")
 _KINDS: tuple[Kind, ...] = ("json", "regex", "grammar", "choice", "structural_tag")
-# Of a tool that says so itself: all of its schema that can be followed.
+# Of a tool that is not strict: all of its schema that can be followed.
 _LENIENT = {"x-guidance": LENIENT}
 
 
@@ -35,7 +35,8 @@ class Structure:
     kind: Kind
     value: Any
     """A JSON schema as an object or a text, or the text of the others; of `choice` a list."""
-    tool: dict[str, Any] | None = None
+    strict: bool | None = None
+    """Of a tool's arguments alone: whether all of the schema is asked for."""
 
 
 class Structures:
@@ -61,7 +62,8 @@ class Structures:
         for structure in _structures(request):
             spec = self._bounded(structure, budget)
             # The arguments of a call are not what an answer begins with.
-            trial = Trial(structure.kind, spec) if structure.tool else Trial(structure.kind, spec, *masks.first_token())
+            first = masks.first_token() if structure.strict is None else ()
+            trial = Trial(structure.kind, spec, *first)
             try:
                 outcome = await self._compiler.outcome(trial)
             except StructureError as error:
@@ -160,9 +162,8 @@ def _tools(request: Any) -> Iterator[Structure]:
             if not isinstance(schema, dict):
                 continue
             where = f"tools.{place}.function.{name}" if function is not tool else f"tools.{place}.{name}"
-            if getattr(function, "strict", None) is False:
-                schema = _LENIENT | schema
-            yield Structure(where, "json", schema, {"strict": getattr(function, "strict", None)})
+            strict = getattr(function, "strict", None) is True
+            yield Structure(where, "json", schema if strict else _LENIENT | schema, strict)
 
 
 def _tool_names(request: Any) -> Iterator[tuple[str, str]]:
@@ -190,6 +191,6 @@ def _refusal(structure: Structure, error: StructureError) -> RequestError:
         schema = json.loads(structure.value) if isinstance(structure.value, str) else structure.value
         place = where_is(schema, error.keyword)
         message += f" (at {place})" if place else ""
-    if structure.tool is not None and structure.tool["strict"] is not True:
-        message += '; with "strict": false the arguments follow the rest of the schema'
+    if structure.strict and error.keyword is not None:
+        message += '; without "strict": true the arguments follow the rest of the schema'
     return RequestError(message, field)

@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.traffic import Stream, body, metric, streams, wait_for
+from tests.e2e.traffic import Stream, body, descendants, metric, standstill, streams, wait_for
 from tests.server_process import ServerProcess
 
 LONG_CONTEXT = ("--set", "engine.max_model_len=2048")
@@ -24,10 +24,6 @@ def status(server: ServerProcess, path: str) -> int | None:
         return httpx.get(server.url + path, timeout=2).status_code
     except httpx.TransportError:
         return None
-
-
-def descendants(server: ServerProcess) -> list[psutil.Process]:
-    return psutil.Process(server.process.pid).children(recursive=True)
 
 
 def engine_core(server: ServerProcess) -> psutil.Process:
@@ -49,8 +45,7 @@ class TestDeadEngine:
         if options:
             monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
         with ServerProcess(family, tmp_path / "log", *LONG_CONTEXT, *options) as server:
-            waiting = Stream(server, 1500)
-            with streams(server, 3) as running:
+            with streams(server, 4) as running, standstill(server):
                 assert (status(server, "/health"), status(server, "/ready")) == (200, 200)
                 victim(server).kill()  # type: ignore[operator]
                 assert wait_for(lambda: status(server, "/health") == 503) < 2.0
@@ -60,7 +55,7 @@ class TestDeadEngine:
                 assert response.json()["error"]["type"] == "ServiceUnavailableError"
                 assert "the engine has died" in response.json()["error"]["message"]
                 assert int(response.headers["retry-after"]) >= 1
-                for stream in (*running, waiting):
+                for stream in running:
                     stream.join(10)
                     assert stream.error is not None, stream.events[-2:]
                     assert stream.events[-1] == "[DONE]"
@@ -83,14 +78,15 @@ class TestDrain:
         sizes = ("--set", "engine.max_num_seqs=64", "--set", "engine.max_model_len=512")
         with ServerProcess(family, tmp_path / "log", *sizes, "--drain-timeout", "120") as server:
             with streams(server, 64, tokens=300) as running:
-                waiting = Stream(server, 3)
-                wait_for(lambda: metric(server.url, "fusion_admission_queue_depth") == 1)
-                server.process.send_signal(signal.SIGTERM)
-                wait_for(lambda: status(server, "/ready") == 503, 2.0)
-                assert status(server, "/health") == 200
-                waiting.join(10)
-                assert waiting.status == 503
-                response = httpx.post(server.url + "/v1/completions", json=body(3))
+                with standstill(server):
+                    waiting = Stream(server, 3)
+                    wait_for(lambda: metric(server.url, "fusion_admission_queue_depth") == 1)
+                    server.process.send_signal(signal.SIGTERM)
+                    wait_for(lambda: status(server, "/ready") == 503, 2.0)
+                    assert status(server, "/health") == 200
+                    waiting.join(10)
+                    assert waiting.status == 503
+                    response = httpx.post(server.url + "/v1/completions", json=body(3))
                 assert response.status_code == 503
                 assert "shutting down" in response.json()["error"]["message"]
                 assert int(response.headers["retry-after"]) >= 1

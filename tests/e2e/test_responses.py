@@ -11,7 +11,7 @@ import pytest
 from openai import OpenAI
 
 from tests.e2e.conftest import Configured
-from tests.e2e.traffic import metric, wait_for
+from tests.e2e.traffic import metric, standstill, wait_for
 from tests.server_process import ServerProcess
 
 RESPONSES = "/v1/responses"
@@ -122,7 +122,7 @@ class TestBackground:
         name = f"long-{stream}"
         body = LONG | ON | {"background": True, "stream": stream, "request_id": name}
         faults = server.log.read_text().count("Traceback")
-        with httpx.stream("POST", server.url + RESPONSES, json=body, timeout=60) as answer:
+        with standstill(server), httpx.stream("POST", server.url + RESPONSES, json=body, timeout=60) as answer:
             wait_for(lambda: client.responses.retrieve(name).status == "in_progress")
             with pytest.raises(openai.BadRequestError, match="in_progress; wait for its end"):
                 client.responses.create(**SHORT, previous_response_id=name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import httpx
+import psutil
 
 from tests.server_process import ServerProcess
 
@@ -66,6 +69,25 @@ def streams(server: ServerProcess, count: int, tokens: int = LONG, **options: An
     finally:
         for stream in started:
             stream.close()
+
+
+def descendants(server: ServerProcess) -> list[psutil.Process]:
+    return psutil.Process(server.process.pid).children(recursive=True)
+
+
+@contextmanager
+def standstill(server: ServerProcess) -> Iterator[None]:
+    """The engine's processes stand still, so that what runs keeps its place on a machine of any speed."""
+    stopped = [process for process in descendants(server) if "VLLM::" in " ".join(process.cmdline())]
+    assert stopped
+    for process in stopped:
+        process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in stopped:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGCONT)
 
 
 def lines_of(response: httpx.Response) -> Iterator[str]:
