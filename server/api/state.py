@@ -63,13 +63,14 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
     state.log_stats = engine.log_stats
     typed.openai_serving_models = models = PresetModels(engine, config)
     templates: dict[str, Any] = {"chat_template": None, "chat_template_content_format": "auto"}
-    tools: dict[str, Any] = {
+    parsing: dict[str, Any] = {
         "enable_auto_tools": True,
         "tool_parser": TOOL_PARSER,
         # Arguments follow the tool's schema also where the tool does not say `strict`.
         "tool_strict_level": "parameter",
+        "reasoning_parser": engine.vllm_config.structured_outputs_config.reasoning_parser,
     }
-    rendering: dict[str, Any] = {"model_config": engine.model_config, "request_logger": None, **templates, **tools}
+    rendering: dict[str, Any] = {"model_config": engine.model_config, "request_logger": None, **templates, **parsing}
     long = OnlineRenderer(renderer=renderer_from_config(engine.vllm_config), **rendering)
     renderer = Renderer(long, typed.admission.gate, config.admission, renderer=engine.renderer, **rendering)
     for either in (renderer, long):
@@ -77,11 +78,11 @@ def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, 
     serving: dict[str, Any] = {"online_renderer": renderer, "request_logger": None}
     typed.serving_tokenization = ServingTokenization(models, **serving, **templates)
     serving["enable_prompt_tokens_details"] = True
-    typed.chat = CutOffCalls(engine, models, "assistant", **serving, **templates, **tools)
-    typed.batch = OpenAIServingChatBatch(engine, models, "assistant", **serving, **templates, **tools)
-    typed.messages = MessagesServing(engine, models, "assistant", **serving, **templates, **tools)
+    typed.chat = CutOffCalls(engine, models, "assistant", **serving, **templates, **parsing)
+    typed.batch = OpenAIServingChatBatch(engine, models, "assistant", **serving, **templates, **parsing)
+    typed.messages = MessagesServing(engine, models, "assistant", **serving, **templates, **parsing)
     typed.completion = Completions(engine, models, **serving)
-    typed.responses = StoredResponses(engine, models, **serving, **templates, **tools, config=config)
+    typed.responses = StoredResponses(engine, models, **serving, **templates, **parsing, config=config)
     if config.limits.max_tokens is not None:
         for answering in (typed.chat, typed.batch, typed.messages, typed.completion, typed.responses):
             # What vLLM takes for requests that leave `max_tokens` out.

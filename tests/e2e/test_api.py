@@ -9,7 +9,7 @@ import httpx
 import pytest
 from openai import OpenAI
 
-from tests.e2e.traffic import standstill, streams, wait_for
+from tests.e2e.traffic import held, wait_for
 from tests.server_process import ServerProcess
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me something."}]
@@ -93,7 +93,7 @@ def test_cached_tokens_are_told(client: OpenAI) -> None:
 class TestLoad:
     def test_counts_requests(self, server: ServerProcess) -> None:
         assert get(server, "/load").json() == {"server_load": 0}
-        with streams(server, 2, tokens=200), standstill(server):
+        with held(server, 2, tokens=200):
             assert get(server, "/load").json() == {"server_load": 2}
         wait_for(lambda: get(server, "/load").json() == {"server_load": 0})
 

@@ -77,24 +77,25 @@ class TestDrain:
         """64 streams run and one waits when the signal comes; the 64 end as they would have."""
         sizes = ("--set", "engine.max_num_seqs=64", "--set", "engine.max_model_len=512")
         with ServerProcess(family, tmp_path / "log", *sizes, "--drain-timeout", "120") as server:
-            with streams(server, 64, tokens=300) as running:
-                with standstill(server):
-                    waiting = Stream(server, 3)
-                    wait_for(lambda: metric(server.url, "fusion_admission_queue_depth") == 1)
-                    server.process.send_signal(signal.SIGTERM)
-                    wait_for(lambda: status(server, "/ready") == 503, 2.0)
-                    assert status(server, "/health") == 200
-                    waiting.join(10)
-                    assert waiting.status == 503
-                    response = httpx.post(server.url + "/v1/completions", json=body(3))
-                assert response.status_code == 503
-                assert "shutting down" in response.json()["error"]["message"]
-                assert int(response.headers["retry-after"]) >= 1
-                assert response.headers["connection"] == "close"
-                for stream in running:
-                    stream.join(120)
-                assert [stream.error for stream in running] == [None] * 64
-                assert [stream.completion_tokens for stream in running] == [300] * 64
+            with standstill(server):
+                running = [Stream(server, 300) for _ in range(64)]
+                wait_for(lambda: metric(server.url, "fusion_admission_running") == 64)
+                waiting = Stream(server, 3)
+                wait_for(lambda: metric(server.url, "fusion_admission_queue_depth") == 1)
+                server.process.send_signal(signal.SIGTERM)
+                wait_for(lambda: status(server, "/ready") == 503, 2.0)
+                assert status(server, "/health") == 200
+                waiting.join(10)
+                assert waiting.status == 503
+                response = httpx.post(server.url + "/v1/completions", json=body(3))
+            assert response.status_code == 503
+            assert "shutting down" in response.json()["error"]["message"]
+            assert int(response.headers["retry-after"]) >= 1
+            assert response.headers["connection"] == "close"
+            for stream in running:
+                stream.join(120)
+            assert [stream.error for stream in running] == [None] * 64
+            assert [stream.completion_tokens for stream in running] == [300] * 64
             assert server.process.wait(60) == 0
             assert server.wait_until_gone() == []
         assert "Traceback" not in server.log.read_text()

@@ -19,7 +19,7 @@ import pytest
 import yaml
 from openai import AsyncOpenAI, OpenAI
 
-from tests.e2e.traffic import Stream, body, metric, standstill, streams, wait_for
+from tests.e2e.traffic import Stream, body, held, metric, standstill, wait_for
 from tests.server_process import ServerProcess
 
 SECRET = "a prompt that nobody else may read"
@@ -273,7 +273,7 @@ class TestLimits:
 
 class TestQueue:
     def test_full_queue_is_refused_at_once(self, busy: ServerProcess) -> None:
-        with streams(busy, 2, headers=header("blue")), standstill(busy):
+        with held(busy, 2, headers=header("blue")):
             waiting = [Stream(busy, 3, header("blue")) for _ in range(2)]
             wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 2)
             started = time.monotonic()
@@ -287,13 +287,13 @@ class TestQueue:
         assert metric(busy.url, 'fusion_admission_rejected_total{reason="queue_full"}') >= 1
 
     def test_patience_ends(self, busy: ServerProcess) -> None:
-        with streams(busy, 2, headers=header("blue")), standstill(busy):
+        with held(busy, 2, headers=header("blue")):
             response = post(busy)
         assert response.status_code == 429
         assert "no place became free within 2 s" in error(response)
 
     def test_a_stream_that_is_refused_has_a_status(self, busy: ServerProcess) -> None:
-        with streams(busy, 2, headers=header("blue")), standstill(busy):
+        with held(busy, 2, headers=header("blue")):
             queued = [Stream(busy, 3, header("blue")) for _ in range(2)]
             wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 2)
             refused = Stream(busy, 3, header("blue"))
@@ -303,17 +303,14 @@ class TestQueue:
                 stream.close()
 
     def test_clients_that_go_free_their_places(self, busy: ServerProcess) -> None:
-        with streams(busy, 2, headers=header("blue")) as running:
-            with standstill(busy):
-                queued = threading.Thread(target=lambda: self._give_up(busy))
-                queued.start()
-                wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 1)
-                queued.join()
-                wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 0, 1.0)
-            for stream in running:
-                stream.close()
-            wait_for(lambda: metric(busy.url, "vllm:num_requests_running") == 0, 1.0)
-            wait_for(lambda: metric(busy.url, "fusion_admission_running") == 0, 1.0)
+        with held(busy, 2, headers=header("blue")):
+            queued = threading.Thread(target=lambda: self._give_up(busy))
+            queued.start()
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 1)
+            queued.join()
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 0, 1.0)
+        wait_for(lambda: metric(busy.url, "vllm:num_requests_running") == 0, 1.0)
+        wait_for(lambda: metric(busy.url, "fusion_admission_running") == 0, 1.0)
         assert metric(busy.url, "fusion_admission_running_tokens") == 0
 
     @staticmethod
@@ -322,7 +319,7 @@ class TestQueue:
             httpx.post(server.url + "/v1/completions", json=body(3), headers=header("blue"), timeout=0.5)
 
     def test_another_key_is_not_pushed_aside(self, busy: ServerProcess) -> None:
-        with streams(busy, 2, headers=header("blue")), standstill(busy):
+        with held(busy, 2, headers=header("blue")):
             flood = [Stream(busy, 3, header("blue")) for _ in range(2)]
             wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 2)
             quiet = Stream(busy, 3, header("green"))
@@ -355,8 +352,7 @@ class TestQueue:
     def test_a_stream_is_never_silent(self, busy: ServerProcess) -> None:
         """It waits for a place, and is told so; the place does not come, and it is told that too."""
         with (
-            streams(busy, 2, headers=header("blue")),
-            standstill(busy),
+            held(busy, 2, headers=header("blue")),
             httpx.stream(
                 "POST", busy.url + "/v1/completions", json=body(3, stream=True), headers=header("blue"), timeout=30
             ) as response,
@@ -439,7 +435,7 @@ class TestStoredResponses:
 
     def test_patience_ends_in_the_background_too(self, busy: ServerProcess) -> None:
         blue = self.client(busy, "blue")
-        with streams(busy, 2, headers=header("blue")), standstill(busy):
+        with held(busy, 2, headers=header("blue")):
             waiting = self.ask(blue, background=True).id
             wait_for(lambda: blue.responses.retrieve(waiting).status not in ("queued", "in_progress"), 20)
         late = blue.responses.retrieve(waiting)
@@ -476,7 +472,7 @@ class TestAnthropicKeys:
         body = {"model": "giant", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
         answer = httpx.post(url, json=body | {"max_tokens": 2001}, headers=headers)
         assert (answer.status_code, error(answer)) == (400, "max_tokens: at most 2000 is allowed here, not 2001")
-        with streams(busy, 2, headers=header("blue")), standstill(busy):
+        with held(busy, 2, headers=header("blue")):
             waiting = [Stream(busy, 3, header("blue")) for _ in range(2)]
             wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 2)
             for path in ("", "/count_tokens"):

@@ -90,6 +90,17 @@ def standstill(server: ServerProcess) -> Iterator[None]:
                 process.send_signal(signal.SIGCONT)
 
 
+@contextmanager
+def held(server: ServerProcess, count: int, tokens: int = LONG, **options: Any) -> Iterator[None]:
+    """`count` streams hold their places, on a machine of any speed: the engine stands still meanwhile."""
+    with standstill(server):
+        started = [Stream(server, tokens, **options) for _ in range(count)]
+        wait_for(lambda: metric(server.url, "fusion_admission_running") == count)
+        yield
+    for stream in started:
+        stream.close()
+
+
 def lines_of(response: httpx.Response) -> Iterator[str]:
     """The lines of a stream as they come; httpx also breaks at characters that a text may hold, such as U+0085."""
     rest = b""

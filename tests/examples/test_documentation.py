@@ -79,5 +79,7 @@ def test_make_help_has_a_sentence_for_every_target() -> None:
     """Of those that are called by name."""
     makefile = (ROOT / "Makefile").read_text()
     targets = {name for line in re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE) for name in line.split()}
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert {line.split()[1] for line in done.stdout.splitlines() if len(line.split()) > 2} == targets
