@@ -54,8 +54,8 @@ def free_port() -> int:
         return port
 
 
-def commands(folder: Path, port: int) -> dict[str, list[str]]:
-    """The two servers' commands; theirs logs no requests either, and both schedule up to 64 sequences."""
+def commands(folder: Path) -> dict[str, list[str]]:
+    """The two servers' commands but for the port; theirs logs no requests either, both schedule up to 64 sequences."""
     config = folder / "giant.yaml"
     config.write_text(
         f"large: {{model: {MODEL}}}\npresets: {{giant: {{weighting: none}}}}\n"
@@ -65,18 +65,18 @@ def commands(folder: Path, port: int) -> dict[str, list[str]]:
     theirs = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(MODEL)]
     theirs += ["--served-model-name", "giant", "--max-model-len", "1024", "--max-num-seqs", "64", "--dtype", "float32"]
     theirs += ["--enforce-eager", "--kv-cache-memory-bytes", str(KV_BYTES), "--uvicorn-log-level", "error"]
-    theirs += ["--disable-uvicorn-access-log", "--host", "127.0.0.1", "--port", str(port)]
-    ours = [sys.executable, "-m", "server", "serve", "--config", str(config), "--port", str(port)]
+    theirs += ["--disable-uvicorn-access-log", "--host", "127.0.0.1"]
+    ours = [sys.executable, "-m", "server", "serve", "--config", str(config)]
     return {"vllm": theirs, "ours": ours}
 
 
 @contextmanager
-def running(name: str, folder: Path) -> Iterator[str]:
-    """Start one server; yield its address, and stop it."""
+def running(command: list[str], log: Path) -> Iterator[tuple[str, int]]:
+    """Start a server on a free port; yield its address and process id once it answers, and stop it."""
     port = free_port()
-    with (folder / f"{name}.log").open("w") as log:
+    with log.open("w") as file:
         server = subprocess.Popen(
-            commands(folder, port)[name], stdout=log, stderr=log, env=ENVIRONMENT, start_new_session=True
+            [*command, "--port", str(port)], stdout=file, stderr=file, env=ENVIRONMENT, start_new_session=True
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -88,9 +88,9 @@ def running(name: str, folder: Path) -> Iterator[str]:
             except httpx.TransportError:
                 pass
             if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{name} did not start:\n{(folder / f'{name}.log').read_text()[-2000:]}")
-            time.sleep(0.5)
-        yield url
+                raise RuntimeError(f"{command} did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.05)
+        yield url, server.pid
     finally:
         server.send_signal(signal.SIGTERM)
         try:
@@ -147,7 +147,10 @@ def main() -> None:
     pairs: dict[int, list[dict[str, dict[str, float]]]] = {concurrency: [] for _, concurrency in loads}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        urls = {server: stack.enter_context(running(server, folder)) for server in ("vllm", "ours")}
+        urls = {
+            server: stack.enter_context(running(command, folder / f"{server}.log"))[0]
+            for server, command in commands(folder).items()
+        }
         for url in urls.values():
             measure(url, folder, 64, 16)  # warms up
         for round_number in range(options.rounds):

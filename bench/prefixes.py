@@ -13,10 +13,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import zoo
 from bench.results_file import store
 from server.config import load_config
 
@@ -31,7 +29,7 @@ async def measure(requests: int) -> list[dict[str, Any]]:
     from server.engine.members import resolve_members
     from server.engine.settings import FusionSettings
 
-    config = load_config(Path(zoo.__file__ or "").parent / "zoo.yaml")
+    config = load_config(None)
     engine = start_engine(config, resolve_members(config))
     block = engine.vllm_config.cache_config.block_size
     none, all_at_once = FusionSettings(), FusionSettings(Weighting.KL_SAFE, (0, 1, 2))

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 
-from bench.overhead import ENVIRONMENT, KV_BYTES, MODEL, free_port
+from bench.overhead import KV_BYTES, MODEL, running
 from bench.results_file import store
 
 
@@ -41,27 +39,11 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 def start(command: list[str], log: Path) -> tuple[float, float]:
     """Seconds from the command to the first healthy answer, and the MiB that its processes hold then."""
-    port = free_port()
-    with log.open("w") as file:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [*command, "--port", str(port)], stdout=file, stderr=subprocess.STDOUT, env=ENVIRONMENT
-        )
-    try:
-        while True:
-            if process.poll() is not None:
-                raise RuntimeError(f"the server ended with {process.returncode}:\n{log.read_text()}")
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.05)
+    started = time.perf_counter()
+    with running(command, log) as (_, pid):
         seconds = time.perf_counter() - started
-        main = psutil.Process(process.pid)
+        main = psutil.Process(pid)
         memory = sum(each.memory_full_info().pss for each in (main, *main.children(recursive=True)))
-    finally:
-        process.terminate()
-        process.wait(60)
     return seconds, memory / 2**20
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -86,19 +85,22 @@ def standstill(server: ServerProcess) -> Iterator[None]:
         yield
     finally:
         for process in stopped:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with suppress(psutil.NoSuchProcess):
                 process.send_signal(signal.SIGCONT)
 
 
 @contextmanager
 def held(server: ServerProcess, count: int, tokens: int = LONG, **options: Any) -> Iterator[None]:
     """`count` streams hold their places, on a machine of any speed: the engine stands still meanwhile."""
-    with standstill(server):
-        started = [Stream(server, tokens, **options) for _ in range(count)]
-        wait_for(lambda: metric(server.url, "fusion_admission_running") == count)
-        yield
-    for stream in started:
-        stream.close()
+    started: list[Stream] = []
+    try:
+        with standstill(server):
+            started += (Stream(server, tokens, **options) for _ in range(count))
+            wait_for(lambda: metric(server.url, "fusion_admission_running") == count)
+            yield
+    finally:
+        for stream in started:
+            stream.close()
 
 
 def lines_of(response: httpx.Response) -> Iterator[str]:
