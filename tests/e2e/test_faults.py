@@ -11,7 +11,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.e2e.traffic import Stream, body, descendants, metric, standstill, streams, wait_for
+from tests.e2e.traffic import Stream, begun, body, descendants, metric, standstill, streams, wait_for
 from tests.server_process import ServerProcess
 
 LONG_CONTEXT = ("--set", "engine.max_model_len=2048")
@@ -45,7 +45,7 @@ class TestDeadEngine:
         if options:
             monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
         with ServerProcess(family, tmp_path / "log", *LONG_CONTEXT, *options) as server:
-            with streams(server, 4) as running, standstill(server):
+            with begun(server, 4) as running:
                 assert (status(server, "/health"), status(server, "/ready")) == (200, 200)
                 victim(server).kill()  # type: ignore[operator]
                 assert wait_for(lambda: status(server, "/health") == 503) < 2.0

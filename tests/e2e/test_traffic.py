@@ -329,13 +329,16 @@ class TestQueue:
                 stream.close()
 
     def test_a_request_of_many_sequences_leaves_room(self, busy: ServerProcess) -> None:
-        # Each of the three below waits for the end of one of its twelve, whatever the machine's speed.
-        wide = Stream(busy, 200, header("blue"), n=4, prompt=["a", "b", "c"])
-        assert wide.first.wait(10)
-        for _ in range(3):
-            assert post(busy).status_code == 200
-        assert metric(busy.url, "fusion_admission_running") == 1
-        wide.close()
+        with standstill(busy):
+            wide = Stream(busy, 60, header("blue"), n=4, prompt=["a", "b", "c"])
+            wait_for(lambda: metric(busy.url, "fusion_admission_running") == 1)
+            narrow = [Stream(busy, 3, header("blue")) for _ in range(2)]
+            wait_for(lambda: metric(busy.url, "fusion_admission_running") == 2)
+            wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 1)
+        for stream in (wide, *narrow):
+            stream.join(30)
+            assert stream.error is None and stream.events[-1] == "[DONE]"
+        assert max(stream.ended for stream in narrow) < wide.ended
         wait_for(lambda: metric(busy.url, "fusion_admission_running") == 0, 1.0)
 
     def test_its_sequences_come_out_as_if_they_had_run_at_once(self, busy: ServerProcess) -> None:

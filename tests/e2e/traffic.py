@@ -75,18 +75,46 @@ def descendants(server: ServerProcess) -> list[psutil.Process]:
 
 
 @contextmanager
-def standstill(server: ServerProcess) -> Iterator[None]:
-    """The engine's processes stand still, so that what runs keeps its place on a machine of any speed."""
-    stopped = [process for process in descendants(server) if "VLLM::" in " ".join(process.cmdline())]
-    assert stopped
-    for process in stopped:
-        process.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in stopped:
+def standstill(server: ServerProcess) -> Iterator[Callable[[], None]]:
+    """The engine's processes stand still, so that what runs keeps its place on a machine of any speed.
+
+    What is yielded lets them go on for a moment.
+    """
+    engine = [process for process in descendants(server) if "VLLM::" in " ".join(process.cmdline())]
+    assert engine
+
+    def send(sent: signal.Signals) -> None:
+        for process in engine:
             with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGCONT)
+                process.send_signal(sent)
+
+    def move_on() -> None:
+        send(signal.SIGCONT)
+        time.sleep(0.05)
+        send(signal.SIGSTOP)
+
+    send(signal.SIGSTOP)
+    try:
+        yield move_on
+    finally:
+        send(signal.SIGCONT)
+
+
+@contextmanager
+def begun(server: ServerProcess, count: int, tokens: int = LONG) -> Iterator[list[Stream]]:
+    """`count` streams past their first event, and far from their last: the engine stands still from then on."""
+    with standstill(server) as move_on:
+        started = [Stream(server, tokens) for _ in range(count)]
+        try:
+            wait_for(lambda: metric(server.url, "fusion_admission_running") == count)
+            deadline = time.monotonic() + 60
+            while not all(stream.first.wait(0.1) for stream in started):
+                assert time.monotonic() < deadline, "a stream did not start"
+                move_on()
+            yield started
+        finally:
+            for stream in started:
+                stream.close()
 
 
 @contextmanager
@@ -122,6 +150,7 @@ class Stream(threading.Thread):
         self.status = 0
         self.events: list[str] = []
         self.broken = False
+        self.ended = 0.0
         self._leave = threading.Event()
         self._request = httpx.Request(
             "POST",
@@ -146,6 +175,7 @@ class Stream(threading.Thread):
             except httpx.TransportError:
                 self.broken = True
             finally:
+                self.ended = time.monotonic()
                 self.first.set()
 
     def close(self) -> None:
