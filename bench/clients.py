@@ -12,6 +12,8 @@ from typing import Any
 
 import aiohttp
 
+from bench.turn import go_first
+
 PROMPTS = (
     "What is the three-letter code of Canada?",
     "Tom has 3 apples and buys 5 more. How many apples does he have?",
@@ -43,7 +45,8 @@ class Sample:
 
 
 def session() -> aiohttp.ClientSession:
-    """A client session without a bound on connections or time."""
+    """A client session without a bound on connections or time, whose thread goes before a server's."""
+    go_first()
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None), read_bufsize=2**18
     )

@@ -39,6 +39,8 @@ ENVIRONMENT = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ig
 # is called otherwise.
 CLIENT = """\
 import argparse
+from bench.turn import go_first
+go_first()
 from vllm.benchmarks.serve import add_cli_args, main
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 parser = FlexibleArgumentParser()

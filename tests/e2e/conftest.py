@@ -9,11 +9,17 @@ from typing import NamedTuple
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
+from bench.turn import go_first
 from server.auth import METRICS_ENVIRONMENT
 from tests.e2e.collector import Collector
 from tests.hf_loop import HFLoop
 from tests.models import make_family
 from tests.server_process import ServerProcess, free_port
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _clients_go_first() -> None:
+    go_first()
 
 
 @pytest.fixture(scope="session")

@@ -337,7 +337,8 @@ class TestQueue:
             wait_for(lambda: metric(busy.url, "fusion_admission_queue_depth") == 1)
         for stream in (wide, *narrow):
             stream.join(30)
-            assert stream.error is None and stream.events[-1] == "[DONE]"
+            assert stream.error is None
+            assert stream.events[-1] == "[DONE]"
         assert max(stream.ended for stream in narrow) < wide.ended
         wait_for(lambda: metric(busy.url, "fusion_admission_running") == 0, 1.0)
 
