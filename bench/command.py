@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.errors import ServerError
+from server.options import LOCAL, KeyOption, UrlOption
 
 if TYPE_CHECKING:
     from bench.clients import Sample
@@ -17,10 +18,8 @@ PLAIN = "none"
 
 
 def bench(
-    url: Annotated[str, typer.Option(help="Address of the running server.")] = "http://127.0.0.1:8000",
-    key: Annotated[
-        str | None, typer.Option(envvar="LOGIT_FUSION_API_KEY", help="API key, where the server asks for one.")
-    ] = None,
+    url: UrlOption = LOCAL,
+    key: KeyOption = None,
     clients: Annotated[list[int] | None, typer.Option(min=1, help="Streams at once. Repeatable.")] = None,
     seconds: Annotated[float, typer.Option(min=1.0, help="How long each load runs.")] = 10.0,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64,
@@ -35,8 +34,9 @@ def bench(
     from rich.table import Table
 
     from bench.clients import closed_loop, goodput, median_ms
+    from server.client import Server
 
-    presets = _presets(url, key)
+    presets = {name: preset["weighting"] for name, preset in Server(url, key).members()["presets"].items()}
     plain = next((name for name, weighting in presets.items() if weighting == PLAIN), None)
     if plain is None:
         raise ServerError(f"{url} has no preset with weighting 'none', which the others would be compared with")
@@ -64,22 +64,3 @@ def bench(
                 )
             table.add_section()
     Console(width=None if Console().is_terminal else 120).print(table)
-
-
-def _presets(url: str, key: str | None) -> dict[str, str]:
-    """The server's presets and their weightings.
-
-    Raises:
-        ServerError: nobody answers there, or somebody else.
-    """
-    import httpx
-
-    headers = {"Authorization": f"Bearer {key}"} if key else None
-    try:
-        response = httpx.get(url + "/v1/fusion/experts", headers=headers, timeout=10)
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServerError(f"{url}: no server answers there ({error}); start one with `logit-fusion serve`") from None
-    if response.status_code != 200:
-        message = response.json()["error"]["message"] if "error" in response.text else response.reason_phrase
-        raise ServerError(f"{url}: {message}")
-    return {name: preset["weighting"] for name, preset in response.json()["presets"].items()}

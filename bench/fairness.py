@@ -19,7 +19,7 @@ import yaml
 
 from bench.clients import PROMPTS, Sample, ask, closed_loop, goodput, median_ms, row, session
 from bench.results_file import store
-from tests.server_process import ServerProcess
+from server.launcher import ServerProcess
 
 TOKENS = 64
 PRESET = "giant-all"

@@ -19,7 +19,7 @@ from typing import Any
 
 from bench.clients import PROMPTS, Sample, ask, closed_loop, goodput, median_ms, row, session
 from bench.results_file import store
-from tests.server_process import ServerProcess
+from server.launcher import ServerProcess
 
 PRESETS = ("giant", "giant-math", "giant-facts", "giant-all")
 TOKENS = 64

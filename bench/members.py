@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-import zoo
+from zoo import FAMILY
 
 VOCABULARY = 32_000
 CONTEXT = 2_048
@@ -54,7 +54,7 @@ engine: {{dtype: bfloat16, max_model_len: {CONTEXT}, max_num_seqs: 32, kv_cache_
 
 def make_model(folder: Path, sizes: Any, seed: int) -> None:
     """Write a Llama of these sizes with random weights, and the demo family's tokenizer."""
-    tokenizer = Path(zoo.__file__ or "").parent / "models" / "large"
+    tokenizer = FAMILY / "models" / "large"
     torch.manual_seed(seed)
     architecture: Any = LlamaForCausalLM
     config = LlamaConfig(

@@ -14,24 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
-
-import zoo
 from bench.results_file import store
+from server.launcher import Launched
+from zoo import FAMILY
 
-MODEL = Path(zoo.__file__ or "").parent / "models" / "large"
+MODEL = FAMILY / "models" / "large"
 INPUT_TOKENS = OUTPUT_TOKENS = 64
 KV_BYTES = 2**28
 ENVIRONMENT = os.environ | {"VLLM_LOGGING_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore", "VLLM_NO_USAGE_STATS": "1"}
@@ -49,13 +44,6 @@ main(parser.parse_args())
 """
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
 def commands(folder: Path) -> dict[str, list[str]]:
     """The two servers' commands but for the port; theirs logs no requests either, both schedule up to 64 sequences."""
     config = folder / "giant.yaml"
@@ -70,35 +58,6 @@ def commands(folder: Path) -> dict[str, list[str]]:
     theirs += ["--disable-uvicorn-access-log", "--host", "127.0.0.1"]
     ours = [sys.executable, "-m", "server", "serve", "--config", str(config)]
     return {"vllm": theirs, "ours": ours}
-
-
-@contextmanager
-def running(command: list[str], log: Path) -> Iterator[tuple[str, int]]:
-    """Start a server on a free port; yield its address and process id once it answers, and stop it."""
-    port = free_port()
-    with log.open("w") as file:
-        server = subprocess.Popen(
-            [*command, "--port", str(port)], stdout=file, stderr=file, env=ENVIRONMENT, start_new_session=True
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                if httpx.get(url + "/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            if server.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{command} did not start:\n{log.read_text()[-2000:]}")
-            time.sleep(0.05)
-        yield url, server.pid
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(60)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
 
 
 def measure(url: str, folder: Path, prompts: int, concurrency: int) -> dict[str, float]:
@@ -150,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         urls = {
-            server: stack.enter_context(running(command, folder / f"{server}.log"))[0]
+            server: stack.enter_context(Launched(command, folder / f"{server}.log", ENVIRONMENT)).url
             for server, command in commands(folder).items()
         }
         for url in urls.values():

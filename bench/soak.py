@@ -12,11 +12,9 @@ import asyncio
 import gc
 import random
 import sys
-import tempfile
 import time
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import psutil
 from vllm import SamplingParams
@@ -29,7 +27,6 @@ from server.engine.client import FusionEngine
 from server.engine.launch import start_engine
 from server.engine.members import resolve_members
 from server.engine.settings import FusionSettings
-from tests.models import make_family
 
 TOGETHER = 16
 DROPPED, TRACED = 0.2, 0.2
@@ -95,23 +92,22 @@ async def soak(number: int) -> list[Sample]:
     """Send `number` requests, `TOGETHER` at a time, and look ten times."""
     rng = random.Random(0)
     samples: list[Sample] = []
-    with tempfile.TemporaryDirectory() as folder:
-        config = load_config(make_family(Path(folder)), [f"engine.max_num_seqs={TOGETHER}"])
-        engine = start_engine(config, resolve_members(config))
-        try:
-            started, gate = time.monotonic(), asyncio.Semaphore(2 * TOGETHER)
+    config = load_config(None, [f"engine.max_num_seqs={TOGETHER}"])
+    engine = start_engine(config, resolve_members(config))
+    try:
+        started, gate = time.monotonic(), asyncio.Semaphore(2 * TOGETHER)
 
-            async def one(place: int) -> None:
-                async with gate:
-                    await send(engine, place, rng)
+        async def one(request: int) -> None:
+            async with gate:
+                await send(engine, request, rng)
 
-            for tenth in range(10):
-                first = number * tenth // 10
-                await asyncio.gather(*(one(place) for place in range(first, number * (tenth + 1) // 10)))
-                samples.append(await look(engine, number * (tenth + 1) // 10, started))
-                print(samples[-1], flush=True)
-        finally:
-            engine.shutdown()
+        for tenth in range(10):
+            first = number * tenth // 10
+            await asyncio.gather(*(one(request) for request in range(first, number * (tenth + 1) // 10)))
+            samples.append(await look(engine, number * (tenth + 1) // 10, started))
+            print(samples[-1], flush=True)
+    finally:
+        engine.shutdown()
     return samples
 
 

@@ -19,8 +19,9 @@ from typing import Any
 
 import psutil
 
-from bench.overhead import KV_BYTES, MODEL, running
+from bench.overhead import ENVIRONMENT, KV_BYTES, MODEL
 from bench.results_file import store
+from server.launcher import Launched
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
@@ -40,9 +41,9 @@ def commands(folder: Path) -> dict[str, list[str]]:
 def start(command: list[str], log: Path) -> tuple[float, float]:
     """Seconds from the command to the first healthy answer, and the MiB that its processes hold then."""
     started = time.perf_counter()
-    with running(command, log) as (_, pid):
+    with Launched(command, log, ENVIRONMENT) as server:
         seconds = time.perf_counter() - started
-        main = psutil.Process(pid)
+        main = psutil.Process(server.process.pid)
         memory = sum(each.memory_full_info().pss for each in (main, *main.children(recursive=True)))
     return seconds, memory / 2**20
 

@@ -7,7 +7,6 @@ import json
 import logging
 import signal
 import sys
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,12 +15,14 @@ import typer
 
 from server.errors import ConfigError, ServerError
 from server.logs import quiet_libraries
+from server.options import KeyOption, key_or_old
+from zoo import FAMILY
 
 # Nothing slow is imported up here: `--help` should answer at once.
 if TYPE_CHECKING:
     from evaluation.run import Evaluation, Results
 
-SUITE = Path(str(files("zoo"))) / "evaluation" / "suite.yaml"
+SUITE = FAMILY / "evaluation" / "suite.yaml"
 
 
 def evaluate(
@@ -31,9 +32,7 @@ def evaluate(
     ] = None,
     url: Annotated[str | None, typer.Option(help="Ask this running server instead of starting one.")] = None,
     upper_url: Annotated[str | None, typer.Option(help="The running server of the fine-tuned large models.")] = None,
-    key: Annotated[
-        str | None, typer.Option(envvar="OPENAI_API_KEY", show_envvar=True, help="API key for the servers.")
-    ] = None,
+    key: KeyOption = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the results; a stopped run goes on here.")] = Path(
         "eval-results"
     ),
@@ -57,6 +56,7 @@ def evaluate(
 
     if config is not None and url is not None:
         raise ConfigError("--config starts a server and --url asks a running one: give one of them")
+    key = key_or_old(key)
     chosen = narrow(load_suite(suite), task or (), limit, shots)
     upper = None
     # Beside a running server, of whatever models, the suite's own upper bound says nothing.

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from openai import APIConnectionError, APIStatusError, AsyncOpenAI
+from openai import AsyncOpenAI
 from openai.types import Completion
 
 from evaluation.decoding import GREEDY
 from evaluation.examples import Example
 from evaluation.suite import Task
-from server.errors import ServerError
+from server.client import plain_errors
 
 TIMEOUT_SECONDS = 600.0
 
@@ -141,14 +141,8 @@ class Client:
 
     async def _ask(self, what: str, request: Any) -> Any:
         """Await a request; a fault names what was asked and what the server said."""
-        try:
+        with plain_errors(self.url, what):
             return await request
-        except APIStatusError as error:
-            body = error.body if isinstance(error.body, dict) else {}
-            message = body.get("message") or error.message
-            raise ServerError(f"{what}: {self.url} answered {error.status_code}: {message}") from None
-        except APIConnectionError as error:
-            raise ServerError(f"{what}: {self.url} does not answer: {error.__cause__ or error}") from None
 
 
 def _user(text: str) -> list[dict[str, str]]:

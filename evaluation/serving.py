@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-import httpx
-
 from evaluation.client import Client
 from server.config import Config, load_config
-from server.errors import ServerError
-
-STOP_SECONDS = 30
-# Loaded here: between fork and exec, a lock that another thread held would never be free again.
-LIBC = ctypes.CDLL(None)
-PR_SET_PDEATHSIG = 1
+from server.launcher import ServerProcess
+from server.options import KEY_VARIABLE
 
 
 @dataclass(frozen=True)
@@ -73,58 +62,15 @@ async def connected(source: Source, log: Path) -> AsyncIterator[Client]:
         async with Client(source.url, source.key) as client:
             yield client
         return
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
-    command = [sys.executable, "-m", "server", "serve", "--port", str(port)]
-    if source.config is not None:
-        command += ["--config", str(source.config)]
     # Keys of the environment are for servers that others can reach; this one is ours alone.
-    environment = {name: value for name, value in os.environ.items() if name != "LOGIT_FUSION_API_KEY"}
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=environment,
-            preexec_fn=_end_with_parent,
-        )
+    environment = {name: value for name, value in os.environ.items() if name != KEY_VARIABLE}
+    server = ServerProcess(source.config, log, environment=environment)
     try:
-        url = f"http://127.0.0.1:{port}"
-        await _until_ready(url, process, log)
-        async with Client(url, source.key) as client:
+        await asyncio.to_thread(server.wait_until_healthy)
+        async with Client(server.url, source.key) as client:
             yield client
     finally:
-        _stop(process)
-
-
-def _end_with_parent() -> None:
-    """Have Linux send SIGTERM to this process when its parent dies, however that happens."""
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-async def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    async with httpx.AsyncClient() as http:
-        while process.poll() is None:
-            with contextlib.suppress(httpx.TransportError):
-                if (await http.get(url + "/health")).status_code == 200:
-                    return
-            await asyncio.sleep(0.2)
-    lines = log.read_text(errors="replace").strip().splitlines()
-    last = lines[-1].removeprefix("error: ") if lines else "it said nothing"
-    raise ServerError(f"the server ended with {process.returncode} before it could answer: {last} (all of it: {log})")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        server.__exit__(None, None, None)
 
 
 def _files(config: Config) -> list[list[object]]:

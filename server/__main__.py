@@ -1,5 +1,5 @@
-"""`python -m server` is `logit-fusion`."""
+"""`python -m server`: the commands that need nothing above the server."""
 
-from server.cli import main
+from server.cli import run
 
-main()
+run()

@@ -20,11 +20,12 @@ import yaml
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
 from server.config.section import Section, not_a_truth_value
+from server.config.strict_yaml import parse
 from server.errors import ConfigError
+from server.options import KEY_VARIABLE
 
 logger = logging.getLogger(__name__)
 
-ENVIRONMENT = "LOGIT_FUSION_API_KEY"
 METRICS_ENVIRONMENT = "LOGIT_FUSION_METRICS_KEY"
 # How often the file's modification time is looked at, at most.
 RELOAD_SECONDS = 1.0
@@ -72,7 +73,7 @@ class Keys:
 
     def __init__(self, path: Path | None, environment: str | None = None) -> None:
         self._path = path
-        self._from_environment = _clients(ENVIRONMENT, environment, "env")
+        self._from_environment = _clients(KEY_VARIABLE, environment, "env")
         self._for_metrics = _clients(METRICS_ENVIRONMENT, None, "metrics")
         self._clients: tuple[Client, ...] = ()
         self._stamp: tuple[int, int, int] | None = None
@@ -119,7 +120,7 @@ def _clients(variable: str, given: str | None, name: str) -> tuple[Client, ...]:
     """The keys in an environment variable, separated by commas, unless they are `given`."""
     text = os.environ.get(variable, "") if given is None else given
     keys = filter(None, map(str.strip, text.split(",")))
-    return tuple(Client(name=f"{name}-{place}", sha256=_digest(key)) for place, key in enumerate(keys, start=1))
+    return tuple(Client(name=f"{name}-{number}", sha256=_digest(key)) for number, key in enumerate(keys, start=1))
 
 
 def _find(key: str, clients: Iterable[Client]) -> Client | None:
@@ -143,15 +144,15 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 def _read(path: Path) -> tuple[Client, ...]:
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = parse(path.read_text(encoding="utf-8"))
         return _File.model_validate(data).keys
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError):
         # PyYAML's message would quote the line, and with it somebody's key.
-        raise ConfigError(f"{path}: not valid YAML") from None
+        raise ConfigError(f"{path}: not valid YAML, or a key in it occurs twice") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        field = ".".join(str(part) for part in first["loc"]) or "the file"
         message = re.sub(r"^Value error, ", "", first["msg"])
-        raise ConfigError(f"{path}: {place}: {message}") from None
+        raise ConfigError(f"{path}: {field}: {message}") from None

@@ -1,4 +1,4 @@
-"""The command line: `logit-fusion serve`, `check`, `chat`, `eval`, `bench` and `zoo`."""
+"""The commands `serve`, `check` and `chat`; `logit_fusion/` adds those that stand above the server."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from bench.command import bench
-from evaluation.cli import evaluate
 from server.chat.command import chat
 from server.errors import ConfigError, ServerError
 from server.logs import quiet_libraries
@@ -132,21 +130,6 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
 
 
 app.command(epilog=EXIT_CODES)(chat)
-app.command("eval", epilog=EXIT_CODES)(evaluate)
-app.command(epilog=EXIT_CODES)(bench)
-
-
-@app.command(
-    "zoo",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)
-def zoo(context: typer.Context) -> None:
-    """The embedded demo models: `zoo train` makes them again, `zoo verify` checks them."""
-    # Not mounted as a group: that would import what trains models for every `--help`.
-    from zoo.cli import app as zoo_app
-
-    zoo_app(args=context.args, prog_name="logit-fusion zoo")
 
 
 @app.callback(invoke_without_command=True)
@@ -158,7 +141,7 @@ def _main(
         raise typer.Exit
 
 
-def main() -> None:
+def run() -> None:
     """Run the command line. Faults become one line on standard error and an exit code, never a traceback."""
     try:
         app(prog_name="logit-fusion")

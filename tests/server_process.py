@@ -1,4 +1,4 @@
-"""Starts the real server, through its command line, as a process of its own."""
+"""The real server, through its command line, and what tests look at beside its answers."""
 
 from __future__ import annotations
 
@@ -7,69 +7,23 @@ import contextlib
 import functools
 import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-import httpx
 import psutil
 
-START_SECONDS = 400
+from server import launcher
 
 
-def free_port() -> int:
-    """A port that nobody listens on, as of now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-    return port
-
-
-class ServerProcess:
-    """`logit-fusion serve` on a free port; a context manager that waits until it is healthy."""
+class ServerProcess(launcher.ServerProcess):
+    """`environment` is added to this process's."""
 
     def __init__(
         self, config: Path | None, log: Path, *arguments: str, environment: Mapping[str, str] | None = None
     ) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = log
-        command = [sys.executable, "-m", "server", "serve", "--port", str(port), *arguments]
-        if config is not None:
-            command += ["--config", str(config)]
-        variables = os.environ | (environment or {})
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=variables
-            )
-
-    def wait_until_healthy(self) -> None:
-        """Return when `/health` answers.
-
-        Raises:
-            RuntimeError: the process ended first, or took too long.
-        """
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"the server ended with {self.process.returncode}:\n{self.log.read_text()}")
-            try:
-                if httpx.get(self.url + "/health").status_code == 200:
-                    return
-            except httpx.TransportError:
-                time.sleep(0.2)
-        raise RuntimeError(f"the server was not healthy after {START_SECONDS} s:\n{self.log.read_text()}")
-
-    def stop(self, sig: signal.Signals = signal.SIGTERM, seconds: float = 60) -> int:
-        """Send a signal and return the exit code."""
-        self.process.send_signal(sig)
-        return self.process.wait(seconds)
+        super().__init__(config, log, *arguments, environment=os.environ | (environment or {}))
 
     def end(self, sig: signal.Signals = signal.SIGTERM) -> None:
         """End it as a user or an orchestrator does, and check that it ends as it should: with 0, leaving no process."""
@@ -92,28 +46,6 @@ class ServerProcess:
         while (left := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.1)
         return left
-
-    def __enter__(self) -> Self:
-        try:
-            self.wait_until_healthy()
-        except BaseException:
-            self._kill()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.process.poll() is None:
-            try:
-                self.stop()
-            except subprocess.TimeoutExpired:
-                self._kill()
-
-    def _kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
 
 
 @functools.cache

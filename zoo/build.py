@@ -3,7 +3,6 @@
 import random
 import shutil
 from collections.abc import Callable, Iterator
-from importlib.resources import files
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from zoo import FAMILY
 from zoo.adapters import adapt, save_adapter, train_adapter
 from zoo.corpus import Answered, answered, as_text, mixture
 from zoo.echoes import echoes
@@ -27,7 +27,7 @@ from zoo.training import Anchor, Progress, answer_batches, packed_batches, train
 Stages = Callable[[str, int], Progress]
 Sources = dict[str, Iterator[Document]]
 
-DATA = Path(str(files("zoo"))) / "data"
+DATA = FAMILY / "data"
 GSM8K_TRAIN = "gsm8k_train.jsonl.gz"
 GSM8K_TEST = "gsm8k_test.jsonl.gz"
 
@@ -151,5 +151,5 @@ def build(recipe: Recipe, data: Path, out: Path, seed: int, stages: Stages) -> N
         family.finetune(name)
         family.finetune_large(name)
     if not (out / "zoo.yaml").exists():
-        shutil.copyfile(Path(str(files("zoo"))) / "zoo.yaml", out / "zoo.yaml")
+        shutil.copyfile(FAMILY / "zoo.yaml", out / "zoo.yaml")
     write_manifest(out)

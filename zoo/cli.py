@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +10,7 @@ import torch
 import typer
 
 from server.progress import Phases
-
-ZOO = Path(str(files("zoo")))
+from zoo import FAMILY
 
 app = typer.Typer(no_args_is_help=True, help="The embedded demo family: train it again, or verify it.")
 
@@ -21,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="The embedded demo family: train it
 def train(
     out: Annotated[Path, typer.Option(help="Folder for models/, zoo.yaml and manifest.json.")] = Path("zoo-trained"),
     seed: Annotated[int, typer.Option(help="Seed of weights, order and generated text.")] = 0,
-    data: Annotated[Path, typer.Option(help="Folder with gsm8k_train.jsonl.gz.")] = ZOO / "data",
+    data: Annotated[Path, typer.Option(help="Folder with gsm8k_train.jsonl.gz.")] = FAMILY / "data",
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 2,
     quick: Annotated[bool, typer.Option(help="A few steps only, to see that it runs; the answers are noise.")] = False,
 ) -> None:
@@ -56,7 +54,7 @@ def train(
 
 
 @app.command()
-def verify(folder: Annotated[Path, typer.Argument(help="A family's folder.")] = ZOO) -> None:
+def verify(folder: Annotated[Path, typer.Argument(help="A family's folder.")] = FAMILY) -> None:
     """Check the files' hashes and a handful of expected greedy answers; exit code 1 on any difference."""
     from zoo.manifest import MANIFEST, faults
 

@@ -16,8 +16,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoTokenizer
 
+from zoo import FAMILY
 from zoo.build import DATA, Family
-from zoo.cli import ZOO
 from zoo.held_out import COUNTS
 from zoo.models import load_member
 from zoo.recipe import EXPERTS, Recipe
@@ -63,7 +63,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("expert", choices=EXPERTS)
     parser.add_argument("tokens", type=int, nargs="+")
-    parser.add_argument("--family", type=Path, default=ZOO)
+    parser.add_argument("--family", type=Path, default=FAMILY)
     parser.add_argument("--examples", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     chosen = parser.parse_args()

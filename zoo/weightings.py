@@ -11,14 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from evaluation.bootstrap import Draws, Scores, gap_closed
 from fusion_kernels import Weighting, fuse_logits
+from zoo import FAMILY
 from zoo.build import DATA, GSM8K_TEST, GSM8K_TRAIN
-from zoo.cli import ZOO
 from zoo.examples import Example
 from zoo.models import load_member
 from zoo.prose import read_gsm8k
@@ -27,7 +29,6 @@ from zoo.tasks import FactTask, MathTask, TextTask
 from zoo.tasks.math import without_marks
 from zoo.tokenizer import EOS, chat_prompt
 
-DRAWS = 5000
 SETTINGS = {
     "static 0.33": (Weighting.STATIC, 1 / 3),
     "static 0.5": (Weighting.STATIC, 0.5),
@@ -86,30 +87,27 @@ def fused(members: dict[str, Tensor], names: Sequence[str], kind: Weighting, alp
     ).logits
 
 
-def line(scores: dict[str, Tensor], large: dict[str, Tensor], upper: dict[str, Tensor], draws: Tensor) -> str:
+def line(scores: dict[str, Tensor], large: dict[str, Tensor], upper: dict[str, Tensor], draws: Draws) -> str:
     """One row of a table: exact answers and gap closed with intervals, tokens right, nats per token."""
 
-    def exact(of: dict[str, Tensor]) -> Tensor:
-        return 100 * of["exact"][draws].mean(1)
+    def nats(of: dict[str, Tensor]) -> Scores:
+        return draws.score(-of["log_p"].double().numpy(), of["tokens"].double().numpy())
 
-    def nats(of: dict[str, Tensor]) -> Tensor:
-        return -of["log_p"][draws].sum(1) / of["tokens"][draws].sum(1)
+    def cell(score: Scores) -> str:
+        estimate = score.estimate()
+        return f"{estimate.value:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
 
-    def interval(values: Tensor) -> str:
-        low, high = values.quantile(torch.tensor([0.025, 0.975])).tolist()
-        return f"[{low:.1f}, {high:.1f}]"
-
+    exact = 100 * scores["exact"].double().numpy()
     tokens = 100 * scores["right"].sum() / scores["tokens"].sum()
-    loss = -(scores["log_p"].sum() / scores["tokens"].sum())
-    cells = [f"{100 * scores['exact'].mean():.1f} {interval(exact(scores))}"]
-    gap = 100 * (nats(large) - nats(scores)) / (nats(large) - nats(upper))
-    whole = 100 * (1 - (loss + upper["log_p"].sum() / upper["tokens"].sum()) / _room(large, upper))
-    cells += [f"{tokens:.1f}", f"{loss:.3f}", f"{whole:.1f} {interval(gap)}"]
-    return " | ".join(cells)
-
-
-def _room(large: dict[str, Tensor], upper: dict[str, Tensor]) -> Tensor:
-    return upper["log_p"].sum() / upper["tokens"].sum() - large["log_p"].sum() / large["tokens"].sum()
+    gap = gap_closed(nats(scores), nats(large), nats(upper))
+    return " | ".join(
+        [
+            cell(draws.score(exact, np.ones_like(exact))),
+            f"{tokens:.1f}",
+            f"{nats(scores).value:.3f}",
+            "no gap" if gap is None else cell(gap),
+        ]
+    )
 
 
 def measure(family: Path, examples: int) -> None:
@@ -132,7 +130,7 @@ def measure(family: Path, examples: int) -> None:
         answers = Answers(asked, tokenizer)
         logits = {name: answers.logits(model) for name, model in members.items() if "-" not in name or own in name}
         large, upper = (answers.per_example(logits[name]) for name in ("large", f"large-{own}"))
-        draws = torch.randint(len(asked), (DRAWS, len(asked)), generator=torch.Generator().manual_seed(0))
+        draws = Draws(task, len(asked), seed=0)
         others = [name for name in EXPERTS if name != own]
         print(f"\n### {task}, {len(asked)} examples, {len(answers.targets)} tokens\n")
         print("| experts | setting | exact, % | tokens right, % | nats per token | gap closed in nats, % |")
@@ -148,7 +146,7 @@ def measure(family: Path, examples: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=200)
-    parser.add_argument("--family", type=Path, default=ZOO)
+    parser.add_argument("--family", type=Path, default=FAMILY)
     chosen = parser.parse_args()
     torch.set_grad_enabled(False)
     measure(chosen.family, chosen.examples)

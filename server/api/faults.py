@@ -36,7 +36,7 @@ _SENTENCES: tuple[tuple[str, str, str | None], ...] = (
     (r"TextEncodeInput", PROMPT, "it is no text"),
     (r"sample logprobs", "top_logprobs", None),
 )  # fmt: skip
-_TAIL = re.compile(r" \(parameter=.*\)$", re.DOTALL)
+_TAIL = re.compile(r" \(parameter=.*\)$| To increase this limit, set .*$", re.DOTALL)
 _TOKENS_FIELDS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 

@@ -1,16 +1,12 @@
-"""The server as `logit-fusion chat` sees it: presets, members, and answers token by token."""
+"""What `logit-fusion chat` asks, and the answers token by token."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-from openai import APIConnectionError, APIError, APIStatusError, AuthenticationError, OpenAI, RateLimitError
-
-from server.errors import ServerError
+from server.client import Server, plain_errors
 
 
 @dataclass
@@ -44,68 +40,23 @@ class Token:
         return [name for name, value in self.alpha.items() if largest > 0.0 and abs(value) >= largest - 1e-6]
 
 
-class Server:
-    """The server that is talked to, through OpenAI's SDK.
+def answer(server: Server, messages: Sequence[dict[str, str]], settings: Settings) -> Iterator[Token]:
+    """Ask, and yield the answer's tokens as they come.
 
-    Its methods raise `ServerError` with a sentence for people where the server is not there or refuses.
+    Raises:
+        ServerError: the server is gone, or refused.
     """
-
-    def __init__(self, url: str, key: str | None) -> None:
-        self.url = url.rstrip("/")
-        self._client = OpenAI(base_url=f"{self.url}/v1", api_key=key or "none", max_retries=0)
-
-    def presets(self) -> list[str]:
-        """The names in `/v1/models`."""
-        with _plain_errors(self.url):
-            return [model.id for model in self._client.models.list()]
-
-    def members(self) -> dict[str, Any]:
-        """What `/v1/fusion/experts` says."""
-        with _plain_errors(self.url):
-            answer: dict[str, Any] = self._client.get("/fusion/experts", cast_to=dict[str, Any])
-            return answer
-
-    def answer(self, messages: Sequence[dict[str, str]], settings: Settings) -> Iterator[Token]:
-        """Ask, and yield the answer's tokens as they come."""
-        with _plain_errors(self.url):
-            stream = self._client.chat.completions.create(
-                model=settings.preset,
-                messages=list(messages),  # type: ignore[arg-type]
-                max_tokens=settings.max_tokens,
-                temperature=settings.temperature,
-                logprobs=True,
-                stream=True,
-                extra_body={"fusion": settings.fusion()},
-            )
-            yield from _tokens(stream)
-
-
-@contextlib.contextmanager
-def _plain_errors(url: str) -> Iterator[None]:
-    """Turn the SDK's exceptions into `ServerError`s that say what to do."""
-    try:
-        yield
-    except AuthenticationError as error:
-        raise ServerError(
-            f"{url} asks for an API key that it knows: give --key, or set LOGIT_FUSION_API_KEY"
-        ) from error
-    except RateLimitError as error:
-        seconds = error.response.headers.get("Retry-After")
-        raise ServerError(_said(error) + (f"; try again in {seconds} s" if seconds else "")) from error
-    except APIStatusError as error:
-        raise ServerError(_said(error)) from error
-    except (APIConnectionError, httpx.TransportError) as error:
-        raise ServerError(
-            f"no server answers at {url}; start one with `logit-fusion serve`, or give its --url"
-        ) from error
-    except APIError as error:  # in the middle of a stream
-        raise ServerError(error.message) from error
-
-
-def _said(error: APIStatusError) -> str:
-    """The server's own sentence, without what the SDK puts before it."""
-    body = error.body if isinstance(error.body, dict) else {}
-    return str(body.get("message") or f"the server answered with HTTP status {error.status_code}")
+    with plain_errors(server.url):
+        stream = server.sdk.chat.completions.create(
+            model=settings.preset,
+            messages=list(messages),  # type: ignore[arg-type]
+            max_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            logprobs=True,
+            stream=True,
+            extra_body={"fusion": settings.fusion()},
+        )
+        yield from _tokens(stream)
 
 
 def _tokens(stream: Any) -> Iterator[Token]:

@@ -11,20 +11,19 @@ import typer
 
 from fusion_kernels.weighting import NAMES
 from server.errors import ServerError, nearest
+from server.options import LOCAL, KeyOption, UrlOption
 
 if TYPE_CHECKING:
     from server.chat.conversation import Chat
 
 
 def chat(
-    url: Annotated[str, typer.Option(help="Address of the running server.")] = "http://127.0.0.1:8000",
+    url: UrlOption = LOCAL,
     preset: Annotated[
         str | None, typer.Option(help="Preset to start with. Default: the first that has experts.")
     ] = None,
     weighting: Annotated[str | None, typer.Option(help=f"One of {', '.join(NAMES)}. Default: the preset's.")] = None,
-    key: Annotated[
-        str | None, typer.Option(envvar="LOGIT_FUSION_API_KEY", help="API key, where the server asks for one.")
-    ] = None,
+    key: KeyOption = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     temperature: Annotated[
         float,
@@ -45,8 +44,9 @@ def chat(
     # OpenAI's SDK takes most of a second to import; `--help` should not.
     from rich.console import Console
 
-    from server.chat.client import Server, Settings
+    from server.chat.client import Settings
     from server.chat.conversation import Chat
+    from server.client import Server
 
     server = Server(url, key)
     presets, members = server.presets(), server.members()

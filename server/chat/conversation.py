@@ -13,7 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fusion_kernels.weighting import NAMES, Weighting
-from server.chat.client import Server, Settings, Token
+from server.chat.client import Settings, Token, answer
+from server.client import Server
 from server.errors import ServerError, nearest
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart.
@@ -50,7 +51,7 @@ class Chat:
         moved: dict[str, int] = {}
         text = ""
         try:
-            for token in self.server.answer(asked, self.settings):
+            for token in answer(self.server, asked, self.settings):
                 self.out.print(self._tinted(token), end="", soft_wrap=True)
                 mover = token.movers[0] if len(token.movers) == 1 else "several" if token.movers else "large alone"
                 moved[mover] = moved.get(mover, 0) + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from pydantic import ValidationError
 
 from server.config.engine import EngineArgumentError, check_engine_arguments
 from server.config.schema import Config
+from server.config.strict_yaml import parse
 from server.errors import ConfigError, nearest
+from zoo import FAMILY
 
 Loc = tuple[str, ...]
 
@@ -45,25 +47,10 @@ def zoo_config() -> Path:
     Raises:
         ConfigError: this installation has none.
     """
-    import zoo
-
-    path = Path(zoo.__file__ or "").parent / "zoo.yaml"
+    path = FAMILY / "zoo.yaml"
     if not path.is_file():
         raise ConfigError(f"the embedded models' configuration {path} is missing; name a file with --config")
     return path
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """PyYAML lets the last of two equal keys win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' occurs twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def read_mapping(path: Path, needed: str) -> dict[str, Any]:
@@ -73,7 +60,7 @@ def read_mapping(path: Path, needed: str) -> dict[str, Any]:
         ConfigError: the file is not there, or not YAML, or holds something else than what is `needed`.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        data = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -97,7 +84,7 @@ def _override(data: dict[str, Any], override: str) -> Loc:
     if not separator or not all(rest):
         raise ConfigError(f"--set {override}: write it as key.key=value, such as engine.max_num_seqs=64")
     try:
-        value = yaml.load(text, _UniqueKeys)
+        value = parse(text)
     except yaml.YAMLError:
         raise ConfigError(f"--set {override}: the value is not valid YAML") from None
     here: dict[str, Any] = data

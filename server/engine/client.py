@@ -16,6 +16,7 @@ from vllm.logger import init_logger
 from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
+from server.engine.bounds import check_bounds
 from server.engine.contradiction import masking_fields, obeying
 from server.engine.place import place
 from server.engine.sequences import seated
@@ -71,6 +72,12 @@ class FusionEngine(AsyncLLM):
         self._has_members: bool = self.model_config.hf_config.fusion["base"] is not None
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
         leave_checks_to_api(self.input_processor)
+        none = SamplingParams()
+        none.update_from_generation_config(
+            self.input_processor.generation_config_fields, self.input_processor.renderer.get_eos_token_id()
+        )
+        self._stops = frozenset(none.all_stop_token_ids)
+        """What ends an answer whatever a request says."""
         self.asked = asyncio.Event()
         """Set whenever a sequence starts; whoever waits for it clears it."""
 
@@ -99,7 +106,12 @@ class FusionEngine(AsyncLLM):
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
-        """As `AsyncLLM.generate`; each output of a traced request comes after its tokens' trace."""
+        """As `AsyncLLM.generate`; each output of a traced request comes after its tokens' trace.
+
+        Raises:
+            VLLMValidationError: the request asks for more than the sampler has room for.
+        """
+        check_bounds(sampling_params, self._stops, self.get_tokenizer())
         if sampling_params.structured_outputs is not None:
             sampling_params.structured_outputs = readable(sampling_params.structured_outputs, self._compact)
         settings = FusionSettings.of(sampling_params)

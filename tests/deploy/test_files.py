@@ -17,7 +17,7 @@ import yaml
 from typer.core import TyperGroup
 
 from deploy import release
-from server.cli import app
+from logit_fusion.cli import app
 from tests.deploy.chart import CASES, CHART, ROOT, Release, render, rendered_cases, tool
 
 COMPOSE = (ROOT / "deploy/compose.yaml", ROOT / "deploy/compose.gpu.yaml")

@@ -18,7 +18,7 @@ import typer.main
 import yaml
 from typer.core import TyperGroup
 
-from server.cli import app
+from logit_fusion.cli import app
 from server.config.schema import Config
 from tests.deploy.chart import CASES, CHART, ROOT, Object, Release, render, rendered_cases
 
@@ -102,7 +102,7 @@ def test_the_check_runs(tmp_path: Path) -> None:
     assert command.pop(0) == ".venv/bin/logit-fusion"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-m", "server", *command],
+        [sys.executable, "-m", "logit_fusion", *command],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

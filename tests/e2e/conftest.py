@@ -11,10 +11,11 @@ from openai import AsyncOpenAI, OpenAI
 
 from bench.turn import go_first
 from server.auth import METRICS_ENVIRONMENT
+from server.launcher import free_port
 from tests.e2e.collector import Collector
 from tests.hf_loop import HFLoop
 from tests.models import make_family
-from tests.server_process import ServerProcess, free_port
+from tests.server_process import ServerProcess
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -25,7 +25,7 @@ SECONDS = 60
 
 
 def command(url: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "server", "chat", "--url", url, "--max-tokens", "8", *arguments]
+    return [sys.executable, "-m", "logit_fusion", "chat", "--url", url, "--max-tokens", "8", *arguments]
 
 
 def environment() -> dict[str, str]:

@@ -208,6 +208,54 @@ async def test_malformed_requests(server: ServerProcess, count: int) -> None:
     await asyncio.to_thread(still_right, server, expected)
 
 
+# More than any row of the sampler holds.
+LONG: list[Any] = [
+    [1] * 5_000,
+    list(range(30, 3_030)),
+    ["a b c d"] * 120,
+    ["a b " * 1_000] * 4,
+    {str(token): 1 for token in range(3_000)},
+    {f"key {number}": "a" for number in range(5_000)},
+    ["a"] * 5_000,
+]
+
+
+async def test_long_lists_in_every_field(server: ServerProcess) -> None:
+    """No count of entries that the API lets through is one too many for the engine."""
+    expected = await asyncio.to_thread(greedy, server)
+    routes = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+    requests = [
+        (route, encoded(FIELDS[route] | {"min_tokens": 1} | {field: value}))
+        for route in routes
+        for field in KNOBS
+        for value in LONG
+    ]
+    await send_all(server, len(requests), lambda _: requests.pop())
+    await asyncio.to_thread(still_right, server, expected)
+
+
+ROOM: list[tuple[dict[str, Any], str, str]] = [
+    ({"allowed_token_ids": [30] * 1024}, "allowed_token_ids", "at most 1,024 entries"),
+    ({"logit_bias": {str(token): 1 for token in range(1024)}}, "logit_bias", "at most 1,024 entries"),
+    ({"stop_token_ids": list(range(30, 157)), "min_tokens": 1}, "stop_token_ids", "at most 127 tokens"),
+    ({"bad_words": [" ".join("ab" * 256)] * 2}, "bad_words", "at most 1,024 tokens in all"),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), ROOM, ids=[param for _, param, _ in ROOM])
+def test_as_much_as_the_sampler_holds_and_one_more(
+    server: ServerProcess, fields: dict[str, Any], param: str, words: str
+) -> None:
+    assert httpx.post(server.url + "/v1/completions", json=body(4, **fields), timeout=60).status_code == 200
+    value = fields[param]
+    more = value | {"1024": 1} if isinstance(value, dict) else [*value, *(["a"] if isinstance(value[0], str) else [29])]
+    answer = httpx.post(server.url + "/v1/completions", json=body(4, **fields | {param: more}), timeout=60)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert words in error["message"]
+
+
 def encoded(request: dict[str, Any]) -> bytes:
     return json.dumps(request).encode(errors="surrogatepass")
 

@@ -12,13 +12,13 @@ import pytest
 import torch
 from lm_eval.tasks import TaskManager  # type: ignore[import-untyped]
 
-import zoo
 from tests.hf_loop import HFLoop, Settings
 from tests.server_process import ServerProcess
+from zoo import FAMILY
 
 HERE = Path(__file__).parent
 MMLU_SAMPLE = HERE / "mmlu_sample.jsonl"
-GSM8K_TEST = Path(zoo.__file__ or "").parent / "data" / "gsm8k_test.jsonl.gz"
+GSM8K_TEST = FAMILY / "data" / "gsm8k_test.jsonl.gz"
 GSM8K_EXAMPLES = 4
 # The family reads 256 tokens at most.
 LONGEST_QUESTION = 130

@@ -88,7 +88,7 @@ def test_a_taken_port_is_one_line(family: Path, setting: str) -> None:
         port = taken.getsockname()[1]
         options = [setting, str(port)] if setting == "--port" else ["--port", "0", "--set", f"{setting}={port}"]
         result = subprocess.run(
-            [sys.executable, "-m", "server", "serve", "--config", str(family), *options],
+            [sys.executable, "-m", "logit_fusion", "serve", "--config", str(family), *options],
             capture_output=True,
             text=True,
             check=False,

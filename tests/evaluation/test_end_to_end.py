@@ -94,7 +94,7 @@ def server(family: Path) -> Iterator[ServerProcess]:
 
 
 def command(*arguments: str | Path) -> list[str]:
-    return [sys.executable, "-m", "server", "eval", *map(str, arguments)]
+    return [sys.executable, "-m", "logit_fusion", "eval", *map(str, arguments)]
 
 
 def evaluate(*arguments: str | Path, code: int = 0) -> str:
@@ -211,8 +211,8 @@ def test_faults_are_one_line_and_an_exit_code(suite: Path, server: ServerProcess
         (2, "has no expert 'bleu'; did you mean 'blue'?", ("--suite", unknown, *there)),
         (2, "give one of them", ("--suite", suite, "--config", "x.yaml", *there)),
         (1, "quiz, large, example 1: ", ("--suite", too_long, *there)),
-        (1, "answered 401", ("--suite", suite, "--url", server.url)),
-        (1, "does not answer", ("--suite", suite, "--url", "http://127.0.0.1:9")),
+        (1, "asks for an API key that it knows", ("--suite", suite, "--url", server.url)),
+        (1, "no server answers at", ("--suite", suite, "--url", "http://127.0.0.1:9")),
     ]
     for code, message, arguments in cases:
         said = evaluate(*arguments, "--out", tmp_path / "out", code=code)

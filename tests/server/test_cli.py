@@ -24,7 +24,7 @@ def foreign(built_family: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "server", *map(str, arguments)]
+    command = [sys.executable, "-m", "logit_fusion", *map(str, arguments)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "NO_COLOR": "1", "COLUMNS": "100"}
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=environment)
 
@@ -98,7 +98,9 @@ def test_help_lists_the_configuration() -> None:
 
 
 def test_help_imports_nothing_slow() -> None:
-    code = "import sys, server.cli; sys.exit(bool({'torch', 'vllm', 'transformers', 'pydantic'} & set(sys.modules)))"
+    code = (
+        "import sys, logit_fusion.cli; sys.exit(bool({'torch', 'vllm', 'transformers', 'pydantic'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -150,7 +150,7 @@ class TestKeys:
     @pytest.fixture
     def keys(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Keys]:
         def make(api: str, metrics: str) -> Keys:
-            monkeypatch.setenv(auth.ENVIRONMENT, api)
+            monkeypatch.setenv(auth.KEY_VARIABLE, api)
             monkeypatch.setenv(auth.METRICS_ENVIRONMENT, metrics)
             return Keys(None)
 

@@ -65,7 +65,7 @@ assert [sample.labels["weighting"] for sample in tokens.samples] == ["half"]
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the source with one weighting more."""
     folder = tmp_path_factory.mktemp("half")
-    for package in ("server", "fusion_kernels", "evaluation", "bench", "zoo"):
+    for package in ("logit_fusion", "server", "fusion_kernels", "evaluation", "bench", "zoo"):
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "models", "*.csv")
         )
@@ -95,7 +95,7 @@ def test_a_new_weighting_is_offered(tree: Path) -> None:
 
 @pytest.mark.parametrize("command", ["serve", "chat"])
 def test_a_new_weighting_is_in_the_help(tree: Path, command: str) -> None:
-    assert "half" in run(tree, "-m", "server", command, "--help")
+    assert "half" in run(tree, "-m", "logit_fusion", command, "--help")
 
 
 def test_the_readme_has_the_table() -> None:

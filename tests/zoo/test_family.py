@@ -12,7 +12,8 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from zoo.cli import ZOO, app
+from zoo import FAMILY
+from zoo.cli import app
 from zoo.manifest import faults
 from zoo.recipe import EXPERTS, MICRO
 
@@ -121,7 +122,7 @@ def test_train_without_data(tmp_path: Path) -> None:
 
 
 def test_the_embedded_family_is_sound_and_small() -> None:
-    assert list(faults(ZOO)) == []
-    sizes = [path.stat().st_size for path in (ZOO / "models").rglob("*") if path.is_file()]
+    assert list(faults(FAMILY)) == []
+    sizes = [path.stat().st_size for path in (FAMILY / "models").rglob("*") if path.is_file()]
     assert max(sizes) <= 16e6
     assert sum(sizes) <= 24e6

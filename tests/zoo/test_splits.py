@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from zoo import FAMILY
 from zoo.build import DATA
-from zoo.cli import ZOO
 from zoo.corpus import as_text
 from zoo.examples import Dialogue, Document, Task
 from zoo.held_out import write
@@ -149,7 +149,7 @@ def test_the_evaluation_asks_what_these_tests_check(tmp_path: Path) -> None:
     files = sorted(path.name for path in tmp_path.iterdir())
     assert len(files) == 2 * len(TASKS) + 1
     for name in files:
-        assert (ZOO / "evaluation" / name).read_text() == (tmp_path / name).read_text(), "run python -m zoo.held_out"
+        assert (FAMILY / "evaluation" / name).read_text() == (tmp_path / name).read_text(), "run python -m zoo.held_out"
 
 
 def test_calculator_marks_are_dropped() -> None:

@@ -5,10 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from zoo.cli import ZOO
+from zoo import FAMILY
 from zoo.tokenizer import SPECIALS, chat_prompt
 
-TOKENIZER = PreTrainedTokenizerFast.from_pretrained(ZOO / "models" / "base")
+TOKENIZER = PreTrainedTokenizerFast.from_pretrained(FAMILY / "models" / "base")
 
 
 def test_digits_are_split() -> None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
-import zoo
+from zoo import FAMILY
 
-MODELS = Path(zoo.__file__ or "").parent / "models"
+MODELS = FAMILY / "models"
 
 PROMPTS = [
     "What is the three-letter code of Canada? The",

@@ -1,0 +1,1 @@
+"""The command line above the rest: what runs the server, measures it, and makes its demo models."""
