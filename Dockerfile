@@ -61,7 +61,7 @@ RUN --mount=type=secret,id=pip \
 COPY . .
 # Editable, because the demo models lie beside their package. pip is of no more use after that.
 RUN pip install --quiet --no-build-isolation --editable . \
-    && python -m compileall -q server fusion_kernels zoo \
+    && python -m compileall -q logit_fusion server fusion_kernels zoo \
     && pip uninstall --quiet --yes pip
 
 FROM build AS build-cuda
@@ -78,7 +78,7 @@ RUN --mount=type=secret,id=pip \
     fi
 COPY . .
 RUN pip install --quiet --no-build-isolation --editable . \
-    && python -m compileall -q server fusion_kernels zoo \
+    && python -m compileall -q logit_fusion server fusion_kernels zoo \
     && pip uninstall --quiet --yes pip
 
 FROM runtime AS cuda

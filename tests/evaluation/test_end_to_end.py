@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -87,10 +88,9 @@ def suite(family: Path, oracle: HFLoop) -> Path:
 @pytest.fixture(scope="module")
 def server(family: Path) -> Iterator[ServerProcess]:
     """A server that asks for a key."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LOGIT_FUSION_API_KEY", KEY)
-        with ServerProcess(family, family.parent / "server.log") as process:
-            yield process
+    environment = os.environ | {"LOGIT_FUSION_API_KEY": KEY}
+    with ServerProcess(family, family.parent / "server.log", environment=environment) as process:
+        yield process
 
 
 def command(*arguments: str | Path) -> list[str]:
