@@ -8,6 +8,8 @@ from bench.command import bench
 from evaluation.cli import evaluate
 from server.cli import EXIT_CODES, app, run
 
+__all__ = ["app", "main"]
+
 # Nothing slow is imported up here: `--help` should answer at once.
 app.command("eval", epilog=EXIT_CODES)(evaluate)
 app.command(epilog=EXIT_CODES)(bench)

@@ -12,6 +12,7 @@ import yaml
 from server import auth
 from server.auth import Keys
 from server.errors import ConfigError
+from server.options import KEY_VARIABLE
 
 
 def digest(key: str) -> str:
@@ -27,7 +28,7 @@ def write(path: Path, **keys: dict[str, object]) -> Path:
 @pytest.fixture(autouse=True)
 def reload_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auth, "RELOAD_SECONDS", 0.0)
-    monkeypatch.delenv(auth.KEY_VARIABLE, raising=False)
+    monkeypatch.delenv(KEY_VARIABLE, raising=False)
 
 
 def test_without_keys_nobody_needs_one() -> None:
@@ -45,7 +46,7 @@ def test_a_key_finds_its_client(tmp_path: Path) -> None:
 
 
 def test_keys_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(auth.KEY_VARIABLE, "first, second,")
+    monkeypatch.setenv(KEY_VARIABLE, "first, second,")
     keys = Keys(None)
     assert keys.required
     assert [client.name for key in ("first", "second") if (client := keys.client(key))] == ["env-1", "env-2"]

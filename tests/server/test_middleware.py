@@ -18,6 +18,7 @@ from server.api.middleware import AllowedHosts, Authentication, RateHeaders, Req
 from server.api.middleware.rates import duration
 from server.auth import Client, Keys
 from server.config.http import HttpConfig
+from server.options import KEY_VARIABLE
 
 KEY = {"Authorization": "Bearer key"}
 METRICS_KEY = {"Authorization": "Bearer scraper"}
@@ -150,7 +151,7 @@ class TestKeys:
     @pytest.fixture
     def keys(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Keys]:
         def make(api: str, metrics: str) -> Keys:
-            monkeypatch.setenv(auth.KEY_VARIABLE, api)
+            monkeypatch.setenv(KEY_VARIABLE, api)
             monkeypatch.setenv(auth.METRICS_ENVIRONMENT, metrics)
             return Keys(None)
 
