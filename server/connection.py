@@ -81,7 +81,7 @@ class BoundedConnection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
             if self.cycle is not None:
-                # What the application was about to answer has nowhere to go: uvicorn 0.54 would raise, and log a traceback for each.
+                # What the application may still answer has nowhere to go; uvicorn 0.54 would log a traceback for each.
                 self.cycle.disconnected = True
                 self.cycle.message_event.set()
         else:

@@ -171,6 +171,14 @@ class TestFraming:
     async def test_trailers_that_have_no_end(self) -> None:
         assert await self._sent_until_refused(b"1\r\nx\r\n0\r\n", b"X-T: " + b"t" * 1000 + b"\r\n") < FAR_TOO_MUCH
 
+    async def test_what_the_application_would_answer_is_dropped(self, caplog: pytest.LogCaptureFixture) -> None:
+        async with running(App()) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(self.HEAD.replace(b"POST", b"PUT") + b"no size\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 400")
+            writer.close()
+        assert "Exception" not in caplog.text
+
     async def test_some_is_allowed(self) -> None:
         async with running(App()) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
