@@ -61,7 +61,11 @@ def commands(folder: Path) -> dict[str, list[str]]:
 
 
 def measure(url: str, folder: Path, prompts: int, concurrency: int) -> dict[str, float]:
-    """One run of vLLM's own client."""
+    """One run of vLLM's own client.
+
+    Raises:
+        RuntimeError: it failed.
+    """
     result = folder / "result.json"
     options: dict[str, Any] = {
         "backend": "openai",

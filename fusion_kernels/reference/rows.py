@@ -44,6 +44,9 @@ class Row:
 
         `KL` and `KL_GRID` are the paper's: one expert at a time, the others at 0; the first of the best wins. `KL_SAFE`
         solves each expert for its own targets, and scales what it finds by `trust`.
+
+        Raises:
+            ValueError: the weighting searches for nothing.
         """
         if weighting == Weighting.KL:
             return self._best_expert(minimise, alpha_max)

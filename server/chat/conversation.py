@@ -84,7 +84,11 @@ class Chat:
         return True
 
     def set_preset(self, value: str) -> None:
-        """Answer as another preset, with its own weighting, weights and experts."""
+        """Answer as another preset, with its own weighting, weights and experts.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
         if value not in self.presets:
             raise ValueError(f"there is no preset '{value}'; {nearest(value, self.presets)}")
         now = self.settings
@@ -97,7 +101,11 @@ class Chat:
         self.show_settings()
 
     def weigh(self, value: str) -> None:
-        """Change the weighting; without a value, back to the preset's."""
+        """Change the weighting; without a value, back to the preset's.
+
+        Raises:
+            ValueError: there is no such weighting.
+        """
         if value and value not in NAMES:
             raise ValueError(f"there is no weighting '{value}'; {nearest(value, NAMES)}")
         self.settings.weighting = value or None
@@ -111,7 +119,11 @@ class Chat:
             self.settings.experts = self.experts[:1] if weighting.experts == "one" else self.experts
 
     def set_alpha(self, value: str) -> None:
-        """Fix the weight of all experts, which makes the weighting `static`; without a value, the preset's."""
+        """Fix the weight of all experts, which makes the weighting `static`; without a value, the preset's.
+
+        Raises:
+            ValueError: it is no number.
+        """
         try:
             alpha = float(value) if value else None
         except ValueError:
@@ -124,7 +136,11 @@ class Chat:
         self.set_weighting("")
 
     def set_experts(self, value: str) -> None:
-        """Choose the experts; without a value, list them."""
+        """Choose the experts; without a value, list them.
+
+        Raises:
+            ValueError: there is no such expert.
+        """
         if not value:
             self.out.print(self._table())
             return

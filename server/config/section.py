@@ -27,7 +27,11 @@ class Section(BaseModel):
 
 
 def not_a_truth_value(value: object) -> object:
-    """Refuse `true` where a number is meant: pydantic would take it for 1."""
+    """Refuse `true` where a number is meant: pydantic would take it for 1.
+
+    Raises:
+        ValueError: it is a truth value.
+    """
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()} is not a number")
     return value

@@ -22,7 +22,7 @@ from fusion_kernels.batch import FIRST_EXPERT
 if TYPE_CHECKING:
     from fusion_kernels import Fused
     from server.engine.slots import SlotTable
-    from server.engine.state import Step
+    from server.engine.step import Step
 
 ALPHA_BUCKETS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 4.0)
 KL_BUCKETS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # nats

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from fusion_kernels import Fused
     from server.engine.slots import Rows
-    from server.engine.state import FusionModelState, MemberRows
+    from server.engine.state import FusionModelState
+    from server.engine.step import MemberRows
 
 # Set before every tensor name of a member's checkpoint, so that one stream of weights can carry all members.
 _SOURCE_PREFIX = "fusion_member_{}/"

@@ -14,7 +14,6 @@ or captured code:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +21,6 @@ import torch
 from torch import nn
 from vllm.config import VllmConfig
 from vllm.config.compilation import CUDAGraphMode
-from vllm.utils import torch_utils
 from vllm.v1.core.sched.output import NewRequestData
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.block_table import BlockTables
@@ -35,6 +33,7 @@ from server.engine.aggregates import Aggregates
 from server.engine.member import AttentionGroups, SmallMember
 from server.engine.settings import FusionSettings
 from server.engine.slots import Rows, Slot, SlotTable
+from server.engine.step import CallRows, ForwardPass, MemberRows, MemberStates, Step
 from server.engine.sub_batch import SubBatch, restrict
 from server.engine.trace import TraceLog
 
@@ -45,53 +44,6 @@ if TYPE_CHECKING:
     from server.engine.composite import LogitFusionForCausalLM
 
 LARGE_PREFIX = "large."
-
-
-@dataclass(frozen=True, eq=False)
-class MemberRows:
-    """The part of a `compute_logits` call that a member has."""
-
-    hidden: torch.Tensor  # [l, width]
-    rows: torch.Tensor | None  # [l] among the call's rows; `None`: all of them, in order
-
-
-@dataclass(frozen=True, eq=False)
-class CallRows:
-    """What a `compute_logits` call of N rows needs to know beside the large model's hidden states."""
-
-    number: int
-    slots: torch.Tensor | None
-    """[N] the slot of each row; `None` where the rows belong to no request."""
-    members: list[MemberRows | None]
-    """Base, then experts; `None` for those that no row uses."""
-    step: Step | None
-    """Where the rows are those of a step that samples: its record for counters and traces."""
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One forward pass over real requests."""
-
-    batch: InputBatch
-    slots: np.ndarray
-    """[N] the slot of each sampled row."""
-    generates: np.ndarray
-    """[N] bool: the row gives a new token; a chunk of a prompt that is not its last gives none."""
-
-
-@dataclass(eq=False)
-class _Pass:
-    """What is kept of a forward pass from `prepare_attn` to the last `compute_logits`."""
-
-    batch: InputBatch
-    block_tables: tuple[torch.Tensor, ...]
-    slot_mappings: torch.Tensor
-    kv_cache_config: KVCacheConfig
-    dummy: bool
-    subs: list[SubBatch | None]
-    hidden: list[torch.Tensor | None]
-    sampled: bool = False
-    """Whether `compute_logits` has had the sampled rows."""
 
 
 class FusionModelState(DefaultModelState):
@@ -110,8 +62,8 @@ class FusionModelState(DefaultModelState):
         self._everyone: bool = fusion.get("everyone", False)
         """Whether every member runs for every request, whether it uses it or not; for tests."""
         self._slot_of: dict[str, int] = {}
-        self._prepared: _Pass | None = None
-        self._pass: _Pass | None = None
+        self._prepared: ForwardPass | None = None
+        self._pass: ForwardPass | None = None
         self._profiled: tuple[torch.Tensor, torch.Tensor] | None = None
         """Token ids and positions of a pass without requests or attention."""
         composite.state = self
@@ -170,7 +122,7 @@ class FusionModelState(DefaultModelState):
             member.take_groups(attn_groups, self.device)
         # A dummy batch has no prompts.
         dummy = not input_batch.prefill_len_np.any()
-        self._prepared = _Pass(input_batch, block_tables, slot_mappings, kv_cache_config, dummy, [], [])
+        self._prepared = ForwardPass(input_batch, block_tables, slot_mappings, kv_cache_config, dummy)
         return super().prepare_attn(
             input_batch,
             cudagraph_mode,
@@ -194,7 +146,7 @@ class FusionModelState(DefaultModelState):
             self._run_members(step)
         return super().prepare_inputs(input_batch, req_states)
 
-    def _run_members(self, step: _Pass) -> None:
+    def _run_members(self, step: ForwardPass) -> None:
         batch = step.batch
         if not self.members:
             return
@@ -207,25 +159,14 @@ class FusionModelState(DefaultModelState):
         for number, member in enumerate(self.members):
             column = used[:, number]
             if not column.any():
-                step.subs.append(None)
-                step.hidden.append(None)
+                step.members.append(None)
                 continue
             key = column.tobytes()
             if key not in known:
                 known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
             sub = known[key]
             hidden = member.run(sub, self._metadata, step.kv_cache_config)
-            step.subs.append(sub)
-            step.hidden.append(self._kept(sub, hidden))
-
-    def _kept(self, sub: SubBatch, hidden: torch.Tensor) -> torch.Tensor:
-        """Of a member's hidden states, those that logits may be asked of, in memory of their own.
-
-        On GPUs a compiled or captured model's output lies in memory that the next member's graphs may take again.
-        """
-        if sub.logit_tokens is None or self._wants_prompt(sub.batch):
-            return hidden.clone()
-        return hidden[sub.logit_tokens]
+            step.members.append(MemberStates.kept(sub, hidden, self._wants_prompt(sub.batch)))
 
     def _wants_prompt(self, batch: InputBatch) -> bool:
         slots = self.table.slots
@@ -283,8 +224,8 @@ class FusionModelState(DefaultModelState):
             return self._profiling_rows(hidden)
         if not current.sampled:
             current.sampled = True
-            return self._sampled_rows(current, hidden.shape[0])
-        return self._prompt_rows(current, hidden)
+            return current.sampled_rows(hidden.shape[0])
+        return current.prompt_rows(hidden)
 
     def _profiling_rows(self, hidden: torch.Tensor) -> CallRows:
         number = hidden.shape[0]
@@ -293,49 +234,10 @@ class FusionModelState(DefaultModelState):
             states = [member.profile(*self._profiled) for member in self.members]
         else:
             assert self._pass is not None
-            states = [state for state in self._pass.hidden if state is not None]
+            states = [member.hidden for member in self._pass.members if member is not None]
         # Any rows will do; there may be fewer than the call has.
         index = torch.arange(number, device=hidden.device)
-        members = [MemberRows(state[index % state.shape[0]], None) for state in states]
-        return CallRows(number, None, list(members), None)
-
-    def _sampled_rows(self, current: _Pass, number: int) -> CallRows:
-        batch = current.batch
-        assert number == batch.cu_num_logits_np[-1], "the first rows of a step are those that are sampled"
-        per_request = np.diff(batch.cu_num_logits_np)
-        ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
-        step = Step(
-            batch,
-            np.repeat(batch.idx_mapping_np, per_request),
-            np.repeat(ends >= batch.prefill_len_np, per_request),
-        )
-        members: list[MemberRows | None] = []
-        for sub, hidden in zip(current.subs, current.hidden, strict=True):
-            if sub is None or hidden is None:
-                members.append(None)
-                continue
-            whole = self._wants_prompt(sub.batch) and sub.logit_tokens is not None
-            members.append(MemberRows(hidden[sub.logit_tokens] if whole else hidden, sub.logit_rows))
-        return CallRows(number, batch.expanded_idx_mapping, members, step)
-
-    def _prompt_rows(self, current: _Pass, hidden: torch.Tensor) -> CallRows:
-        """Rows that are a stretch of the step's tokens, cut out of the forward pass' output."""
-        batch = current.batch
-        first = hidden.storage_offset() // hidden.stride(0)
-        end = first + hidden.shape[0]
-        owners = np.repeat(batch.idx_mapping_np, np.diff(batch.query_start_loc_np[: batch.num_reqs + 1]))[first:end]
-        slots = torch_utils.async_tensor_h2d(owners.astype(np.int64), device=hidden.device)
-        members: list[MemberRows | None] = []
-        for sub, states in zip(current.subs, current.hidden, strict=True):
-            if sub is None or states is None or not self._wants_prompt(sub.batch):
-                members.append(None)
-            elif sub.tokens is None:
-                members.append(MemberRows(states[first:end], None))
-            else:
-                low, high = np.searchsorted(sub.tokens, (first, end))
-                rows = torch_utils.async_tensor_h2d(sub.tokens[low:high] - first, device=hidden.device)
-                members.append(MemberRows(states[low:high], rows) if high > low else None)
-        return CallRows(hidden.shape[0], slots, members, None)
+        return CallRows(number, None, [MemberRows(state[index % state.shape[0]], None) for state in states], None)
 
     def settings_of(self, call: CallRows, experts: list[int]) -> Rows:
         """What the rows of a call ask, over the `experts` that any of them uses.

@@ -16,7 +16,7 @@ from vllm.distributed import get_tensor_model_parallel_rank
 if TYPE_CHECKING:
     from fusion_kernels import Fused
     from server.engine.slots import Slot, SlotTable
-    from server.engine.state import Step
+    from server.engine.step import Step
 
 # A trace that nobody fetches (its client went away in the one moment that matters) must not stay for ever.
 MAX_KEPT_TRACES = 4096

@@ -17,7 +17,7 @@ from fusion_kernels.batch import BASE, FIRST_EXPERT
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, MAX_PENDING_STEPS, Aggregates, Counts
 from server.engine.settings import FusionSettings
 from server.engine.slots import Slot, SlotTable
-from server.engine.state import Step
+from server.engine.step import Step
 from tests.engine.driver import draw_cases, send_all
 from tests.engine.engines import counter, running
 

@@ -140,8 +140,7 @@ def resample(
         target_logits: [rows, >= V], divided by the temperature.
         target_rejected_logsumexp, draft_rejected_logsumexp, rejected_step: as `rejection` left them.
         draft_logits: [slots, steps, >= V], or None where drafts have no distribution.
-        cu_num_logits: [B + 1] int32.
-        expanded_idx_mapping: [rows] int64, slots.
+        cu_num_logits, expanded_idx_mapping: [B + 1] int32, [rows] int64, slots.
         draft_sampled: [rows] int32, input token of each row.
         temp, seed: [slots] float32, int64.
         pos: [rows] int64.
