@@ -29,7 +29,7 @@ from server.api.faults import named_early
 from server.api.field import FusionField
 from server.api.reference import with_allowed_tools, without_nulls
 from server.api.texts import cut
-from server.engine.client import Trace
+from server.engine.request_trace import Trace
 from server.engine.settings import FusionSettings
 
 _ENGINES_OWN = ("kv_transfer_params", "ec_transfer_params")

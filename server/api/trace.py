@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from server.api.tokens import token_text
-from server.engine.client import TokenTrace, Trace
+from server.engine.request_trace import TokenTrace, Trace
 from server.engine.trace import Top
 
 DECIMALS = 6

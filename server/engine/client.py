@@ -3,64 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import uuid
-from collections import defaultdict
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakValueDictionary
 
 from vllm import RequestOutput, SamplingParams
-from vllm.logger import init_logger
-from vllm.tokenizers import TokenizerLike
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.bounds import check_bounds
 from server.engine.contradiction import masking_fields, obeying
 from server.engine.place import place
+from server.engine.request_trace import PromptRows, Trace, unfused
 from server.engine.sequences import seated
 from server.engine.settings import FusionSettings
 from server.engine.structures.pinned import leave_checks_to_api, readable
-from server.engine.trace import Top, TraceRow
-
-logger = init_logger("vllm." + __name__)
-
-
-@dataclass(slots=True)
-class TokenTrace:
-    """What fusion did at one generated token."""
-
-    token_id: int
-    alpha: list[float | None]  # by the configuration's experts
-    kl_target: list[float | None]  # mean a, mean b
-    kl_fused: list[float | None]  # f, g
-    fallback: bool
-    large_top: Top | None = None
-    """The likeliest tokens before and after fusion, of requests that asked for them."""
-    fused_top: Top | None = None
-
-
-@dataclass(eq=False)
-class Trace:
-    """The trace of one HTTP request: its prompts times its choices, as they are generated.
-
-    The engine follows it for as long as somebody holds it.
-    """
-
-    tokenizer: TokenizerLike
-    """Turns the ids of a trace into texts."""
-    key: str = field(default_factory=lambda: uuid.uuid4().hex)
-    pending: dict[int, list[TokenTrace]] = field(default_factory=lambda: defaultdict(list))
-    """Tokens not yet taken, by choice index (prompt index x n + choice, as the API counts them)."""
-
-    def prompt_key(self, prompt_index: int) -> str:
-        """The name under which the worker keeps the trace of one of the request's prompts."""
-        return f"{self.key}/{prompt_index}"
-
-    def take(self, choice: int) -> list[TokenTrace]:
-        """Return the choice's tokens since the last call."""
-        return self.pending.pop(choice, [])
+from server.engine.trace import TraceRow
 
 
 class FusionEngine(AsyncLLM):
@@ -137,14 +94,14 @@ class FusionEngine(AsyncLLM):
             return outputs
         first_choice = int(prompt_index) * sampling_params.n
         if not settings.traced:
-            return _unfused(outputs, trace, first_choice)
+            return unfused(outputs, trace, first_choice)
         assert settings.trace is not None
         return self._follow(outputs, settings.trace, trace, first_choice)
 
     async def _follow(
         self, outputs: AsyncGenerator[RequestOutput, None], name: str, trace: Trace, first_choice: int
     ) -> AsyncGenerator[RequestOutput, None]:
-        rows = _PromptRows()
+        rows = PromptRows()
         try:
             async for output in outputs:
                 if any(choice.token_ids for choice in output.outputs):
@@ -171,60 +128,3 @@ def _salted(prompt: Any, settings: FusionSettings) -> Any:
     """
     members = ",".join(map(str, settings.members_used))
     return {**prompt, "cache_salt": f"{prompt.get('cache_salt') or ''}/members={members}"}
-
-
-async def _unfused(
-    outputs: AsyncGenerator[RequestOutput, None], trace: Trace, first_choice: int
-) -> AsyncGenerator[RequestOutput, None]:
-    """The trace of a request without experts is known beforehand: every token is the large model's."""
-    async with aclosing(outputs):
-        async for output in outputs:
-            for choice in output.outputs:
-                trace.pending[first_choice + choice.index] += [
-                    TokenTrace(token_id, [], [0.0, 0.0], [0.0, 0.0], False) for token_id in choice.token_ids
-                ]
-            yield output
-
-
-class _PromptRows:
-    """The worker's rows of one prompt, matched to its choices.
-
-    vLLM runs the n choices of a prompt as requests of their own, whose names the worker's public interfaces do not
-    tell. They need not: a row is a function of the tokens before it, and each row says which token was fed last, so
-    the rows whose fed tokens are a choice's own tokens are that choice's. Two choices with the same tokens so far
-    have the same rows.
-    """
-
-    def __init__(self) -> None:
-        self._slots: dict[int, dict[int, TraceRow]] = defaultdict(dict)
-        self._tokens: dict[int, list[int]] = defaultdict(list)
-        self._strangers: dict[int, set[int]] = defaultdict(set)
-        """By choice, the slots that have read another token than the choice's own."""
-
-    def add(self, rows: list[TraceRow]) -> None:
-        for row in rows:
-            # A preempted request comes back and computes its last positions again: the first time counts.
-            self._slots[row.slot].setdefault(row.number, row)
-
-    def match(self, choice: int, new_tokens: list[int]) -> list[TokenTrace]:
-        """The traces of `new_tokens`, which follow those of the choice's earlier calls."""
-        tokens, strangers = self._tokens[choice], self._strangers[choice]
-        start = len(tokens)
-        tokens += new_tokens
-        for serial, slot in self._slots.items():
-            # Rows that follow the newest tokens; those of earlier tokens were compared when these came.
-            compared = (slot.get(index) for index in range(max(start, 1), len(tokens) + 1))
-            if any(row is not None and row.fed != tokens[row.number - 1] for row in compared):
-                strangers.add(serial)
-        mine = [slot for serial, slot in self._slots.items() if serial not in strangers]
-        return [_token_trace(tokens[index], mine, index) for index in range(start, len(tokens))]
-
-
-def _token_trace(token_id: int, slots: list[dict[int, TraceRow]], index: int) -> TokenTrace:
-    row = next((slot[index] for slot in slots if index in slot), None)
-    if row is None:
-        logger.warning("No trace for generated token %d; its entry is empty.", index)
-        return TokenTrace(token_id, [], [None, None], [None, None], False)
-    return TokenTrace(
-        token_id, list(row.alpha), list(row.kl_target), list(row.kl_fused), row.fallback, row.large_top, row.fused_top
-    )

@@ -14,7 +14,8 @@ from vllm.inputs import TokensPrompt
 from vllm.sampling_params import RequestOutputKind
 
 from fusion_kernels import Weighting
-from server.engine.client import FusionEngine, TokenTrace
+from server.engine.client import FusionEngine
+from server.engine.request_trace import TokenTrace
 from server.engine.settings import FusionSettings
 from tests.hf_loop import Settings
 
