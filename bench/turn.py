@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from contextlib import suppress
 
@@ -14,4 +15,23 @@ def go_first() -> None:
     as usual. Without the right (`CAP_SYS_NICE`), or on another system than Linux, nothing changes.
     """
     with suppress(AttributeError, PermissionError):
+        _remember_the_usual_turn()
         os.sched_setscheduler(0, os.SCHED_RR | os.SCHED_RESET_ON_FORK, os.sched_param(1))
+
+
+def go_as_usual() -> None:
+    """Take the calling thread's right to go first back."""
+    with suppress(AttributeError, PermissionError):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _remember_the_usual_turn() -> None:
+    """Have the C library note this thread's policy, which it hands to threads that are started later.
+
+    It notes it when it is first asked. Asked after the change, it would hand on a policy that the kernel refuses, and
+    ZeroMQ, which sets what it was handed, aborts the process.
+    """
+    libc = ctypes.CDLL(None)
+    libc.pthread_self.restype = ctypes.c_void_p
+    policy, priority = ctypes.c_int(), ctypes.c_int()
+    libc.pthread_getschedparam(ctypes.c_void_p(libc.pthread_self()), ctypes.byref(policy), ctypes.byref(priority))

@@ -11,10 +11,9 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, Va
 from pydantic_core import PydanticCustomError
 
 from fusion_kernels.weighting import Weighting
-from server.config import WeightingName
 from server.config.load import describe_fault, read_mapping
-from server.config.schema import AlphaMax, Alphas
 from server.config.section import Section
+from server.config.setting import AlphaMax, Alphas, WeightingName, check_alpha
 from server.errors import ConfigError, nearest
 
 Metric = Literal["exact", "choice", "nll"]
@@ -89,8 +88,8 @@ class Setting(Section):
 
     @model_validator(mode="after")
     def _alpha_where_it_counts(self) -> Self:
-        if (self.weighting == "static") != (self.alpha is not None):
-            raise ValueError("weighting 'static' needs alpha, a number or {expert: number}; no other takes it")
+        # What is no weighting of the server solves its weights.
+        check_alpha("kl" if self.weighting == "kl-joint" else self.weighting, self.alpha)
         return self
 
     @property

@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import math
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from fusion_kernels.weighting import NAMES, SEARCHING, Weighting
+from fusion_kernels.weighting import SEARCHING
 from server.config.http import HttpConfig
-from server.config.section import Section, not_a_truth_value
+from server.config.section import Section
+from server.config.setting import (
+    ALPHA_LIMIT,
+    WEIGHTING,
+    Alpha,
+    AlphaMax,
+    Alphas,
+    SettingError,
+    WeightingName,
+    check_setting,
+)
 from server.config.source import ModelSource
 from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 from server.errors import nearest
 
-if TYPE_CHECKING:
-    WeightingName = str
-else:
-    WeightingName = Literal[NAMES]
-"""The name of a `Weighting`."""
 ExpertKind = Literal["model", "adapter", "merge"]
 
-WEIGHTING = " ".join(f"`{weighting}`: {weighting.description}." for weighting in Weighting)
-"""What a weighting is, for the configuration's reference and the API's."""
-
-ALPHA_LIMIT = 100.0
 RESERVED_EXPERTS = ("large", "base")
 EXPERT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def _alpha(value: float) -> float:
-    if not math.isfinite(value) or abs(value) > ALPHA_LIMIT:
-        raise ValueError(f"{value} is not a finite number between -{ALPHA_LIMIT:g} and {ALPHA_LIMIT:g}")
-    return value
-
-
-def _alpha_max(value: float) -> float:
-    if not 0.0 < value <= ALPHA_LIMIT:
-        raise ValueError(f"{value} is not a number above 0 and up to {ALPHA_LIMIT:g}")
-    return value
 
 
 def _expert_name(name: str) -> str:
@@ -64,12 +52,6 @@ def _preset_name(name: str) -> str:
     return name
 
 
-Alpha = Annotated[float, BeforeValidator(not_a_truth_value), AfterValidator(_alpha)]
-Alphas = Annotated[
-    Annotated[Alpha, Tag("number")] | Annotated[dict[str, Alpha], Tag("numbers")],
-    Discriminator(lambda value: "numbers" if isinstance(value, dict) else "number"),
-]
-AlphaMax = Annotated[float, BeforeValidator(not_a_truth_value), AfterValidator(_alpha_max)]
 ExpertName = Annotated[str, AfterValidator(_expert_name)]
 PresetName = Annotated[str, AfterValidator(_preset_name)]
 
@@ -140,28 +122,10 @@ class PresetConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        repeated = {name for name in self.experts if self.experts.count(name) > 1}
-        if repeated:
-            raise ValueError(f"experts names '{min(repeated)}' twice")
-        if self.weighting == "none" and self.experts:
-            raise ValueError("weighting 'none' is the large model only: leave experts out, or choose another weighting")
-        if self.weighting == "alone" and len(self.experts) != 1:
-            raise ValueError(f"weighting 'alone' needs exactly one expert; this preset has {len(self.experts)}")
-        if self.weighting != "none" and not self.experts:
-            raise ValueError(f"weighting '{self.weighting}' needs at least one expert; without experts it is 'none'")
-        if self.weighting == "static" and self.alpha is None:
-            raise ValueError("weighting 'static' needs alpha: a number, or {expert: number}")
-        if self.weighting != "static" and self.alpha is not None:
-            raise ValueError(f"alpha is only for weighting 'static'; '{self.weighting}' takes none")
-        if isinstance(self.alpha, dict):
-            for name in self.alpha:
-                if name not in self.experts:
-                    raise ValueError(
-                        f"alpha names '{name}', which is no expert of this preset; {nearest(name, self.experts)}"
-                    )
-            missing = [name for name in self.experts if name not in self.alpha]
-            if missing:
-                raise ValueError(f"alpha lacks a number for expert '{missing[0]}'")
+        try:
+            check_setting(self.weighting, self.experts, self.alpha)
+        except SettingError as error:
+            raise _at(error.field_path, str(error)) from None
         return self
 
     def alpha_of(self, expert: str) -> float | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from openai import AsyncOpenAI, OpenAI
 
-from bench.turn import go_first
+from bench.turn import go_as_usual, go_first
 from server.auth import METRICS_ENVIRONMENT
 from server.launcher import free_port
 from tests.e2e.collector import Collector
@@ -18,9 +18,11 @@ from tests.models import make_family
 from tests.server_process import ServerProcess
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _clients_go_first() -> None:
+@pytest.fixture(scope="package", autouse=True)
+def _clients_go_first() -> Iterator[None]:
     go_first()
+    yield
+    go_as_usual()
 
 
 @pytest.fixture(scope="session")

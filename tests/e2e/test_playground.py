@@ -345,7 +345,7 @@ def test_errors_are_sentences(open_page: Open) -> None:
     lane(page).get_by_label("math", exact=True).uncheck()
     ask(page, CODE)
     expect(error).to_have_text(
-        "fusion.experts: weighting 'kl' needs at least one expert; available: math, facts, text."
+        "fusion.experts: weighting 'kl' needs at least one expert; without experts it is 'none'."
     )
     lane(page).get_by_label("math", exact=True).check()
 

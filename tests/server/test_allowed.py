@@ -63,7 +63,7 @@ def test_a_key_may_what_its_presets_are_made_of() -> None:
         ("giant-red", {"weighting": "alone"}, 403, "fusion.weighting", "allow weighting 'alone'; it allows: kl"),
         ("giant-red", {"weighting": "none"}, 403, "fusion.weighting", "allow weighting 'none'; it allows: kl"),
         ("giant-red", {"weighting": "static", "alpha": 1}, 403, "fusion.weighting", "weighting 'static'"),
-        ("giant-red", {"experts": []}, 400, "fusion.experts", "available: red"),
+        ("giant-red", {"experts": []}, 400, "fusion.experts", "needs at least one expert"),
     ],
 )
 def test_and_no_more(preset: str, fusion: dict[str, Any], status: int, param: str, message: str) -> None:

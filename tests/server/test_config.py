@@ -125,8 +125,12 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         ("[red],", "[rad],", "presets.giant-red.experts: there is no expert 'rad'; did you mean 'red'?"),
         ("[red],", "red,", "presets.giant-red.experts: a list is needed here, not 'red'"),
-        ("[red],", "[red, red],", "presets.giant-red: experts names 'red' twice"),
-        ("[red],", "[],", "presets.giant-red: weighting 'kl' needs at least one expert; without experts it is 'none'"),
+        ("[red],", "[red, red],", "presets.giant-red.experts: 'red' is named twice"),
+        (
+            "[red],",
+            "[],",
+            "presets.giant-red.experts: weighting 'kl' needs at least one expert; without experts it is 'none'",
+        ),
         (
             "weighting: kl}",
             "weighting: kl_grid}",
@@ -136,34 +140,43 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "weighting: none}",
             "weighting: none, experts: [red]}",
-            "presets.giant: weighting 'none' is the large model only: leave experts out, or choose another weighting",
+            "presets.giant.experts: weighting 'none' runs the large model only; leave experts out or choose another "
+            "weighting",
         ),
         (
             "[red, blue], weighting: static, alpha: {red: 1.0, blue: -0.5}",
             "[red, blue], weighting: alone",
-            "presets.giant-4.1: weighting 'alone' needs exactly one expert; this preset has 2",
+            "presets.giant-4.1.experts: weighting 'alone' needs exactly one expert, not 2",
         ),
         (
             ", alpha: {red: 1.0, blue: -0.5}",
             "",
-            "presets.giant-4.1: weighting 'static' needs alpha: a number, or {expert: number}",
+            "presets.giant-4.1.alpha: weighting 'static' needs a number, or {expert: number}",
         ),
-        ("kl}", "kl, alpha: 1}", "presets.giant-red: alpha is only for weighting 'static'; 'kl' takes none"),
+        ("kl}", "kl, alpha: 1}", "presets.giant-red.alpha: only weighting 'static' takes it; this one is 'kl'"),
         (
             "{red: 1.0, blue: -0.5}",
             "{red: 1.0, blu: -0.5}",
-            "presets.giant-4.1: alpha names 'blu', which is no expert of this preset; did you mean 'blue'?",
+            "presets.giant-4.1.alpha.blu: 'blu' is none of the experts; did you mean 'blue'?",
         ),
-        ("{red: 1.0, blue: -0.5}", "{red: 1.0}", "presets.giant-4.1: alpha lacks a number for expert 'blue'"),
+        ("{red: 1.0, blue: -0.5}", "{red: 1.0}", "presets.giant-4.1.alpha: a number for expert 'blue' is missing"),
         ("blue: -0.5", "blue: x", "presets.giant-4.1.alpha.blue: a number is needed here, not 'x'"),
         (
             "{red: 1.0, blue: -0.5}",
             ".nan",
-            "presets.giant-4.1.alpha: nan is not a finite number between -100 and 100",
+            "presets.giant-4.1.alpha: a finite number between -100 and 100 is needed here, not nan",
         ),
         ("{red: 1.0, blue: -0.5}", "true", "presets.giant-4.1.alpha: true is not a number"),
-        ("kl}", "kl, alpha_max: 0}", "presets.giant-red.alpha_max: 0.0 is not a number above 0 and up to 100"),
-        ("kl}", "kl, alpha_max: .inf}", "presets.giant-red.alpha_max: inf is not a number above 0 and up to 100"),
+        (
+            "kl}",
+            "kl, alpha_max: 0}",
+            "presets.giant-red.alpha_max: a number above 0 and up to 100 is needed here, not 0",
+        ),
+        (
+            "kl}",
+            "kl, alpha_max: .inf}",
+            "presets.giant-red.alpha_max: a number above 0 and up to 100 is needed here, not inf",
+        ),
     ],
 )
 def test_faults_are_one_line(folder: Path, old: str, new: str, message: str) -> None:
