@@ -161,4 +161,4 @@ def _joined(prompt: str, answer: str) -> str:
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
     """How many ids two sequences share at their beginning."""
     pairs = zip(left, right, strict=False)
-    return next((place for place, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

@@ -15,4 +15,4 @@ GREEDY: dict[str, Any] = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
-"""The fields of a request that make its answer the likeliest token at every place; `top_k` 0 means all ids."""
+"""The fields of a request that make its answer the likeliest token at every step; `top_k` 0 means all ids."""

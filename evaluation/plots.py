@@ -55,13 +55,13 @@ def _draw_bars(report: TableReport, path: Path) -> Path:
 
 def _bars(axis: Any, rows: Sequence[Row], colours: dict[str, Any]) -> None:
     width = 0.85 / len(colours)
-    for place, (column, colour) in enumerate(colours.items()):
+    for index, (column, colour) in enumerate(colours.items()):
         found = [(x, row.scores[column]) for x, row in enumerate(rows) if column in row.scores]
         values = np.array([estimate.value for _, estimate in found])
         bounds = np.array([(estimate.low, estimate.high) for _, estimate in found]).T.reshape(2, -1)
-        places = [x + (place - (len(colours) - 1) / 2) * width for x, _ in found]
-        axis.bar(places, values, width, color=colour)
-        axis.errorbar(places, values, np.abs(bounds - values), fmt="none", ecolor="black", elinewidth=0.8)
+        positions = [x + (index - (len(colours) - 1) / 2) * width for x, _ in found]
+        axis.bar(positions, values, width, color=colour)
+        axis.errorbar(positions, values, np.abs(bounds - values), fmt="none", ecolor="black", elinewidth=0.8)
     axis.set_xticks(range(len(rows)), [row.name for row in rows])
     axis.set_ylabel("nats per token (lower is better)" if rows[0].metric == "nll" else "score, %")
     axis.spines[["top", "right"]].set_visible(False)

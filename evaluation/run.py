@@ -122,10 +122,10 @@ class Evaluation:
     async def _answer(self, client: Client, cell: Cell, model: str, index: int) -> Record:
         task, example = self._suite.tasks[cell.task], self._examples[cell.task][index]
         what = f"{cell.name}, example {index + 1}"
-        place = (cell.task, cell.shots, index)
-        if place not in self._encoded:
-            self._encoded[place] = await client.encode(what, task, example, self._shots[cell.task, cell.shots])
-        encoded, fusion = self._encoded[place], cell.fusion_field
+        key = (cell.task, cell.shots, index)
+        if key not in self._encoded:
+            self._encoded[key] = await client.encode(what, task, example, self._shots[cell.task, cell.shots])
+        encoded, fusion = self._encoded[key], cell.fusion_field
         if task.metric == "exact":
             reply = await client.generate(what, model, fusion, task, encoded, cell.traced and index < TRACED)
         elif fusion.get("weighting") == JOINT:

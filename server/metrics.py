@@ -122,19 +122,19 @@ class FusionMetrics(Collector):
             "nats.",
             labels=["preset", "divergence"],
         )
-        for place, (preset, settings) in enumerate(self._config.presets.items()):
-            for weighting, number in zip(names.weightings, counts["tokens"][place], strict=True):
+        for index, (preset, settings) in enumerate(self._config.presets.items()):
+            for weighting, number in zip(names.weightings, counts["tokens"][index], strict=True):
                 if number or weighting == settings.weighting:
                     tokens.add_metric([preset, weighting], number)
-            for member, number in zip(names.members, counts["broken"][place], strict=True):
+            for member, number in zip(names.members, counts["broken"][index], strict=True):
                 if number or member in settings.experts or (member == "base" and settings.experts):
                     failures.add_metric([preset, member], number)
             for expert, sizes, total in zip(
-                names.experts, counts["alpha"][place], counts["alpha_sum"][place], strict=True
+                names.experts, counts["alpha"][index], counts["alpha_sum"][index], strict=True
             ):
                 if any(sizes) or expert in settings.experts:
                     alpha.add_metric([preset, expert], _cumulative(ALPHA_BUCKETS, sizes), total)
-            for direction, sizes, total in zip(DIVERGENCES, counts["kl"][place], counts["kl_sum"][place], strict=True):
+            for direction, sizes, total in zip(DIVERGENCES, counts["kl"][index], counts["kl_sum"][index], strict=True):
                 if any(sizes) or Weighting.named(settings.weighting).fuses:
                     divergence.add_metric([preset, direction], _cumulative(KL_BUCKETS, sizes), total)
         yield from (tokens, failures, alpha, divergence)

@@ -29,7 +29,7 @@ class Gate:
         self.policy = policy
         self.draining = False
         self._clock = clock
-        self._places: dict[Ticket, asyncio.Future[None]] = {}
+        self._waiting: dict[Ticket, asyncio.Future[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._metrics = _Metrics(policy, registry)
 
@@ -66,22 +66,22 @@ class Gate:
             raise self.count(refused) from None
         if pushed_out is not None:
             self._refuse(pushed_out, self.policy.refusal(Reason.QUEUE_FULL, arrived))
-        place = self._places[ticket] = asyncio.get_running_loop().create_future()
+        granted = self._waiting[ticket] = asyncio.get_running_loop().create_future()
         self._move()
         if ticket.extra:
-            await self._placed(ticket, place)
+            await self._granted(ticket, granted)
             return
         with _tracer.start_as_current_span("fusion.admission", context) as span:
             span.set_attribute("fusion.client", ticket.client)
             span.set_attribute("fusion.tokens", ticket.tokens)
-            await self._placed(ticket, place)
+            await self._granted(ticket, granted)
         self._metrics.wait.observe(self._clock() - arrived)
 
-    async def _placed(self, ticket: Ticket, place: asyncio.Future[None]) -> None:
+    async def _granted(self, ticket: Ticket, granted: asyncio.Future[None]) -> None:
         try:
-            await place
+            await granted
         except BaseException:
-            self._places.pop(ticket, None)
+            self._waiting.pop(ticket, None)
             self.leave(ticket)
             raise
 
@@ -105,9 +105,9 @@ class Gate:
     def _move(self) -> None:
         now = self._clock()
         for ticket in self.policy.admit(now):
-            place = self._places.pop(ticket)
-            if not place.done():
-                place.set_result(None)
+            granted = self._waiting.pop(ticket)
+            if not granted.done():
+                granted.set_result(None)
         for ticket in self.policy.expire(now):
             self._refuse(ticket, self.policy.refusal(Reason.QUEUE_TIMEOUT, now))
         if self._timer is not None:
@@ -118,9 +118,9 @@ class Gate:
             self._timer = asyncio.get_running_loop().call_later(max(expiry - now, 0.0), self._move)
 
     def _refuse(self, ticket: Ticket, refused: AdmissionError) -> None:
-        place = self._places.pop(ticket, None)
-        if place is not None and not place.done():
-            place.set_exception(self.count(refused))
+        granted = self._waiting.pop(ticket, None)
+        if granted is not None and not granted.done():
+            granted.set_exception(self.count(refused))
 
 
 class _Metrics:

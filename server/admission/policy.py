@@ -148,7 +148,7 @@ class Policy:
         admitted = []
         while waiting := (*self.waiting, *self.waiting_extras):
             most_urgent = min(ticket.priority for ticket in waiting)
-            ticket = min(waiting, key=lambda ticket: self._place(ticket, most_urgent, now))
+            ticket = min(waiting, key=lambda ticket: self._queue_order(ticket, most_urgent, now))
             if not self._fits(ticket, now):
                 break
             self._start(ticket)
@@ -199,7 +199,7 @@ class Policy:
         rate = len(recent) / (now - recent[0])
         return max(1, min(math.ceil((len(self.waiting) + 1) / rate), MAX_RETRY_SECONDS))
 
-    def _place(self, ticket: Ticket, most_urgent: int, now: float) -> tuple[bool, int, float, bool, int]:
+    def _queue_order(self, ticket: Ticket, most_urgent: int, now: float) -> tuple[bool, int, float, bool, int]:
         """The order of waiting tickets: the smallest comes first."""
         aged = ticket.priority if ticket.extra else ticket.priority - (now - ticket.arrived) / self.aging_s
         start = max(self._virtual_time, self._finish.get(ticket.client, 0.0))

@@ -61,18 +61,18 @@ def attach_text_offsets(answer: dict[str, Any], special: Collection[str], hidden
 async def _with_prompts(results: _Results) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """vLLM 0.32 tells what the prompt was with the first output alone, and its stream asks for it at each choice's."""
     prompts: dict[int, tuple[Any, Any, Any]] = {}
-    async for place, result in results:
-        known = prompts.get(place)
+    async for index, result in results:
+        known = prompts.get(index)
         if known is None or (result.prompt_logprobs and not known[2]):
-            prompts[place] = (result.prompt, result.prompt_token_ids, result.prompt_logprobs)
-        result.prompt, result.prompt_token_ids, result.prompt_logprobs = prompts[place]
-        yield place, result
+            prompts[index] = (result.prompt, result.prompt_token_ids, result.prompt_logprobs)
+        result.prompt, result.prompt_token_ids, result.prompt_logprobs = prompts[index]
+        yield index, result
 
 
 async def _without_generated(results: _Results) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-    async for place, result in results:
+    async for index, result in results:
         _drop_generated(result)
-        yield place, result
+        yield index, result
 
 
 def _drop_generated(result: RequestOutput) -> None:

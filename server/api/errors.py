@@ -150,17 +150,17 @@ async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
 
 async def _validation_error(request: Request, error: RequestValidationError) -> JSONResponse:
     faults = error.errors()
-    places = [_place(fault, error.body) for fault in faults]
-    lines = [_sentence(fault, place) for fault, place in zip(faults, places, strict=True)]
+    field_paths = [_field_path(fault, error.body) for fault in faults]
+    lines = [_sentence(fault, field_path) for fault, field_path in zip(faults, field_paths, strict=True)]
     # A field that may have one of several types fails once for each of them.
     lines = list(dict.fromkeys(lines))
     message = "; ".join(lines[:MAX_REPORTED_FAULTS])
     if len(lines) > MAX_REPORTED_FAULTS:
         message += f"; and {len(lines) - MAX_REPORTED_FAULTS} more"
-    return error_response(message or "invalid request", next(iter(places), None), HTTPStatus.BAD_REQUEST)
+    return error_response(message or "invalid request", next(iter(field_paths), None), HTTPStatus.BAD_REQUEST)
 
 
-def _place(fault: Any, body: Any) -> str | None:
+def _field_path(fault: Any, body: Any) -> str | None:
     """The field's dotted name as the client wrote it: `fusion.alpha`, `messages.0.role`."""
     if not isinstance(fault, dict):
         # vLLM's check of the content type reports a bare sentence.
@@ -186,19 +186,19 @@ def _place(fault: Any, body: Any) -> str | None:
     return ".".join(written) or "body"
 
 
-def _sentence(fault: Any, place: str | None) -> str:
+def _sentence(fault: Any, field_path: str | None) -> str:
     if not isinstance(fault, dict):
-        return f"{place}: {fault}"
+        return f"{field_path}: {fault}"
     if fault["type"] == "json_invalid":
         position = fault["loc"][-1]
         return f"body: not valid JSON at character {position}: {fault.get('ctx', {}).get('error', '')}"
     if fault["type"] == "extra_forbidden":
         name = str(fault["loc"][-1])
-        return f"{place}: there is no such field; {nearest(name, FusionField.model_fields)}"
+        return f"{field_path}: there is no such field; {nearest(name, FusionField.model_fields)}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] in ("value_error", "missing"):
-        return f"{place}: {message}"
+        return f"{field_path}: {message}"
     value = repr(fault.get("input"))
     if len(value) > MAX_VALUE_CHARACTERS:
         value = value[:MAX_VALUE_CHARACTERS] + "..."
-    return f"{place}: {message}, not {value}"
+    return f"{field_path}: {message}, not {value}"

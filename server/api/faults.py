@@ -114,7 +114,7 @@ def _blamed(message: str, parameter: str | None, fields: Collection[str]) -> tup
     if parameter is not None:
         return parameter, message
     # Nearly all of vLLM's sentences name their field.
-    places = {name: found.start() for name in fields if (found := re.search(rf"\b{name}\b", message))}
-    if places.get("n", 0) > 0:  # a letter within a sentence
-        del places["n"]
-    return min(places, key=places.__getitem__, default=None), message
+    mentions = {name: found.start() for name in fields if (found := re.search(rf"\b{name}\b", message))}
+    if mentions.get("n", 0) > 0:  # a letter within a sentence
+        del mentions["n"]
+    return min(mentions, key=mentions.__getitem__, default=None), message

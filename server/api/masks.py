@@ -20,7 +20,7 @@ def field_of(request: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class Masks:
-    """What a request allows and bans at the first place of its answer; `fields` do so."""
+    """What a request allows and bans at the first token of its answer; `fields` do so."""
 
     allowed: frozenset[int] | None
     banned: frozenset[int]

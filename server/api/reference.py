@@ -55,10 +55,10 @@ def with_allowed_tools(data: dict[str, Any]) -> dict[str, Any]:
     given = data.get("tools")
     tools = {_name(tool): tool for tool in given} if isinstance(given, list) else {}
     names = []
-    for place, tool in enumerate(named):
+    for index, tool in enumerate(named):
         name = _name(tool)
         if name is None or name not in tools:
-            param = f"{where}.tools.{place}"
+            param = f"{where}.tools.{index}"
             hint = nearest(name or "", [known for known in tools if known is not None])
             raise RequestError(f"{param}: {tool!r:.100} is none of the request's tools; {hint}", param)
         names.append(name)

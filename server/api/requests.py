@@ -102,7 +102,7 @@ class FusionRequest(BaseModel):
     def fuse_with(self, settings: FusionSettings, trace: Trace | None, first_prompt: int = 0) -> None:
         """Settle what this request asks of the engine, before vLLM's serving class takes it.
 
-        `first_prompt` is the place of its first prompt among those that the trace follows.
+        `first_prompt` is the index of its first prompt among those that the trace follows.
         """
         self._settings, self._trace, self._prompts = settings, trace, first_prompt
 
@@ -226,8 +226,8 @@ class FusionBatchRequest(FusionRequest, BatchChatCompletionRequest):
 
     def fuse_with(self, settings: FusionSettings, trace: Trace | None, first_prompt: int = 0) -> None:
         """As for one conversation, for each of them."""
-        for place, chat in enumerate(self.chats):
-            chat.fuse_with(settings, trace, first_prompt + place)
+        for index, chat in enumerate(self.chats):
+            chat.fuse_with(settings, trace, first_prompt + index)
 
     def to_chat_completion_request(self, messages: Any) -> FusionChatCompletionRequest:
         """The request of one of `messages`' conversations, the same one each time that vLLM asks."""

@@ -155,27 +155,27 @@ def _structures(request: Any) -> Iterator[Structure]:
 
 
 def _tools(request: Any) -> Iterator[Structure]:
-    for place, tool in enumerate(field_of(request, "tools") or ()):
+    for index, tool in enumerate(field_of(request, "tools") or ()):
         function = getattr(tool, "function", tool)
         for name in ("parameters", "input_schema"):
             schema = getattr(function, name, None)
             if not isinstance(schema, dict):
                 continue
-            where = f"tools.{place}.function.{name}" if function is not tool else f"tools.{place}.{name}"
+            where = f"tools.{index}.function.{name}" if function is not tool else f"tools.{index}.{name}"
             strict = getattr(function, "strict", None) is True
             yield Structure(where, "json", schema if strict else _LENIENT | schema, strict)
 
 
 def _tool_names(request: Any) -> Iterator[tuple[str, str]]:
-    for place, tool in enumerate(field_of(request, "tools") or ()):
+    for index, tool in enumerate(field_of(request, "tools") or ()):
         function = getattr(tool, "function", tool)
         name = getattr(function, "name", None)
         if isinstance(name, str):
             where = "function.name" if function is not tool else "name"
             if not name or json.dumps(name, ensure_ascii=False)[1:-1] != name:
-                message = f"tools.{place}.{where}: a name without quotes and control characters is needed"
-                raise RequestError(f"{message}, not {name!r:.100}", f"tools.{place}.{where}")
-            yield name, f"tools.{place}.{where}"
+                message = f"tools.{index}.{where}: a name without quotes and control characters is needed"
+                raise RequestError(f"{message}, not {name!r:.100}", f"tools.{index}.{where}")
+            yield name, f"tools.{index}.{where}"
 
 
 def _named(field: str, count: Any, *values: Any) -> Any:
@@ -189,8 +189,8 @@ def _refusal(structure: Structure, error: StructureError) -> RequestError:
     message, field = f"{structure.field}: {error}", structure.field
     if error.keyword is not None:
         schema = json.loads(structure.value) if isinstance(structure.value, str) else structure.value
-        place = where_is(schema, error.keyword)
-        message += f" (at {place})" if place else ""
+        path = where_is(schema, error.keyword)
+        message += f" (at {path})" if path else ""
     if structure.strict and error.keyword is not None:
         message += '; without "strict": true the arguments follow the rest of the schema'
     return RequestError(message, field)

@@ -120,11 +120,11 @@ def _next_key(
 
 
 def describe_fault(error: ValidationError, data: dict[str, Any]) -> tuple[Loc, str]:
-    """Return where the first fault is, and what it is with the place in it."""
+    """Return where the first fault is, and what it is with the path to it."""
     first = error.errors(include_url=False)[0]
     context = first.get("ctx", {})
     kind, message, value = first["type"], first["msg"], first["input"]
-    loc = _place(first["loc"], data)
+    loc = _field_path(first["loc"], data)
     if kind == "unknown_key":
         key = context["key"]
         where = f" in {'.'.join(loc)}" if loc else ""
@@ -161,16 +161,16 @@ EXPECTED = {
 }
 
 
-def _place(loc: tuple[int | str, ...], data: object) -> Loc:
+def _field_path(loc: tuple[int | str, ...], data: object) -> Loc:
     """Keep of pydantic's location what the user wrote: it also names the branches of unions, and missing keys."""
-    place = []
+    path = []
     for part in loc:
         try:
             data = data[part]  # type: ignore[index]
         except (IndexError, KeyError, TypeError):
             continue
-        place.append(str(part))
-    return tuple(place)
+        path.append(str(part))
+    return tuple(path)
 
 
 def _source(path: Path, loc: Loc, changed: dict[str, Loc]) -> str:

@@ -153,12 +153,12 @@ class Aggregates:
             for name in ("labels", "generates")
         )
         preset, kind = labels // len(Weighting), labels % len(Weighting)
-        places = torch.tensor(experts, device=device)
-        members = torch.cat([torch.arange(FIRST_EXPERT, device=device), places + FIRST_EXPERT])
+        indices = torch.tensor(experts, device=device)
+        members = torch.cat([torch.arange(FIRST_EXPERT, device=device), indices + FIRST_EXPERT])
         _add(self._broken, (preset, members[broken.long()]), generated & (broken > 0))
 
         sound = generated & (broken == 0)
-        chosen = (preset[:, None], places[None, :].expand_as(alpha))
+        chosen = (preset[:, None], indices[None, :].expand_as(alpha))
         used = use & sound[:, None]
         _add(self._alpha, (*chosen, torch.bucketize(alpha, self._alpha_bounds)), used)
         _add(self._alpha_sum, chosen, torch.where(used, alpha, 0.0))

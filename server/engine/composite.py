@@ -74,8 +74,8 @@ class LogitFusionForCausalLM(nn.Module):
         self._expert_sources = expert_sources
         # vLLM's loader streams these after the large model's own weights.
         self.secondary_weights = [
-            DefaultModelLoader.Source(shape["model"], revision=None, prefix=_SOURCE_PREFIX.format(place))
-            for place, shape in enumerate(shapes)
+            DefaultModelLoader.Source(shape["model"], revision=None, prefix=_SOURCE_PREFIX.format(index))
+            for index, shape in enumerate(shapes)
         ]
         size = vllm_config.model_config.get_vocab_size()
         sizes = [config.model_config.get_vocab_size() for config in configs]
@@ -250,9 +250,9 @@ def _uniform_window(hf_config: Any) -> int | None:
 
 
 def _split(name: str) -> tuple[int | None, str]:
-    """A streamed tensor's name to (place among `secondary_weights` or `None` for large, name in the checkpoint)."""
+    """A streamed tensor's name to (index among `secondary_weights` or `None` for large, name in the checkpoint)."""
     start = _SOURCE_PREFIX.partition("{}")[0]
     if not name.startswith(start):
         return None, name
-    place, _, rest = name.removeprefix(start).partition("/")
-    return int(place), rest
+    index, _, rest = name.removeprefix(start).partition("/")
+    return int(index), rest

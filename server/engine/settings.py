@@ -19,7 +19,7 @@ EXTRA_ARG = "fusion"
 
 @dataclass(frozen=True, slots=True)
 class FusionSettings:
-    """One request's weighting, with experts by their place in the configuration."""
+    """One request's weighting, with experts by their index in the configuration."""
 
     weighting: Weighting = Weighting.NONE
     experts: tuple[int, ...] = ()
@@ -27,7 +27,7 @@ class FusionSettings:
     """Weights of `experts`, in the same order; used by `STATIC` alone."""
     alpha_max: float = 2.0
     preset: int = 0
-    """The preset's place in the configuration, under which the metrics count."""
+    """The preset's index in the configuration, under which the metrics count."""
     trace: str | None = None
     """The name under which the worker keeps this request's trace; `None` keeps none."""
     trace_top: bool = False

@@ -25,7 +25,7 @@ class SubBatch:
     slot_mappings: torch.Tensor
     """[groups, m]."""
     tokens: np.ndarray | None
-    """[m] the tokens' places in the whole pass, rising; `None` where the member reads all of them."""
+    """[m] the tokens' indices in the whole pass, rising; `None` where the member reads all of them."""
     logit_tokens: torch.Tensor | None
     """[l] the tokens, among the m, that give logits; `None` where each one does."""
     logit_rows: torch.Tensor | None

@@ -98,11 +98,11 @@ class _TensorFiles:
 
     def __init__(self, folder: str | Path, pattern: str = "*.safetensors") -> None:
         files: list[Any] = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob(pattern))]
-        self._place = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
+        self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
 
     def get(self, name: str) -> torch.Tensor | None:
         """The tensor of that name, or `None`."""
-        file = self._place.get(name)
+        file = self._file_of.get(name)
         if file is None:
             return None
         tensor: torch.Tensor = file.get_tensor(name)

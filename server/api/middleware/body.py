@@ -70,8 +70,10 @@ class BodyLimits:
             detail = f"body: its JSON holds more than {objects:,} objects and lists"
         elif deeper_than(depth, body):
             detail = f"body: its JSON is nested deeper than {depth} levels"
-        elif (place := lone_surrogate(body)) is not None:
-            raise FieldError(f"{place}: it holds half a character (a lone surrogate), which is no text", place)
+        elif (field_path := lone_surrogate(body)) is not None:
+            raise FieldError(
+                f"{field_path}: it holds half a character (a lone surrogate), which is no text", field_path
+            )
         else:
             return
         raise FieldError(detail, "body")

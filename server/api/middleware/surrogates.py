@@ -15,7 +15,7 @@ _LONE = re.compile("[\ud800-\udfff]")
 
 
 def lone_surrogate(body: bytes) -> str | None:
-    """The dotted place of the first text with half a character in what may be JSON."""
+    """The dotted path of the first text with half a character in what may be JSON."""
     if not _MAYBE_LONE.search(body):
         return None
     try:
@@ -23,13 +23,13 @@ def lone_surrogate(body: bytes) -> str | None:
     except (ValueError, RecursionError):
         return None
     while pending:
-        place, value = pending.pop()
+        path, value = pending.pop()
         if isinstance(value, str) and _LONE.search(value):
-            return place[1:] or "body"
+            return path[1:] or "body"
         if isinstance(value, dict):
             if any(_LONE.search(key) for key in value):
-                return place[1:] or "body"
-            pending += [(f"{place}.{key}", part) for key, part in reversed(value.items())]
+                return path[1:] or "body"
+            pending += [(f"{path}.{key}", part) for key, part in reversed(value.items())]
         elif isinstance(value, list):
-            pending += [(f"{place}.{number}", part) for number, part in reversed(list(enumerate(value)))]
+            pending += [(f"{path}.{number}", part) for number, part in reversed(list(enumerate(value)))]
     return None

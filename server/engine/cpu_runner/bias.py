@@ -71,7 +71,7 @@ def bad_words(
         all_token_ids: [slots, max_model_len] int32.
         prompt_len, total_len: [slots] int32.
         input_ids: [rows] int32, the input token of each row: after a request's first, drafts.
-        expanded_local_pos: [rows] int32, the row's place in its request.
+        expanded_local_pos: [rows] int32, the row's index in its request.
     """
     for row in range(logits.shape[0]):
         slot = expanded_idx_mapping[row]
@@ -84,11 +84,11 @@ def bad_words(
                 continue
             same = True
             for j in range(before):
-                place = length - before + j
-                if place < written:
-                    token = all_token_ids[slot, prompt_len[slot] + place]
+                index = length - before + j
+                if index < written:
+                    token = all_token_ids[slot, prompt_len[slot] + index]
                 else:
-                    token = input_ids[row - expanded_local_pos[row] + place - written + 1]
+                    token = input_ids[row - expanded_local_pos[row] + index - written + 1]
                 same = same and token == bad_word_token_ids[slot, first + j]
             if same:
                 logits[row, bad_word_token_ids[slot, stop - 1]] = -np.inf

@@ -46,9 +46,9 @@ def write_rows(output: Any, stride: int, rows: Any, starts: Any, contents: Any, 
     """`apply_write` into one tensor, as one dimension."""
     first = 0
     for w in range(rows.size):
-        place = np.int64(rows[w]) * stride + starts[w]
+        index = np.int64(rows[w]) * stride + starts[w]
         for i in range(first, ends[w]):
-            output[place + i - first] = contents[i]
+            output[index + i - first] = contents[i]
         first = ends[w]
 
 
@@ -57,8 +57,8 @@ def write_groups(addresses: Any, strides: Any, rows: Any, starts: Any, contents:
     """`apply_write` into several tensors."""
     first = 0
     for w in range(rows.size):
-        place = np.int64(rows[w]) * strides[groups[w]] + starts[w]
-        output = integers(np.int64(addresses[groups[w]]) + 4 * place, ends[w] - first)
+        index = np.int64(rows[w]) * strides[groups[w]] + starts[w]
+        output = integers(np.int64(addresses[groups[w]]) + 4 * index, ends[w] - first)
         for i in range(first, ends[w]):
             output[i - first] = contents[i]
         first = ends[w]
@@ -115,7 +115,7 @@ def compute_slot_mappings(
         slot_mapping_enabled: [G] bool.
         slot_mappings: [G, N] int64, the result.
         cp_size: how many ranks share a sequence.
-        pad_id: the slot of tokens without a place.
+        pad_id: the slot of tokens that are kept nowhere.
 
     Raises:
         NotImplementedError: `cp_size` is not 1.

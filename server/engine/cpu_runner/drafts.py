@@ -14,19 +14,19 @@ def gather_draft_sampled(
     """spec_decode.rejection_sampler._gather_draft_sampled_kernel: input token and position of each row of logits.
 
     Args:
-        draft_sampled: [rows] int32, a result; -1 where a step within the prompt holds a place for a draft.
+        draft_sampled: [rows] int32, a result; -1 where a step within the prompt stands for a draft.
         pos: [rows] int64, a result.
         input_ids, positions: [tokens] int32, int64.
         logits_indices: [rows] int64, tokens.
         expanded_idx_mapping: [rows] int64, slots.
-        expanded_local_pos: [rows] int32, the row's place in its request.
+        expanded_local_pos: [rows] int32, the row's index in its request.
         prefill_len: [slots] int32.
     """
     for row in range(logits_indices.size):
         token = logits_indices[row]
-        place = expanded_local_pos[row]
+        index = expanded_local_pos[row]
         pos[row] = positions[token]
-        held = place > 0 and positions[token] - place < prefill_len[expanded_idx_mapping[row]]
+        held = index > 0 and positions[token] - index < prefill_len[expanded_idx_mapping[row]]
         draft_sampled[row] = -1 if held else input_ids[token]
 
 
@@ -75,17 +75,17 @@ def prepare_prefill_inputs(
     for i in range(requests):
         first, stop = query_start_loc[i], query_start_loc[i + 1]
         valid = stop - first - num_rejected[i]
-        place = first + i
+        index = first + i
         for j in range(stop - first + 1):
             token = 0
             if j < valid:
                 token = target_input_ids[first + j]
             elif j == valid:
                 token = last_sampled[idx_mapping[i], 0]
-            out_input_ids[place + j] = token
-            out_positions[place + j] = min(target_positions[first] + j, max_model_len - 1)
-        last_token_indices[i] = place + valid
-        out_query_start_loc[i] = place
+            out_input_ids[index + j] = token
+            out_positions[index + j] = min(target_positions[first] + j, max_model_len - 1)
+        last_token_indices[i] = index + valid
+        out_query_start_loc[i] = index
         out_seq_lens[i] = min(seq_lens[i] + 1, max_model_len)
     out_query_start_loc[requests : max_num_reqs + 1] = query_start_loc[requests] + requests
     out_seq_lens[requests:max_num_reqs] = 0

@@ -44,15 +44,15 @@ def apply_grammar_bitmask(
 
 @for_logits("void(int64, int64, logits, float64, int32[:], int32[:], int32[:,:], int64, int64)")
 def forbid(
-    first: int, stop: int, logits: Any, lowest: float, places: Any, starts: Any, masks: Any, vocabulary: int,
+    first: int, stop: int, logits: Any, lowest: float, indices: Any, starts: Any, masks: Any, vocabulary: int,
     stride: int,
 ) -> None:  # fmt: skip
     """Masks first .. stop; `lowest` is -inf as the array holds it."""
     for i in range(first, stop):
-        request, place = places[i] // stride, places[i] % stride
-        if place >= starts[request + 1] - starts[request]:
+        request, index = indices[i] // stride, indices[i] % stride
+        if index >= starts[request + 1] - starts[request]:
             continue
-        entries, bits = line(logits, starts[request] + place), line(masks, i)
+        entries, bits = line(logits, starts[request] + index), line(masks, i)
         low = entries.dtype.type(lowest)
         for token in range(vocabulary):
             if (bits[token >> 5] >> np.int32(token & 31)) & 1 == 0:

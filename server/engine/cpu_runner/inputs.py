@@ -34,8 +34,8 @@ def prepare_prefill_inputs(
         for j in range(length):
             input_ids[first + j] = all_token_ids[slot, done + j]
         for j in range(next_prefill_tokens.shape[0]):
-            place = done + length + j
-            next_prefill_tokens[j, slot] = all_token_ids[slot, place] if place < end else 0
+            index = done + length + j
+            next_prefill_tokens[j, slot] = all_token_ids[slot, index] if index < end else 0
 
 
 @compiled("void(int64[:], int32[:], int64[:], int32[:], int32[:], int64)")
@@ -102,7 +102,7 @@ def combine_sampled_and_draft_tokens(
 def expand_idx_mapping(
     idx_mapping: Any, expanded_idx_mapping: Any, expanded_local_pos: Any, cu_num_logits: Any
 ) -> None:
-    """input_batch._expand_idx_mapping_kernel: the slot of each row of logits, and its place in its request.
+    """input_batch._expand_idx_mapping_kernel: the slot of each row of logits, and its index in its request.
 
     Args:
         idx_mapping: [B] int64, slots.

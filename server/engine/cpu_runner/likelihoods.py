@@ -78,7 +78,7 @@ def compute_local_logits_stats(
 ) -> None:
     """spec_decode.rejection_sampler_utils._compute_local_logits_stats_kernel: largest logit, sum of exponentials.
 
-    Rows of bonus tokens (place `num_speculative_steps`) need none of it; at temperature 0 only the largest counts.
+    Rows of bonus tokens (index `num_speculative_steps`) need none of it; at temperature 0 only the largest counts.
 
     Args:
         target_local_argmax: [rows, blocks] int64, a result, for blocks of 8,192 tokens.
@@ -86,7 +86,7 @@ def compute_local_logits_stats(
         draft_local_max, draft_local_sumexp: the same of `draft_logits` / temperature.
         target_logits: [rows, >= V], already divided by the temperature.
         draft_logits: [slots, steps, >= V], or None where drafts have no distribution.
-        expanded_idx_mapping, expanded_local_pos: [rows] int64, int32, slot and place of each row.
+        expanded_idx_mapping, expanded_local_pos: [rows] int64, int32, slot and index of each row.
         temp: [slots] float32.
         vocab_size: V.
         num_speculative_steps: most drafts of a request.
@@ -109,14 +109,14 @@ def compute_local_logits_stats(
 )
 def block_statistics(
     first: int, stop: int, winners: Any, tops: Any, sums: Any, draft_tops: Any, draft_sums: Any, target: Any,
-    draft: Any, slots: Any, places: Any, temps: Any, steps: int,
+    draft: Any, slots: Any, indices: Any, temps: Any, steps: int,
 ) -> None:  # fmt: skip
     """Blocks first .. stop, counted through all rows."""
     blocks, vocabulary = winners.shape[1], target.shape[1]
     for unit in range(first, stop):
         row, block = unit // blocks, unit % blocks
-        slot, place = slots[row], places[row]
-        if place >= steps:
+        slot, index = slots[row], indices[row]
+        if index >= steps:
             continue
         start = block * BLOCK
         end = min(start + BLOCK, vocabulary)
@@ -126,7 +126,7 @@ def block_statistics(
             continue
         sums[row, block] = exponentials(line(target, row), start, end, np.float32(1.0), top)
         if draft.size:
-            entries = line(draft[slot], place)
+            entries = line(draft[slot], index)
             _, top = largest(entries, start, end, temps[slot])
             draft_tops[row, block] = top
             draft_sums[row, block] = exponentials(entries, start, end, temps[slot], top)

@@ -89,5 +89,5 @@ def prompt_logprobs_token_ids(
     for i in range(idx_mapping.size):
         slot = idx_mapping[i]
         for j in range(query_start_loc[i], query_start_loc[i + 1]):
-            place = num_computed_tokens[slot] + 1 + j - query_start_loc[i]
-            prompt_logprobs_token_ids[j] = all_token_ids[slot, place] if place < longest else 0
+            index = num_computed_tokens[slot] + 1 + j - query_start_loc[i]
+            prompt_logprobs_token_ids[j] = all_token_ids[slot, index] if index < longest else 0

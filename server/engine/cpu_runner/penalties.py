@@ -33,7 +33,7 @@ def penalties(
         logits: [rows, V] float32, changed in place.
         expanded_idx_mapping: [rows] int64, slots.
         token_ids: [rows] int32, the input token of each row.
-        expanded_local_pos: [rows] int32, the row's place in its request.
+        expanded_local_pos: [rows] int32, the row's index in its request.
         repetition_penalty, frequency_penalty, presence_penalty: [slots] float32.
         prompt_bin_mask: [slots, V / 32] int32, a bit for each token of the prompt.
         output_bin_counts: [slots, V] int32.
@@ -54,7 +54,7 @@ def penalties(
     " int32[:,:], int32[:,:])"
 )
 def penalise(
-    first: int, stop: int, blocks: int, logits: Any, slots: Any, tokens: Any, places: Any, repetition: Any,
+    first: int, stop: int, blocks: int, logits: Any, slots: Any, tokens: Any, indices: Any, repetition: Any,
     frequency: Any, presence: Any, prompt: Any, output: Any,
 ) -> None:  # fmt: skip
     """Blocks first .. stop, counted through all rows."""
@@ -68,9 +68,9 @@ def penalise(
         end = min(start + BLOCK, logits.shape[1])
         entries, bits = line(logits, row)[start:end], line(prompt, slot)
         counts = line(output, slot)[start:end]
-        if places[row] > 0:
+        if indices[row] > 0:
             counts = counts.copy()
-            for draft in range(row - places[row] + 1, row + 1):
+            for draft in range(row - indices[row] + 1, row + 1):
                 if start <= tokens[draft] < end:
                     counts[tokens[draft] - start] += 1
         shrink = np.float32(1.0) / scale

@@ -13,11 +13,11 @@ FORCED = np.float32(1.0e9)
 
 
 @jit
-def _stands_at(tokens: Any, place: int, length: int, marker: Any) -> bool:
-    """Whether the marker is in tokens[:length] at this place."""
-    if place + marker.size > length:
+def _stands_at(tokens: Any, index: int, length: int, marker: Any) -> bool:
+    """Whether the marker is in tokens[:length] at this index."""
+    if index + marker.size > length:
         return False
-    return (tokens[place : place + marker.size] == marker).all()
+    return (tokens[index : index + marker.size] == marker).all()
 
 
 @compiled("void(int64[:], int32[:], int32[:,:], int32[:], int32[:], int32[:], int32[:], int32[:], int32[:], int64)")
@@ -36,7 +36,7 @@ def update_committed_marker_cache(
         thinking_token_budget: [slots] int32; below 0 is none.
         all_token_ids: [slots, max_model_len] int32.
         total_len: [slots] int32.
-        cached_last_start, cached_last_end, cached_scan_pos: [slots] int32, changed: places of the last markers (-1:
+        cached_last_start, cached_last_end, cached_scan_pos: [slots] int32, changed: indices of the last markers (-1:
             none), and up to where was looked.
         reasoning_start_token_ids, natural_reasoning_end_token_ids: [length] int32, the markers.
         max_len: the longer marker's length.
@@ -48,11 +48,11 @@ def update_committed_marker_cache(
         length, tokens = total_len[slot], all_token_ids[slot]
         if cached_scan_pos[slot] > length:
             cached_scan_pos[slot], cached_last_start[slot], cached_last_end[slot] = 0, -1, -1
-        for place in range(cached_scan_pos[slot], length):
-            if _stands_at(tokens, place, length, reasoning_start_token_ids):
-                cached_last_start[slot] = place
-            if _stands_at(tokens, place, length, natural_reasoning_end_token_ids):
-                cached_last_end[slot] = place
+        for index in range(cached_scan_pos[slot], length):
+            if _stands_at(tokens, index, length, reasoning_start_token_ids):
+                cached_last_start[slot] = index
+            if _stands_at(tokens, index, length, natural_reasoning_end_token_ids):
+                cached_last_end[slot] = index
         cached_scan_pos[slot] = max(length - max_len + 1, 0)
 
 
@@ -69,7 +69,7 @@ def thinking_budget(
 
     Args:
         logits: [rows, V] float32, changed.
-        expanded_idx_mapping, expanded_local_pos: [rows] int64, int32, slot and place of each row.
+        expanded_idx_mapping, expanded_local_pos: [rows] int64, int32, slot and index of each row.
         thinking_token_budget: [slots] int32; below 0 is none.
         all_token_ids, total_len: [slots, max_model_len], [slots] int32.
         input_ids: [rows] int32, the input token of each row: after a request's first, drafts.
@@ -87,16 +87,16 @@ def thinking_budget(
         # What may hold a marker that a draft completes: the drafts, and the tokens just before them.
         first = max(total_len[slot] - max(start.size, end.size, forced.size), 0)
         tail = np.empty(length - first, np.int32)
-        for place in range(first, length):
-            draft = place - total_len[slot]
-            tail[place - first] = input_ids[row - drafts + draft + 1] if draft >= 0 else all_token_ids[slot, place]
+        for index in range(first, length):
+            draft = index - total_len[slot]
+            tail[index - first] = input_ids[row - drafts + draft + 1] if draft >= 0 else all_token_ids[slot, index]
         began, ended = cached_last_start[slot], cached_last_end[slot]
-        for place in range(max(total_len[slot] - start.size + 1, 0), length):
-            if _stands_at(tail, place - first, tail.size, start):
-                began = place
-        for place in range(max(total_len[slot] - end.size + 1, 0), length):
-            if _stands_at(tail, place - first, tail.size, end):
-                ended = place
+        for index in range(max(total_len[slot] - start.size + 1, 0), length):
+            if _stands_at(tail, index - first, tail.size, start):
+                began = index
+        for index in range(max(total_len[slot] - end.size + 1, 0), length):
+            if _stands_at(tail, index - first, tail.size, end):
+                ended = index
         if began < 0 or began <= ended or length - began - start.size < budget:
             continue
         given = 0

@@ -56,9 +56,9 @@ def warm_up(speculation: bool = False) -> None:
     Args:
         speculation: also those that only speculation launches.
     """
-    for kernel, place in KERNELS.items():
+    for kernel, target in KERNELS.items():
         if speculation or ".spec_decode." not in kernel:
-            _function(place)
+            _function(target)
     _let_llvmlite_be_looked_into()
 
 
@@ -78,9 +78,9 @@ class StandIn:
     numba and the functions are imported at the first launch, so that a process without launches does without them.
     """
 
-    def __init__(self, kernel: Callable[..., Any], place: str) -> None:
-        self.__name__ = place
-        self._place = place
+    def __init__(self, kernel: Callable[..., Any], target: str) -> None:
+        self.__name__ = target
+        self._target = target
         self.arguments = plain_names(inspect.signature(kernel).parameters)
         self._function: Callable[..., Any] | None = None
 
@@ -101,12 +101,12 @@ class StandIn:
         from server.engine.cpu_runner.arrays import array
 
         warm_up()
-        function = _function(self._place)
+        function = _function(self._target)
         _let_llvmlite_be_looked_into()
         self._ours = list(inspect.signature(getattr(function, "py_func", function)).parameters)
         unknown = [name for name in self._ours if name not in self.arguments]
         if unknown:
-            raise RuntimeError(f"{self._place} stands for a kernel of vLLM 0.32; this vLLM's has no {unknown}")
+            raise RuntimeError(f"{self._target} stands for a kernel of vLLM 0.32; this vLLM's has no {unknown}")
         # A compiled function takes numpy's arrays.
         self._seen = array if hasattr(function, "py_func") else None
         return function
@@ -123,8 +123,8 @@ def plain_names(names: Iterable[str]) -> list[str]:
     return [name.removesuffix("_ptr").lower() for name in names]
 
 
-def _function(place: str) -> Callable[..., Any]:
-    module, name = place.split(".")
+def _function(target: str) -> Callable[..., Any]:
+    module, name = target.split(".")
     return getattr(importlib.import_module(f"{__package__}.{module}"), name)  # type: ignore[no-any-return]
 
 

@@ -156,12 +156,12 @@ def support(
 ) -> None:
     """`compact_sampling_mask`."""
     for i in range(counts.size):
-        request, place = i // stride, i % stride
+        request, index = i // stride, i % stride
         counts[i] = 0
-        if place >= sampled[request]:
+        if index >= sampled[request]:
             continue
         packed[i, :] = 0
-        entries = line(logits, starts[request] + place)
+        entries = line(logits, starts[request] + index)
         for token in range(entries.size):
             if -np.inf < value(entries, token) < np.inf:
                 if counts[i] < most:

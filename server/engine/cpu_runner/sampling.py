@@ -21,13 +21,13 @@ _LEAST = np.int32(-2147483648)
 
 @jit
 def first_of(keys: Any, length: int, top: Any) -> int:
-    """The first place of `top` among keys[:length]."""
-    place = 0
+    """The first index of `top` among keys[:length]."""
+    index = 0
     for j in range(length):
         if keys[j] == top:
-            place = j
+            index = j
             break
-    return place
+    return index
 
 
 def gumbel_sample(

@@ -28,7 +28,7 @@ Kind = Literal["json", "regex", "grammar", "choice", "structural_tag"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One constraint to try, with the token ids that other fields of the request allow and ban at its first place."""
+    """One constraint to try, with the token ids that other fields of the request allow and ban at its first token."""
 
     kind: Kind
     spec: str

@@ -83,7 +83,7 @@ def first_tokens(matcher: llguidance.LLMatcher) -> set[int]:
     mask = int.from_bytes(matcher.compute_bitmask(), "little")
     if matcher.is_error() or (matcher.is_stopped() and not matcher.is_accepting()):
         return set()
-    return {place for place, bit in enumerate(reversed(f"{mask:b}")) if bit == "1"}
+    return {index for index, bit in enumerate(reversed(f"{mask:b}")) if bit == "1"}
 
 
 def _plain(complaint: str) -> StructureError:
@@ -104,20 +104,20 @@ def _plain(complaint: str) -> StructureError:
         return StructureError("the keyword '$ref' can be followed only within the schema itself (#/...)", "$ref")
     if "lookarounds not supported" in complaint:
         return StructureError("look-around, of which word boundaries are a kind, is not supported")
-    # The last "error: ..." of a regular expression's complaint is its cause; the lines before it draw the place.
+    # The last "error: ..." of a regular expression's complaint is its cause; the lines before it draw where.
     causes = re.findall(r"^\s*error: (.+)$", complaint, re.MULTILINE)
     return StructureError(causes[-1] if causes else complaint.strip().splitlines()[0])
 
 
 def where_is(schema: Any, keyword: str) -> str | None:
-    """The dotted place of the first schema that holds `keyword`; "" is the top."""
+    """The dotted path of the first schema that holds `keyword`; "" is the top."""
     pending: list[tuple[str, Any]] = [("", schema)]
     while pending:
-        place, value = pending.pop(0)
+        path, value = pending.pop(0)
         if isinstance(value, dict):
-            if keyword in value and not place.endswith("properties"):
-                return place.lstrip(".")
-            pending += [(f"{place}.{key}", part) for key, part in value.items() if key not in ("const", "enum")]
+            if keyword in value and not path.endswith("properties"):
+                return path.lstrip(".")
+            pending += [(f"{path}.{key}", part) for key, part in value.items() if key not in ("const", "enum")]
         elif isinstance(value, list):
-            pending += [(f"{place}.{number}", part) for number, part in enumerate(value)]
+            pending += [(f"{path}.{number}", part) for number, part in enumerate(value)]
     return None
