@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Any
 
 import vllm
 from fastapi import FastAPI
@@ -28,14 +27,16 @@ from server.api.middleware import (
 )
 from server.auth import Keys
 from server.config import Config
+from server.engine.checks import Report
 from server.engine.client import FusionEngine
 
 METRICS_PATH = "/metrics"
 DESCRIPTION = "One large language model, steered at every token by small expert models in the same engine."
 
 
-def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], keys: Keys) -> FastAPI:
-    """Assemble the app over a running engine; `members` is what `/v1/fusion/experts` answers."""
+def build_app(engine: FusionEngine, report: Report, keys: Keys) -> FastAPI:
+    """Assemble the app over a running engine of the members that the checks reported on."""
+    config = report.config
     app = FastAPI(
         title="logit-fusion",
         version=version("logit-fusion"),
@@ -43,7 +44,7 @@ def build_app(engine: FusionEngine, config: Config, members: dict[str, Any], key
         lifespan=lifespan,
         root_path=config.http.root_path or "",
     )
-    state.fill(app.state, engine, config, members)
+    state.fill(app.state, engine, report)
     app.include_router(routes.router)
     app.include_router(stored_routes.router)
     app.include_router(anthropic_routes.router)

@@ -108,7 +108,7 @@ def serve(
             phases.begin("fetching weights")
             fetch_weights(report.members)
     listen = Listen(host, port, drain_timeout)
-    leave(serve_members(report.config, report.members, report.as_dict(), listen, [*lines, *report.remarks]))
+    leave(serve_members(report, listen, [*lines, *report.remarks]))
 
 
 @app.command(epilog=EXIT_CODES)
@@ -202,14 +202,14 @@ def _print_members(console: Console, report: Report) -> None:
         architecture = row.architecture
         table.add_row(
             row.member.name,
-            row.member.kind if row.quantisation is None else f"{row.member.kind}, {row.quantisation}",
+            row.member.kind if row.member.quantisation is None else f"{row.member.kind}, {row.member.quantisation}",
             architecture.name,
             f"{row.parameters:,}",
             format_bytes(row.weight_bytes),
             str(architecture.layers),
             format_bytes(row.kv_bytes_per_token),
             f"{architecture.max_length:,}" if architecture.max_length else "unbounded",
-            f"{row.vocabulary:,}",
+            f"{row.member.vocabulary_rows:,}",
         )
     console.print(table)
     for row in report.reports:

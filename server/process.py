@@ -25,13 +25,13 @@ from rich.console import Console
 
 from server.auth import Keys
 from server.config import Config
-from server.engine.members import Members
 from server.errors import ServerError
 from server.logs import notice
 from server.progress import Phases
 
 if TYPE_CHECKING:
     from server.admission import Gate
+    from server.engine.checks import Report
     from server.engine.client import FusionEngine
     from server.engine.processes import EngineProcesses
 
@@ -53,7 +53,7 @@ class Listen:
     drain_timeout_s: float
 
 
-def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Listen, remarks: Sequence[str]) -> int:
+def serve(report: Report, listen: Listen, remarks: Sequence[str]) -> int:
     """Serve until a signal; return the process' exit code: 0 after a clean end, 1 when the engine died.
 
     `remarks` are logged once the address is bound.
@@ -64,6 +64,7 @@ def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Liste
         ConfigError: the keys cannot be read.
         ServerError: the address cannot be bound, or the engine does not start.
     """
+    config = report.config
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, _abandon)  # until the server is up and takes them itself
     keys = Keys(Path(config.auth.keys_file) if config.auth.keys_file else None)
@@ -73,18 +74,13 @@ def serve(config: Config, members: Members, sizes: dict[str, Any], listen: Liste
         if not keys.required and not _is_loopback(sock):
             message = f"warning: no API keys are configured (auth.keys_file): whoever reaches {listen.host} may use it"
             Console(stderr=True).print(message, style="yellow", markup=False, highlight=False)
-        return uvloop.run(_serve(config, members, sizes, keys, sock, metrics_sock, listen))
+        return uvloop.run(_serve(report, keys, sock, metrics_sock, listen))
 
 
 async def _serve(
-    config: Config,
-    members: Members,
-    sizes: dict[str, Any],
-    keys: Keys,
-    sock: socket.socket,
-    metrics_sock: socket.socket | None,
-    listen: Listen,
+    report: Report, keys: Keys, sock: socket.socket, metrics_sock: socket.socket | None, listen: Listen
 ) -> int:
+    config = report.config
     console = Console(stderr=True)
     started = time.monotonic()
     with Phases(notice) as phases:
@@ -97,13 +93,13 @@ async def _serve(
         from server.engine.processes import EngineProcesses
 
         try:
-            with listening(partial(_show, phases, sizes, bool(config.engine.get("enforce_eager")))):
-                engine = start_engine(config, members)
+            with listening(partial(_show, phases, report)):
+                engine = start_engine(config, report.members)
         except Exception as error:
             raise ServerError(f"the engine did not start: {_last_line(error)}") from error
         phases.end(f"KV cache of {engine.vllm_config.cache_config.kv_cache_size_tokens or 0:,} tokens")
     try:
-        app = build_app(engine, config, sizes, keys)
+        app = build_app(engine, report, keys)
         if metrics_sock is not None:
             metrics_app = build_metrics_app(app, config, keys)
             metrics_server = _Server(uvicorn_config(metrics_app, config.limits, lifespan="off"))
@@ -132,17 +128,18 @@ async def _serve(
         engine.shutdown(timeout=ENGINE_STOP_SECONDS)
 
 
-def _show(phases: Phases, sizes: dict[str, Any], eager: bool, told: dict[str, Any]) -> None:
+def _show(phases: Phases, report: Report, told: dict[str, Any]) -> None:
     """Show what the engine's processes announce (`server.engine.phases`)."""
     member, phase = told["member"], str(told["phase"])
     if member:
         phase, parameters = f"loading {member}", told["parameters"]
         if phases.current != phase:
-            total = next((each["parameters"] for each in sizes["members"] if each["name"] == member), 0)
+            total = next((each.parameters for each in report.reports if each.member.name == member), 0)
             phases.begin(phase, total)
         phases.update(parameters)
     else:
         words = {"building": "building the members", "warming": "warming up"}
+        eager = report.config.engine.get("enforce_eager")
         words["first pass"] = "measuring memory" if eager else "compiling, measuring memory"
         phases.begin(words[phase])
 

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from fastapi import Request
 from pydantic import BaseModel
 from vllm.config import VllmConfig
 
-from fusion_kernels import Weighting
 from server.admission import AdmissionError, Gate, Policy, Rates
 from server.api.claim import Claim
 from server.api.errors import RequestError
 from server.api.masks import field_of
 from server.auth import Client
-from server.config import Config
+from server.engine.checks import Report
 from server.engine.settings import FusionSettings
 
 # The fields that bound the output, by the API's name for it.
@@ -28,10 +25,11 @@ MAX_BAD_WORDS_CHARACTERS = 16 * 1024
 class Admission:
     """What every request passes before vLLM's serving classes see it."""
 
-    def __init__(self, config: Config, vllm_config: VllmConfig, members: Mapping[str, Any]) -> None:
+    def __init__(self, report: Report, vllm_config: VllmConfig) -> None:
+        config = report.config
         self._limits = config.limits
         self._max_model_len = vllm_config.model_config.max_model_len
-        self._sizes = [member["parameters"] for member in members["members"]]
+        self._sizes = [member.parameters for member in report.reports]
         max_running = config.admission.max_running or vllm_config.scheduler_config.max_num_seqs
         # The heaviest requests there are fill the KV cache too.
         kv_tokens = (vllm_config.cache_config.kv_cache_size_tokens or 0) or max_running * self._max_model_len
@@ -92,10 +90,8 @@ class Admission:
 
     def _weight(self, settings: FusionSettings) -> float:
         """Parameters of the members that a request runs, relative to the large model's."""
-        large, base, *experts = self._sizes if len(self._sizes) > 1 else (*self._sizes, 0)
-        if settings.weighting is Weighting.NONE:
-            return 1.0
-        return float((large + base + sum(experts[expert] for expert in settings.experts)) / large)
+        large, *small = self._sizes
+        return (large + sum(small[member] for member in settings.members_used)) / large
 
     def _take(self, client: Client, what: str, amount: float, per_minute: float | None) -> None:
         try:

@@ -22,6 +22,7 @@ from server.api.structures import Structures
 from server.api.texts import Renderer
 from server.api.tool_calls import TOOL_PARSER, CutOffCalls
 from server.config import Config
+from server.engine.checks import Report
 from server.engine.client import FusionEngine
 from server.engine.structures.compiler import Compiler
 
@@ -30,7 +31,7 @@ class ServerState(Protocol):
     """`app.state`, typed. The names that vLLM's own routes read are vLLM's."""
 
     config: Config
-    members: dict[str, Any]
+    report: Report
     engine_client: FusionEngine
     admission: Admission
     structures: Structures
@@ -49,11 +50,12 @@ def state_of(raw_request: Request) -> ServerState:
     return state
 
 
-def fill(state: State, engine: FusionEngine, config: Config, members: dict[str, Any]) -> None:
+def fill(state: State, engine: FusionEngine, report: Report) -> None:
     """Build vLLM's serving objects for one engine and put them where the routes look for them."""
     typed = cast(ServerState, state)
-    typed.config, typed.members, typed.engine_client = config, members, engine
-    typed.admission = Admission(config, engine.vllm_config, members)
+    config = report.config
+    typed.config, typed.report, typed.engine_client = config, report, engine
+    typed.admission = Admission(report, engine.vllm_config)
     tokenizer = engine.get_tokenizer()
     compact = engine.vllm_config.structured_outputs_config.disable_any_whitespace
     compiler = Compiler(tokenizer, engine.model_config.get_vocab_size(), config.structures.compile_cpu_s, compact)

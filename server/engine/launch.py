@@ -63,8 +63,7 @@ def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
     """Refuse what only shows in the whole configuration and would go wrong in silence, or late.
 
     Raises:
-        ConfigError: members beside the large one would stay without weights, ranks would wait for each other, or vLLM
-            has prepared nothing for a member of that kind.
+        ConfigError: members beside the large one would stay without weights, or without KV cache.
     """
     if members.base is None:
         return
@@ -76,24 +75,6 @@ def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
             f"engine.load_format: '{vllm_config.load_config.load_format}' loads the large model alone; base and "
             "experts need 'auto', 'safetensors' or 'pt'"
         )
-    sparse = [member.where for member in members.all if _is_sparse(member.hf_config)]
-    if sparse and vllm_config.parallel_config.data_parallel_size > 1:
-        raise ConfigError(
-            f"engine.data_parallel_size: {sparse[0]} is a mixture of experts, whose ranks wait for each other in "
-            "every layer, while members run only where a request uses them; start replicas instead"
-        )
-    if sparse and not _is_sparse(members.large.hf_config):
-        raise ConfigError(
-            f"{sparse[0]}: it is a mixture of experts beside a large model that is none, for which vLLM makes no "
-            "expert-parallel groups; take a dense one"
-        )
-    latent = [_is_latent(member.hf_config) for member in members.all]
-    if any(latent) and not all(latent):
-        other = next(member for member, mla in zip(members.all, latent, strict=True) if mla != latent[0])
-        raise ConfigError(
-            f"{other.where}: of this member and the large model one has multi-head latent attention and the other has "
-            "not; vLLM's attention takes its sizes from the large model there, so all or none must have it"
-        )
 
 
 def _keep_members_apart(vllm_config: VllmConfig, members: Members) -> None:
@@ -104,16 +85,6 @@ def _keep_members_apart(vllm_config: VllmConfig, members: Members) -> None:
     """
     if members.base is not None and vllm_config.parallel_config.tensor_parallel_size > 1:
         vllm_config.compilation_config.pass_config.fuse_allreduce_rms = False
-
-
-def _is_sparse(hf_config: Any) -> bool:
-    text = hf_config.get_text_config()
-    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return any(getattr(text, name, None) for name in names)
-
-
-def _is_latent(hf_config: Any) -> bool:
-    return getattr(hf_config.get_text_config(), "kv_lora_rank", None) is not None
 
 
 def fusion_config(config: Config, members: Members) -> dict[str, Any]:

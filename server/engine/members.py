@@ -45,6 +45,35 @@ class Member:
             return {"merge": [[weight, part.source] for weight, part in self.parts]}
         return {self.kind: str(self.folder)}
 
+    @property
+    def text_config(self) -> PreTrainedConfig:
+        """The part of its configuration that describes the text model."""
+        config: PreTrainedConfig = self.hf_config.get_text_config()
+        return config
+
+    @property
+    def vocabulary_rows(self) -> int:
+        """For how many ids it has logits, padding included."""
+        rows: int = self.text_config.vocab_size
+        return rows
+
+    @property
+    def quantisation(self) -> str | None:
+        """The method by which its weights are quantised, if they are."""
+        settings = getattr(self.hf_config, "quantization_config", None)
+        return None if not settings else str(settings.get("quant_method", "unknown"))
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether it is a mixture of experts."""
+        names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+        return any(getattr(self.text_config, name, None) for name in names)
+
+    @property
+    def is_latent(self) -> bool:
+        """Whether it has multi-head latent attention (DeepSeek's)."""
+        return getattr(self.text_config, "kv_lora_rank", None) is not None
+
 
 @dataclass(frozen=True)
 class Members:
@@ -64,6 +93,10 @@ class Members:
         """The base, where there are experts."""
         assert self.base is not None
         return self.base
+
+    def shape_of(self, member: Member) -> Member:
+        """The member as whose kind of model this one is served: the base's for an adapter or a merge."""
+        return member if member.kind == "model" else self.needed_base
 
 
 def resolve_members(config: Config) -> Members:

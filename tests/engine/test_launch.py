@@ -8,6 +8,7 @@ import pytest
 from vllm.usage.usage_lib import UsageContext
 
 from server.config import load_config
+from server.engine.checks.architecture import check_side_by_side
 from server.engine.launch import check_engine_config, engine_args
 from server.engine.members import resolve_members
 from server.errors import ConfigError
@@ -18,6 +19,7 @@ from tests.models import make_model
 def check(config_file: Path, *overrides: str) -> None:
     config = load_config(config_file, overrides)
     members = resolve_members(config)
+    check_side_by_side(members, config.engine)
     vllm_config = engine_args(config, members).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     check_engine_config(vllm_config, members)
 

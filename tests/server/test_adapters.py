@@ -91,4 +91,4 @@ def test_nothing_is_added_to_quantised_weights(family: Path) -> None:
     edit(family / "base" / "config.json", quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
     assert fault(family, LORA).startswith("experts.lora.adapter: 'base' is quantised (gptq), and nothing can be added")
     report = check(family)
-    assert report.reports[1].quantisation == "gptq"
+    assert report.reports[1].member.quantisation == "gptq"

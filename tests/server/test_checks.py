@@ -45,7 +45,7 @@ def test_members_of_other_architectures(family: Path, architecture: Architecture
     # A padded vocabulary over the same tokenizer.
     make_model(family / "large", architecture, vocab_size=640, tokenizer_size=512, sliding_window=window)
     report = check(family)
-    assert report.reports[0].vocabulary == 640
+    assert report.reports[0].member.vocabulary_rows == 640
     assert bool(report.reports[0].architecture.window) == (window is not None)
 
 

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.config import Config
-from server.engine.checks.adapters import check_adapters, check_merges, quantisation
+from server.engine.checks.adapters import check_adapters, check_merges, read_settings
 from server.engine.checks.architecture import (
     DTYPE_BYTES,
     Architecture,
     check_architecture,
+    check_side_by_side,
     kv_dtype_bytes,
     resolve_dtype,
 )
 from server.engine.checks.generation import describe_defaults, sampling_defaults
 from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
-from server.engine.checks.vocabulary import check_vocabularies, vocabulary_rows
+from server.engine.checks.vocabulary import check_vocabularies, read_vocabularies
 from server.engine.members import Member, Members, resolve_members
 from server.errors import ConfigError
 
@@ -34,9 +35,6 @@ class MemberReport:
     weight_bytes: int
     """As served: floating-point tensors in the engine's number format, quantised ones as stored."""
     kv_bytes_per_token: int
-    vocabulary: int
-    """For how many ids it has logits, padding included."""
-    quantisation: str | None
 
 
 @dataclass(frozen=True)
@@ -100,43 +98,39 @@ def check_members(config: Config) -> Report:
     """
     members = resolve_members(config)
     dtype = resolve_dtype(members.large, config.engine)
+    # First what each member is, then whether they go together.
     architectures = {member.name: check_architecture(member, config.engine, dtype) for member in members.all}
-    vocabulary = check_vocabularies(members)
+    vocabularies = read_vocabularies(members)
+    settings = {member.name: read_settings(member) for member in members.experts if member.kind == "adapter"}
+    tensors = {member.name: read_tensors(member) for member in members.all if member.kind != "merge"}
+    check_side_by_side(members, config.engine)
+    check_vocabularies(members, vocabularies)
     max_model_len = _max_model_len(members, architectures, config.engine)
-    tensors = {member.name: read_tensors(member) for member in members.all if member.kind == "model"}
-    remarks = check_adapters(members, tensors)
+    remarks = check_adapters(members, settings, tensors)
     check_merges(members, tensors)
     defaults = sampling_defaults(members.large, config.engine)
     remarks += filter(None, [describe_defaults(defaults, config.engine)])
     kv_bytes = kv_dtype_bytes(config.engine, dtype)
     reports = []
     for member in members.all:
-        # An adapter or a merge is served as a model of the base's shape.
-        held = tensors[member.name if member.kind == "model" else members.needed_base.name]
+        held = tensors[members.shape_of(member).name]
+        architecture = architectures[member.name]
         parameters, weight_bytes = _weigh(member, held, dtype)
-        reports.append(
-            MemberReport(
-                member,
-                architectures[member.name],
-                parameters,
-                weight_bytes,
-                architectures[member.name].kv_bytes_per_token(kv_bytes),
-                vocabulary_rows(member),
-                quantisation(member),
-            )
-        )
+        kv_bytes_per_token = architecture.kv_bytes_per_token(kv_bytes)
+        reports.append(MemberReport(member, architecture, parameters, weight_bytes, kv_bytes_per_token))
         stored = {tensor.dtype for tensor in held.values() if tensor.dtype in FLOATS}
         if dtype != "float32" and stored == {"F32"} and member.kind == "model":
             remarks.append(f"{member.name}: stored in float32, served in {dtype} (engine.dtype)")
     config = config.model_copy(update={"engine": {**config.engine, "max_model_len": max_model_len}})
+    vocabulary = vocabularies[members.large.name].size
     return Report(config, members, tuple(reports), vocabulary, max_model_len, dtype, defaults, tuple(remarks))
 
 
 def _weigh(member: Member, tensors: Mapping[str, Tensor], dtype: str) -> tuple[int, int]:
     """Return the parameters and bytes of a member as served."""
-    quantised = quantisation(member) is not None
+    quantised = member.quantisation is not None
     parameters = weight_bytes = 0
-    tied = member.hf_config.get_text_config().tie_word_embeddings
+    tied = member.text_config.tie_word_embeddings
     for name, tensor in tensors.items():
         if tied and name == "lm_head.weight":
             continue  # a copy of the embeddings that vLLM does not keep

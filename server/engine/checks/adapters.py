@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from server.engine.checks.tensors import Tensor, read_tensors
+from server.engine.checks.tensors import Tensor
 from server.engine.members import Member, Members
 from server.errors import ConfigError
 
@@ -35,20 +35,60 @@ UNSUPPORTED = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
-def check_adapters(members: Members, tensors: Mapping[str, Tensors]) -> list[str]:
-    """Check every adapter against the base's tensors; `tensors` are by member name. Return remarks that are no faults.
+def read_settings(member: Member) -> dict[str, Any]:
+    """Return an adapter's settings.
 
     Raises:
-        ConfigError: an adapter is of another kind, or does not fit.
+        ConfigError: there are none, or they ask for what is not served.
+    """
+    path = member.folder / "adapter_config.json"
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        hint = "; it is a whole model, so name it under 'model'" if (member.folder / "config.json").is_file() else ""
+        raise ConfigError(f"{member.where}: {member.folder} has no adapter_config.json{hint}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{member.where}: {path} is not readable JSON: {error}") from None
+    method = settings.get("peft_type")
+    if method != "LORA":
+        raise ConfigError(f"{member.where}: the adapter is of type {method}; only LORA adapters are served")
+    for key, remedy in UNSUPPORTED.items():
+        if settings.get(key):
+            raise ConfigError(f"{member.where}: the adapter uses {key}, which is not served; {remedy}")
+    if settings.get("bias", "none") != "none":
+        raise ConfigError(f"{member.where}: the adapter trains biases ({settings['bias']}); train with bias 'none'")
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
+        raise ConfigError(
+            f"{member.where}: the adapter started from {start}, which changes the base's weights too; save it as a "
+            "plain LoRA adapter (PEFT: path_initial_model_for_weight_conversion)"
+        )
+    for key in ("r", "lora_alpha"):
+        if not isinstance(settings.get(key), int | float) or settings[key] <= 0:
+            raise ConfigError(f"{member.where}: {path}: {key} must be a number above 0, not {settings.get(key)!r}")
+    return settings
+
+
+def check_adapters(
+    members: Members, settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Tensors]
+) -> list[str]:
+    """Check every adapter against the base's tensors and return remarks that are no faults.
+
+    Args:
+        members: all of them.
+        settings: what `read_settings` returned, by member name.
+        tensors: models' and adapters', by member name.
+
+    Raises:
+        ConfigError: an adapter does not fit.
     """
     remarks = []
     for member in members.experts:
         if member.kind == "adapter":
             base = members.needed_base
             _refuse_quantised(base, member)
-            settings = _read_settings(member)
-            _check_tensors(member, settings, tensors[base.name], read_tensors(member))
-            trained_over = settings.get("base_model_name_or_path")
+            _check_tensors(member, settings[member.name], tensors[base.name], tensors[member.name])
+            trained_over = settings[member.name].get("base_model_name_or_path")
             ours = {str(base.folder), base.folder.name, base.hub_id}
             if trained_over and trained_over not in ours and trained_over.rstrip("/").split("/")[-1] not in ours:
                 remarks.append(f"{member.name}: the adapter says it was trained over '{trained_over}'; its shapes fit")
@@ -88,47 +128,11 @@ def _check_same(merge: Member, part: Member, base: Tensors, ours: Tensors) -> No
 
 
 def _refuse_quantised(model: Member, expert: Member) -> None:
-    method = quantisation(model)
-    if method is not None:
+    if model.quantisation is not None:
         raise ConfigError(
-            f"{expert.where}: '{model.name}' is quantised ({method}), and nothing can be added to quantised weights; "
-            "name the model as it was before quantisation"
+            f"{expert.where}: '{model.name}' is quantised ({model.quantisation}), and nothing can be added to "
+            "quantised weights; name the model as it was before quantisation"
         )
-
-
-def quantisation(member: Member) -> str | None:
-    """Return the method by which a member's weights are quantised, or None."""
-    settings = getattr(member.hf_config, "quantization_config", None)
-    return None if not settings else str(settings.get("quant_method", "unknown"))
-
-
-def _read_settings(member: Member) -> dict[str, Any]:
-    path = member.folder / "adapter_config.json"
-    try:
-        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        hint = "; it is a whole model, so name it under 'model'" if (member.folder / "config.json").is_file() else ""
-        raise ConfigError(f"{member.where}: {member.folder} has no adapter_config.json{hint}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{member.where}: {path} is not readable JSON: {error}") from None
-    method = settings.get("peft_type")
-    if method != "LORA":
-        raise ConfigError(f"{member.where}: the adapter is of type {method}; only LORA adapters are served")
-    for key, remedy in UNSUPPORTED.items():
-        if settings.get(key):
-            raise ConfigError(f"{member.where}: the adapter uses {key}, which is not served; {remedy}")
-    if settings.get("bias", "none") != "none":
-        raise ConfigError(f"{member.where}: the adapter trains biases ({settings['bias']}); train with bias 'none'")
-    start = settings.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
-        raise ConfigError(
-            f"{member.where}: the adapter started from {start}, which changes the base's weights too; save it as a "
-            "plain LoRA adapter (PEFT: path_initial_model_for_weight_conversion)"
-        )
-    for key in ("r", "lora_alpha"):
-        if not isinstance(settings.get(key), int | float) or settings[key] <= 0:
-            raise ConfigError(f"{member.where}: {path}: {key} must be a number above 0, not {settings.get(key)!r}")
-    return settings
 
 
 def _check_tensors(member: Member, settings: Mapping[str, Any], base: Tensors, ours: Tensors) -> None:

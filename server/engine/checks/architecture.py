@@ -16,7 +16,7 @@ from vllm.transformers_utils.model_arch_config_convertor import (
     ModelArchConfigConvertorBase,
 )
 
-from server.engine.members import Member
+from server.engine.members import Member, Members
 from server.errors import ConfigError, nearest
 
 DTYPES = {"half": "float16", "float": "float32"}
@@ -79,6 +79,32 @@ def check_architecture(member: Member, engine: Mapping[str, Any], dtype: str) ->
         )
     _check_heads(member, architecture, int(engine.get("tensor_parallel_size") or 1))
     return architecture
+
+
+def check_side_by_side(members: Members, engine: Mapping[str, Any]) -> None:
+    """Check that vLLM prepares for the large model what every other member needs.
+
+    Raises:
+        ConfigError: ranks would wait for each other, or vLLM has nothing ready for a member of that kind.
+    """
+    sparse = [member.where for member in members.all if member.is_sparse]
+    if sparse and int(engine.get("data_parallel_size") or 1) > 1 and members.base is not None:
+        raise ConfigError(
+            f"engine.data_parallel_size: {sparse[0]} is a mixture of experts, whose ranks wait for each other in "
+            "every layer, while members run only where a request uses them; start replicas instead"
+        )
+    if sparse and not members.large.is_sparse:
+        raise ConfigError(
+            f"{sparse[0]}: it is a mixture of experts beside a large model that is none, for which vLLM makes no "
+            "expert-parallel groups; take a dense one"
+        )
+    for member in members.all:
+        if member.is_latent != members.large.is_latent:
+            raise ConfigError(
+                f"{member.where}: of this member and the large model one has multi-head latent attention and the "
+                "other has not; vLLM's attention takes its sizes from the large model there, so all or none must have "
+                "it"
+            )
 
 
 def resolve_dtype(large: Member, engine: Mapping[str, Any]) -> str:

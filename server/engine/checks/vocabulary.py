@@ -25,41 +25,40 @@ class Vocabulary:
         return max(self.texts, default=-1) + 1
 
 
-def check_vocabularies(members: Members) -> int:
-    """Check that members agree on their tokenizers and return the number of ids of the large model's.
+def read_vocabularies(members: Members) -> dict[str, Vocabulary]:
+    """Return by name the tokenizers of the members that have their own: an adapter may read the base's, as merges do.
 
     Raises:
-        ConfigError: a tokenizer is missing or differs, or a member has no logits for some of the ids.
+        ConfigError: a model has no tokenizer, or one cannot be loaded.
     """
-    large = read_vocabulary(members.large)
+    return {
+        member.name: _read_vocabulary(member)
+        for member in members.all
+        if member.kind == "model" or (member.kind == "adapter" and _has_tokenizer(member))
+    }
+
+
+def check_vocabularies(members: Members, vocabularies: Mapping[str, Vocabulary]) -> None:
+    """Check that members agree on their tokenizers, and have logits for all of their ids.
+
+    Raises:
+        ConfigError: a tokenizer differs, or a member has no logits for some of the ids.
+    """
+    large = vocabularies[members.large.name]
     for member in members.all[1:]:
-        if member.kind != "model" and not _has_tokenizer(member):
-            continue  # An adapter without tokenizer files reads the base's tokens, as a merge does.
-        if member.kind != "merge":
-            _compare(members.large, large, member, read_vocabulary(member))
+        if member.name in vocabularies:
+            _compare(members.large, large, member, vocabularies[member.name])
     for member in members.all:
-        rows = vocabulary_rows(member)
+        rows = member.vocabulary_rows
         if rows < large.size:
             raise ConfigError(
                 f"{member.where}: the model has logits for {rows} ids, but the tokenizer has {large.size}; the first "
                 f"one past the end is id {rows} ({large.texts.get(rows, '')!r}). Resize the model's embeddings, or "
                 "remove the added tokens from the large model's tokenizer"
             )
-    return large.size
 
 
-def vocabulary_rows(member: Member) -> int:
-    """Return for how many ids a member has logits, padding included."""
-    rows: int = member.hf_config.get_text_config().vocab_size
-    return rows
-
-
-def read_vocabulary(member: Member) -> Vocabulary:
-    """Load a member's tokenizer.
-
-    Raises:
-        ConfigError: there is none, or it cannot be loaded.
-    """
+def _read_vocabulary(member: Member) -> Vocabulary:
     from transformers import AutoTokenizer
 
     if not _has_tokenizer(member):
