@@ -105,8 +105,15 @@ likeliest tokens. `check` says what was found, the server logs it at its start, 
 | `vllm` | none: vLLM's own defaults (temperature 1, nothing cut, no penalties) |
 | a folder | that folder's file; its `max_new_tokens` also bounds what requests may ask |
 
-`engine.override_generation_config: {{temperature: 0.7}}` is laid over it. What the file says of where an answer ends
-(`eos_token_id`) belongs to the model and always counts.
+`engine.override_generation_config: {{temperature: 0.7}}` is laid over it.
+
+## Where answers end
+
+At the large model's `eos_token` and the `eos_token_id` of its `generation_config.json`, and at those of the experts
+that steer the answer: an instruct expert over a pretrained base ends its answers by a token of its own, which the
+models beside it never write. An adapter without tokenizer files ends where the base ends, a merge where its parts do.
+`check` shows what an expert adds; `experts.NAME.stop_at_eos: false` takes the large model's ends alone, `ignore_eos` in
+a request none.
 """
 
 

@@ -83,6 +83,11 @@ class ExpertConfig(Section):
         "fine-tuning changed in each of them. They must be `model` or `adapter` experts.",
     )
     revision: str | None = Field(None, description="As for `large`, of the hub's model or adapter.")
+    stop_at_eos: bool = Field(
+        True,
+        description="Whether the answers that it steers end at its own end tokens too (its tokenizer's `eos_token`, "
+        "`eos_token_id` in its generation_config.json), and not at the large model's alone.",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -26,14 +26,15 @@ class FusionEngine(AsyncLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._traces: WeakValueDictionary[str, Trace] = WeakValueDictionary()
-        self._has_members: bool = self.model_config.hf_config.fusion["base"] is not None
+        fusion: dict[str, Any] = self.model_config.hf_config.fusion
+        self._has_members: bool = fusion["base"] is not None
+        self._ends_of_experts: list[list[int]] = [expert["ends"] for expert in fusion["experts"]]
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
         leave_checks_to_api(self.input_processor)
+        self._eos = self.input_processor.renderer.get_eos_token_id()
         none = SamplingParams()
-        none.update_from_generation_config(
-            self.input_processor.generation_config_fields, self.input_processor.renderer.get_eos_token_id()
-        )
-        self._stops = frozenset(none.all_stop_token_ids)
+        none.update_from_generation_config(self.input_processor.generation_config_fields, self._eos)
+        self._ends = frozenset(none.all_stop_token_ids)
         """What ends an answer whatever a request says."""
         self.asked = asyncio.Event()
         """Set whenever a sequence starts; whoever waits for it clears it."""
@@ -68,10 +69,13 @@ class FusionEngine(AsyncLLM):
         Raises:
             VLLMValidationError: the request asks for more than the sampler has room for.
         """
-        check_bounds(sampling_params, self._stops, self.get_tokenizer())
+        settings = FusionSettings.of(sampling_params)
+        ends = {token for member in settings.members_used if member for token in self._ends_of_experts[member - 1]}
+        check_bounds(sampling_params, self._ends | ends, self.get_tokenizer())
+        # As vLLM takes in what the large model's generation_config.json says, unless a request ignores such ends.
+        sampling_params.update_from_generation_config({"eos_token_id": sorted(ends) or None}, self._eos)
         if sampling_params.structured_outputs is not None:
             sampling_params.structured_outputs = readable(sampling_params.structured_outputs, self._compact)
-        settings = FusionSettings.of(sampling_params)
         if self._has_members:
             prompt = _salted(prompt, settings)
         here = place.get()

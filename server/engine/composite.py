@@ -45,8 +45,8 @@ class LogitFusionForCausalLM(nn.Module):
     """A large model steered by experts: logits = large + sum_t alpha_t (expert_t - base).
 
     Built by vLLM from the large model's configuration, in which `fusion` holds the other members:
-    `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...], "presets": number}`; without
-    experts the base is `None`. A source is `{"model": folder}`, or for an expert `{"adapter": folder}` or
+    `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...], ...}`; without experts the
+    base is `None`. A source is `{"model": folder}`, or for an expert `{"adapter": folder}` or
     `{"merge": [[weight, source], ...]}`.
     """
 

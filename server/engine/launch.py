@@ -92,6 +92,6 @@ def fusion_config(config: Config, members: Members) -> dict[str, Any]:
     return {
         "architectures": members.large.hf_config.architectures,
         "base": members.base and members.base.source,
-        "experts": [{"name": expert.name, **expert.source} for expert in members.experts],
+        "experts": [{"name": expert.name, "ends": list(expert.end_ids), **expert.source} for expert in members.experts],
         "presets": len(config.presets),
     }

@@ -37,6 +37,8 @@ class Member:
     revision: str | None = None
     parts: tuple[tuple[float, Member], ...] = field(default=())
     """What a merge is made of: weights and experts."""
+    end_ids: tuple[int, ...] = ()
+    """Of an expert that has been checked: ids that end the answers which it steers."""
 
     @property
     def source(self) -> dict[str, Any]:

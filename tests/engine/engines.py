@@ -9,16 +9,16 @@ from pathlib import Path
 from prometheus_client import REGISTRY
 
 from server.config import load_config
+from server.engine.checks import check_members
 from server.engine.client import FusionEngine
 from server.engine.launch import start_engine
-from server.engine.members import resolve_members
 
 
 @asynccontextmanager
 async def running(config_file: Path, *overrides: str) -> AsyncIterator[FusionEngine]:
     """The engine of a configuration file, with `overrides` written as on the command line."""
-    config = load_config(config_file, overrides)
-    engine = start_engine(config, resolve_members(config))
+    report = check_members(load_config(config_file, overrides))
+    engine = start_engine(report.config, report.members)
     try:
         yield engine
     finally:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from server.config import load_config
 from server.engine.members import Member, fetch_weights, resolve_members
-from tests.models import Architecture, make_model, make_tokenizer
+from tests.models import Architecture, make_model
 from tests.server.family import LORA, check, edit, fault
 
 
@@ -65,44 +65,6 @@ def test_scaled_positions_count(family: Path) -> None:
     rope = json.loads(path.read_text())["rope_parameters"]
     edit(path, max_position_embeddings=100, rope_parameters={**rope, "rope_type": "linear", "factor": 2.0})
     assert "red reads 200 tokens at most" in fault(family)
-
-
-def test_tokenizers_that_differ(family: Path) -> None:
-    make_tokenizer(family / "red", variant=1)
-    message = fault(family)
-    assert message.startswith(
-        "experts.red.model: its tokenizer differs from the large model's: id 259 is 'ee' in large and "
-    )
-    assert "id 260 is" in message
-    assert "id 261 is" in message
-    assert "id 262 is" not in message
-    assert "more ids). All members must come from models that share one tokenizer" in message
-
-
-def test_special_ids_that_differ(family: Path) -> None:
-    edit(family / "blue" / "tokenizer_config.json", eos_token="<bos>")
-    assert fault(family) == (
-        "experts.blue.model: its tokenizer differs from the large model's: eos is id 2 ('<eos>') in large and id 1 "
-        "('<bos>') in blue. Set eos_token alike in both tokenizer_config.json"
-    )
-
-
-def test_a_shorter_tokenizer_of_the_same_texts_is_fine_unless_logits_are_missing(family: Path) -> None:
-    make_model(family / "red", vocab_size=512, tokenizer_size=500)
-    check(family)
-    make_model(family / "red", vocab_size=500)
-    assert fault(family).startswith(
-        "experts.red.model: the model has logits for 500 ids, but the tokenizer has 512; the first one past the end "
-        "is id 500 ("
-    )
-
-
-def test_no_tokenizer(family: Path) -> None:
-    for path in (family / "base").glob("tokenizer*"):
-        path.unlink()
-    assert fault(family).startswith(
-        "base.model: base has no tokenizer; if the model was trained with the large model's"
-    )
 
 
 @pytest.mark.parametrize(

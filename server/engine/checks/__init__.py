@@ -16,6 +16,7 @@ from server.engine.checks.architecture import (
     kv_dtype_bytes,
     resolve_dtype,
 )
+from server.engine.checks.ends import find_ends
 from server.engine.checks.generation import describe_defaults, sampling_defaults
 from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
 from server.engine.checks.vocabulary import check_vocabularies, read_vocabularies
@@ -104,9 +105,11 @@ def check_members(config: Config) -> Report:
     settings = {member.name: read_settings(member) for member in members.experts if member.kind == "adapter"}
     tensors = {member.name: read_tensors(member) for member in members.all if member.kind != "merge"}
     check_side_by_side(members, config.engine)
-    check_vocabularies(members, vocabularies)
+    remarks = check_vocabularies(members, vocabularies)
+    members, ends = find_ends(config, members, vocabularies)
     max_model_len = _max_model_len(members, architectures, config.engine)
-    remarks = check_adapters(members, settings, tensors)
+    remarks += ends
+    remarks += check_adapters(members, settings, tensors)
     check_merges(members, tensors)
     defaults = sampling_defaults(members.large, config.engine)
     remarks += filter(None, [describe_defaults(defaults, config.engine)])
