@@ -92,11 +92,13 @@ async def _serve(
         from server.engine.phases import listening
         from server.engine.processes import EngineProcesses
 
+        failures: list[str] = []
         try:
-            with listening(partial(_show, phases, report)):
+            with listening(partial(_hear, phases, report, failures)):
                 engine = start_engine(config, report.members)
         except Exception as error:
-            raise ServerError(f"the engine did not start: {_last_line(error)}") from error
+            reason = [*failures, _last_line(error)][0]
+            raise ServerError(f"the engine did not start ({phases.current}): {reason}") from error
         phases.end(f"KV cache of {engine.vllm_config.cache_config.kv_cache_size_tokens or 0:,} tokens")
     try:
         app = build_app(engine, report, keys)
@@ -128,8 +130,11 @@ async def _serve(
         engine.shutdown(timeout=ENGINE_STOP_SECONDS)
 
 
-def _show(phases: Phases, report: Report, told: dict[str, Any]) -> None:
-    """Show what the engine's processes announce (`server.engine.phases`)."""
+def _hear(phases: Phases, report: Report, failures: list[str], told: dict[str, Any]) -> None:
+    """Show what the engine's processes announce (`server.engine.phases`), and keep what ends them."""
+    if told["phase"] == "failed":
+        failures.append(told["reason"])
+        return
     member, phase = told["member"], str(told["phase"])
     if member:
         phase, parameters = f"loading {member}", told["parameters"]

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     LlamaConfig,
     MistralConfig,
@@ -29,7 +30,7 @@ from transformers import (
     Qwen3Config,
 )
 
-Architecture = Literal["llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "gemma2", "gemma3"]
+Architecture = Literal["llama", "qwen2", "qwen3", "mistral", "mixtral", "gemma", "gemma2", "gemma3", "gemma4"]
 DType = Literal["float32", "bfloat16", "float16"]
 
 CONFIGS: dict[Architecture, type[PreTrainedConfig]] = {
@@ -41,6 +42,7 @@ CONFIGS: dict[Architecture, type[PreTrainedConfig]] = {
     "gemma": GemmaConfig,
     "gemma2": Gemma2Config,
     "gemma3": Gemma3TextConfig,
+    "gemma4": Gemma4TextConfig,
 }
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 PAD, BOS, EOS = range(3)
@@ -127,7 +129,7 @@ def make_model(
     }
     if architecture != "qwen2":
         settings["head_dim"] = head_dim
-    if architecture in ("mistral", "gemma2", "gemma3"):
+    if architecture in ("mistral", "gemma2", "gemma3", "gemma4"):
         settings["sliding_window"] = sliding_window
     elif sliding_window is not None:
         raise ValueError(f"{architecture} has no sliding window here")
@@ -136,9 +138,14 @@ def make_model(
     if architecture in ("gemma2", "gemma3"):
         settings["query_pre_attn_scalar"] = head_dim
         settings["sliding_window"] = sliding_window or max_position_embeddings
+    if architecture == "gemma4":
+        # The last layer sees everything, with heads of another size than the others'.
+        settings["sliding_window"] = sliding_window or max_position_embeddings
+        settings |= {"global_head_dim": 2 * head_dim, "hidden_size_per_layer_input": 16}
+        settings |= {"vocab_size_per_layer_input": vocab_size}
     auto: Any = AutoModelForCausalLM
     model: PreTrainedModel = auto.from_config(CONFIGS[architecture](**settings), dtype=torch.float32)
-    _draw_weights(model, torch.Generator().manual_seed(seed), scale=scale, norm_offset=1.0 if gemma else 0.0)
+    _draw_weights(model, torch.Generator().manual_seed(seed), scale=scale, gemma=gemma)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     make_tokenizer(folder, tokenizer_size or vocab_size, variant)
     return folder
@@ -166,9 +173,13 @@ def make_adapter(
     target_modules: Sequence[str] = ("q_proj", "v_proj"),
     seed: int = 1,
     scale: float = 0.5,
+    everything: bool = False,
     **settings: Any,
 ) -> Path:
-    """Save a random LoRA adapter over the model in `base`, in the PEFT format; `settings` go to `LoraConfig`."""
+    """Save a random LoRA adapter over the model in `base`, in the PEFT format; `settings` go to `LoraConfig`.
+
+    With `everything`, all that would be trained moves, and not the low-rank matrices alone.
+    """
     from peft import LoraConfig, get_peft_model
 
     model = AutoModelForCausalLM.from_pretrained(base)
@@ -180,10 +191,14 @@ def make_adapter(
     with torch.no_grad():
         # PEFT starts with B at zero, which would make an adapter that changes nothing.
         for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, generator=generator))
+            elif "lora_" in name:
                 fan_in = parameter.shape[-1]
                 draw = torch.randn(parameter.shape, generator=generator) * scale / math.sqrt(fan_in)
                 parameter.copy_(draw.to(parameter.dtype))
+            elif everything and parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
     adapted.save_pretrained(str(folder))
     return folder
 
@@ -223,13 +238,15 @@ engine: {{dtype: {dtype}, max_model_len: 256, max_num_seqs: 8, enforce_eager: tr
     return config
 
 
-def _draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: float, norm_offset: float) -> None:
+def _draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: float, gemma: bool) -> None:
     """Fill the parameters so that logits have a standard deviation of about 2 and depend on the whole context.
 
-    Gemma's norms multiply by one plus their weight: `norm_offset` is that one. Embeddings are small, so that with
-    tied embeddings the input token does not simply win again; the last norm makes up for it.
+    Embeddings are small, so that with tied embeddings the input token does not simply win again; the last norm makes
+    up for it.
     """
     config: Any = model.config
+    # Norms of Gemma 1 to 3 multiply by one plus their weight.
+    norm_offset = 1.0 if gemma and config.model_type != "gemma4_text" else 0.0
     tied: bool = config.tie_word_embeddings
     embedding_scale = 0.05
     head_scale = embedding_scale if tied else 2.0 / math.sqrt(config.hidden_size)
@@ -249,7 +266,7 @@ def _draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: 
                 parameter.copy_(normal(shape, 0.1) + final_norm - norm_offset)
             elif "norm" in name:
                 # Gemma scales its embeddings up and normalises what its layers add: let the layers be heard.
-                gain = 3.0 if norm_offset and "post_" in name else 1.0
+                gain = 3.0 if gemma and "post_" in name else 1.0
                 parameter.copy_(normal(shape, 0.1) + gain - norm_offset)
             elif parameter.dim() == 1:
                 parameter.copy_(normal(shape, 0.1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated
@@ -10,19 +11,26 @@ from pydantic import AfterValidator, ValidationInfo
 
 RULE = (
     "A model is a folder when it starts with `/`, `./`, `../` or `~`, when that folder or its first part exists beside "
-    "the configuration file, or when it is not of the form `name` or `owner/name`. Otherwise it is an id on the hub."
+    "the configuration file, or when it is not of the form `name` or `owner/name`. Otherwise it is an id on the hub. "
+    "Environment variables, such as `$HOME`, are put in first."
 )
+VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def resolve_source(text: str, folder: Path) -> str:
     """Return the absolute path of a local model, or the id of one on the hub, by `RULE`.
 
+    Environment variables (`$HOME`, `${MODELS}`) are put in first.
+
     Raises:
-        ValueError: it is a folder by the rule and does not exist.
+        ValueError: it is a folder by the rule and does not exist, or names a variable that is not set.
     """
     if not text.strip() or not text.isprintable():
         raise ValueError("a folder or an id on the hub is needed here")
+    given, text = text, os.path.expandvars(text)
+    if unset := VARIABLE.search(text):
+        raise ValueError(f"'{given}' names the environment variable {unset[1] or unset[2]}, which is not set")
     path = folder / Path(text).expanduser()
     looks_local = text.startswith(("/", "./", "../", "~")) or text in (".", "..") or not HUB_ID.fullmatch(text)
     if not looks_local:

@@ -8,9 +8,7 @@ head turns its rows into logits, and `fuse_logits` weighs them by what each requ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from copy import copy, deepcopy
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +17,11 @@ from torch import nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
 from vllm.model_executor.model_loader import DefaultModelLoader
-from vllm.model_executor.models.utils import WeightsMapper, init_vllm_registered_model, maybe_prefix
-from vllm.transformers_utils.config import get_config, get_hf_text_config
+from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_prefix
 
 from fusion_kernels import fuse_logits, warm_up
 from server.engine.member import SmallMember
+from server.engine.member_config import quantised_under, small_config
 from server.engine.phases import BUILDING, announce, announce_first_pass, counted
 from server.engine.weights import add_task_vectors, task_vectors
 
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
 
 # Set before every tensor name of a member's checkpoint, so that one stream of weights can carry all members.
 _SOURCE_PREFIX = "fusion_member_{}/"
-# The start of a layer's whole name; patterns ("re:...") and parts of names match under a prefix as they are.
-_LAYER_NAME = re.compile(r"^(?=(model|transformer|backbone)\.|lm_head\b)")
 
 
 class LogitFusionForCausalLM(nn.Module):
@@ -58,7 +54,7 @@ class LogitFusionForCausalLM(nn.Module):
         announce(BUILDING)
         fusion = vllm_config.model_config.hf_config.fusion
         large_prefix = maybe_prefix(prefix, "large")
-        large_config = _quantised_under(vllm_config, large_prefix)
+        large_config = quantised_under(vllm_config, large_prefix)
         self.large: Any = init_vllm_registered_model(
             large_config, prefix=large_prefix, architectures=fusion["architectures"]
         )
@@ -66,7 +62,7 @@ class LogitFusionForCausalLM(nn.Module):
         small_sources = [] if base_source is None else [base_source, *expert_sources]
         # An adapter or a merge has the base's shape.
         shapes = [source if "model" in source else base_source for source in small_sources]
-        configs = [_member_config(vllm_config, shape) for shape in shapes]
+        configs = [small_config(vllm_config, shape["model"]) for shape in shapes]
         names = ["base", *(f"expert_{source['name']}" for source in expert_sources)][: len(configs)]
         small = [_small_model(config, maybe_prefix(prefix, name)) for config, name in zip(configs, names, strict=True)]
         self.base: Any = small[0] if small else None
@@ -183,7 +179,7 @@ class LogitFusionForCausalLM(nn.Module):
 def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
     # Each model is compiled under a name of its own.
     with set_model_tag(prefix):
-        return init_vllm_registered_model(_quantised_under(config, prefix), prefix=prefix)
+        return init_vllm_registered_model(quantised_under(config, prefix), prefix=prefix)
 
 
 def _fuse(large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor], rows: Rows) -> Fused:
@@ -199,54 +195,6 @@ def _all_rows(model: Any, part: MemberRows, number: int) -> torch.Tensor:
     whole = logits.new_zeros(number, logits.stride(0))[:, : logits.shape[1]]
     whole[part.rows] = logits
     return whole
-
-
-def _member_config(vllm_config: VllmConfig, source: dict[str, Any]) -> VllmConfig:
-    """The engine's configuration with a member's architecture and quantisation in place of the large model's."""
-    hf_config = get_config(source["model"], trust_remote_code=vllm_config.model_config.trust_remote_code)
-    config = vllm_config.with_hf_config(hf_config, architectures=hf_config.architectures)
-    # vLLM 0.32 leaves the large model's text configuration in place, and with it the large model's vocabulary.
-    config.model_config.hf_text_config = get_hf_text_config(hf_config)
-    config.model_config.model_arch_config = config.model_config.get_model_arch_config()
-    config.model_config.model = source["model"]
-    # As vLLM finds it out for a model that it serves alone; the method is private, and read for version 0.32.
-    config.model_config.quantization = None
-    config.model_config._verify_quantization()
-    # vLLM's attention layers take the window of a model whose layers are all alike from here; the large model's own
-    # is none of the member's.
-    config.cache_config = copy(config.cache_config)
-    config.cache_config.sliding_window = _uniform_window(hf_config)
-    config.quant_config = VllmConfig.get_quantization_config(config.model_config, vllm_config.load_config)
-    return config
-
-
-def _quantised_under(config: VllmConfig, prefix: str) -> VllmConfig:
-    """The configuration with the layers that a checkpoint leaves unquantised named as they are called under `prefix`.
-
-    Some methods compare whole names, which a member's prefix would defeat: the layer would be read as quantised.
-    """
-    if config.quant_config is None:
-        return config
-    config = copy(config)
-    config.quant_config = deepcopy(config.quant_config)
-    assert config.quant_config is not None
-    config.quant_config.apply_vllm_mapper(WeightsMapper(orig_to_new_regex={_LAYER_NAME: f"{prefix}."}))
-    ignored = getattr(config.quant_config, "ignore", None)
-    if isinstance(ignored, list):
-        # vLLM 0.32 takes a name without a point for the name of a class, and leaves it.
-        config.quant_config.ignore = [  # type: ignore[attr-defined]
-            f"{prefix}.{name}" if name == "lm_head" else name for name in ignored
-        ]
-    return config
-
-
-def _uniform_window(hf_config: Any) -> int | None:
-    """The window of a model that has one in every layer; one with windows in some names them layer by layer."""
-    layer_types = getattr(hf_config, "layer_types", None)
-    if layer_types is not None and any(kind != "sliding_attention" for kind in layer_types):
-        return None
-    window: int | None = getattr(hf_config, "sliding_window", None)
-    return window or None
 
 
 def _split(name: str) -> tuple[int | None, str]:

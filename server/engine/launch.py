@@ -33,7 +33,7 @@ def start_engine(config: Config, members: Members) -> FusionEngine:
     args = engine_args(config, members)
     vllm_config = args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
     check_engine_config(vllm_config, members)
-    _keep_members_apart(vllm_config, members)
+    _prepare_for_all(vllm_config, members)
     engine = FusionEngine.from_vllm_config(
         vllm_config, usage_context=UsageContext.OPENAI_API_SERVER, enable_log_requests=args.enable_log_requests
     )
@@ -45,6 +45,9 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     """vLLM's engine arguments: those of the configuration, and those that make the model the composite."""
     arguments: dict[str, Any] = dict(config.engine)
     arguments["structured_outputs_config"] = pinned(arguments.get("structured_outputs_config"))
+    # vLLM 0.32's `auto` takes Mistral's own files (consolidated*.safetensors) where there are any, under other names.
+    if arguments.get("load_format", "auto") == "auto":
+        arguments["load_format"] = "hf"
     arguments.setdefault("use_tqdm_on_load", loading_shows_progress())
     structured = arguments.get("structured_outputs_config")
     if isinstance(structured, dict):
@@ -77,14 +80,15 @@ def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
         )
 
 
-def _keep_members_apart(vllm_config: VllmConfig, members: Members) -> None:
-    """Switch off what models of one process would share where they may not.
-
-    vLLM 0.32's fusion of all-reduce and norm takes one workspace for the process, of the size of the first model that
-    is compiled.
-    """
+def _prepare_for_all(vllm_config: VllmConfig, members: Members) -> None:
+    """Have vLLM 0.32 set up a process for all members, where it looks at the large model alone."""
     if members.base is not None and vllm_config.parallel_config.tensor_parallel_size > 1:
+        # The fusion of all-reduce and norm takes one workspace for the process, of the size of the first model.
         vllm_config.compilation_config.pass_config.fuse_allreduce_rms = False
+    if any(member.is_sparse for member in members.all) and not vllm_config.model_config.is_moe:
+        # Expert-parallel groups, which a mixture of experts needs even with one rank, are made by this number.
+        vllm_config.model_config.model_arch_config.num_experts = 1
+        vllm_config.parallel_config.is_moe_model = True
 
 
 def fusion_config(config: Config, members: Members) -> dict[str, Any]:

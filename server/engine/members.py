@@ -178,6 +178,8 @@ def _hf_config(where: str, folder: Path) -> PreTrainedConfig:
         hint = ""
         if (folder / "adapter_config.json").is_file():
             hint = "; it is a LoRA adapter, so name it under 'adapter' of an expert"
+        elif snapshots := sorted(folder.glob("snapshots/*/")):
+            hint = f"; it is the hub's cache of a model, whose files lie in {snapshots[-1]}"
         raise ConfigError(f"{where}: {folder} has no config.json{hint}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: {path} is not readable JSON: {error}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import tempfile
@@ -19,23 +20,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.text import Text
 from torch import nn
 
 # The environment variable that holds the socket's path.
 SOCKET = "LOGIT_FUSION_PHASES"
-BUILDING, LOADING, FIRST_PASS, WARMING = "building", "loading", "first pass", "warming"
+BUILDING, LOADING, FIRST_PASS, WARMING, FAILED = "building", "loading", "first pass", "warming", "failed"
 SECONDS_BETWEEN = 0.1
+MAX_REASON = 2000
 
 
 def announce(phase: str, member: str = "", parameters: int = 0) -> None:
     """Tell the server what this process is at; the first of several ranks speaks for all."""
+    if not (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+        _send({"phase": phase, "member": member, "parameters": parameters})
+
+
+class Failures(logging.Handler):
+    """Announces the exceptions that a process logs: of those that end a start, the first is the cause of all others."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the exception of a record that has one, in one line."""
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None:
+            text = " ".join(Text.from_ansi(str(error)).plain.split())[:MAX_REASON]
+            _send({"phase": FAILED, "reason": f"{type(error).__name__}: {text}" if text else repr(error)})
+
+
+def _send(message: dict[str, Any]) -> None:
     path = os.environ.get(SOCKET)
-    if path is None or (torch.distributed.is_initialized() and torch.distributed.get_rank()):
+    if path is None:
         return
-    message = json.dumps({"phase": phase, "member": member, "parameters": parameters}).encode()
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
-        sock.sendto(message, path)
+        sock.sendto(json.dumps(message).encode(), path)
 
 
 def counted(member: str, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 import atexit
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
@@ -22,12 +23,27 @@ def register() -> None:
     vLLM calls it by the entry point group `vllm.general_plugins`.
     """
     from vllm import ModelRegistry
+    from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+    from server.engine.member_config import LargeConfig
 
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "server.engine.composite:LogitFusionForCausalLM")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = LargeConfig
     cpu_runner.register()
-    _end_with_parent()
-    _end_quickly()
+    if multiprocessing.parent_process() is not None:
+        _tell_failures()
+        _end_with_parent()
+        _end_quickly()
+
+
+def _tell_failures() -> None:
+    """Let the server know why an engine does not start."""
+    from server.engine.phases import Failures
+
+    logger = logging.getLogger("vllm")
+    if not any(isinstance(handler, Failures) for handler in logger.handlers):
+        logger.addHandler(Failures(logging.ERROR))
 
 
 def _end_with_parent() -> None:
@@ -36,7 +52,8 @@ def _end_with_parent() -> None:
     vLLM 0.32's engine does not notice that its server was killed, and would hold the device's memory for ever.
     """
     parent = multiprocessing.parent_process()
-    if parent is None or sys.platform != "linux":
+    assert parent is not None
+    if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent.pid:  # it died before the kernel knew
@@ -49,8 +66,7 @@ def _end_quickly() -> None:
     The interpreter would first search nearly a million objects of Torch, Transformers and vLLM for garbage, several
     times over: 2 to 3 s on a fast machine. vLLM 0.32 gives a worker 5 s, then kills it.
     """
-    if multiprocessing.parent_process() is not None:
-        util.Finalize(None, _leave_if_clean, exitpriority=_LAST)
+    util.Finalize(None, _leave_if_clean, exitpriority=_LAST)
 
 
 def _leave_if_clean() -> None:

@@ -4,8 +4,8 @@ An expert is a full model, a LoRA adapter over the base, or a merge. The last tw
 (Ilharco et al. 2023, arXiv 2212.04089: a fine-tuned model's weights minus the base's), added one tensor at a time
 while the base's weights stream by, so no part is kept whole:
 
-    adapter:  W = W_base + scaling * B A
-    merge:    W = W_base + sum_i w_i tau_i,  tau_i = W_i - W_base, or scaling_i * B_i A_i for an adapter
+    adapter:  W = W_base + tau,  tau = scaling * B A, or what else it changes (`server.engine.adapter`)
+    merge:    W = W_base + sum_i w_i tau_i,  tau_i = W_i - W_base for a model, as above for an adapter
 
 Sums stay in float32, whatever the files hold, and are rounded once, to the engine's number format, where vLLM copies
 them into its parameters. In a file's bfloat16 a small change of a large weight is lost.
@@ -14,12 +14,14 @@ them into its parameters. In a file's bfloat16 a small change of a large weight 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from safetensors import safe_open
+
+from server.engine.adapter import read_changes
 
 
 class TaskVector(Protocol):
@@ -37,29 +39,22 @@ class ModelTaskVector:
 
     def delta(self, name: str, base: torch.Tensor) -> torch.Tensor | None:
         """See `TaskVector.delta`."""
-        tuned = self._tensors.get(name)
-        return None if tuned is None else tuned.float() - base.float()
+        return self._tensors.read(name).float() - base.float() if name in self._tensors.names else None
 
 
 class AdapterTaskVector:
-    """The task vector of a LoRA adapter in PEFT's format: scaling * B A."""
+    """The task vector of a LoRA adapter in PEFT's format."""
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
         settings = json.loads((folder / "adapter_config.json").read_text())
-        rank, lora_alpha = settings["r"], settings["lora_alpha"]
-        self._scaling = lora_alpha / (rank**0.5 if settings.get("use_rslora") else rank)
-        self._transposed = bool(settings.get("fan_in_fan_out"))
         self._tensors = _TensorFiles(folder, "adapter_model.safetensors")
+        self._changes = read_changes(settings, self._tensors.names)
 
     def delta(self, name: str, base: torch.Tensor) -> torch.Tensor | None:
         """See `TaskVector.delta`."""
-        module = "base_model.model." + name.removesuffix(".weight")
-        down, up = self._tensors.get(f"{module}.lora_A.weight"), self._tensors.get(f"{module}.lora_B.weight")
-        if down is None or up is None:
-            return None
-        product: torch.Tensor = self._scaling * (up.float() @ down.float())
-        return product.T if self._transposed else product
+        change = self._changes.get(name)
+        return None if change is None else change.apply(base, self._tensors.read) - base.float()
 
 
 def add_task_vectors(
@@ -100,10 +95,12 @@ class _TensorFiles:
         files: list[Any] = [safe_open(path, framework="pt") for path in sorted(Path(folder).glob(pattern))]
         self._file_of = {name: file for file in files for name in file.keys()}  # noqa: SIM118 (not a dict)
 
-    def get(self, name: str) -> torch.Tensor | None:
-        """The tensor of that name, or `None`."""
-        file = self._file_of.get(name)
-        if file is None:
-            return None
-        tensor: torch.Tensor = file.get_tensor(name)
+    @property
+    def names(self) -> Collection[str]:
+        """Those of all tensors."""
+        return self._file_of.keys()
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor of that name."""
+        tensor: torch.Tensor = self._file_of[name].get_tensor(name)
         return tensor

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from tests.e2e.traffic import metric, streams, wait_for
+from tests.models import make_family
 from tests.server_process import ServerProcess
 
 GREEDY = {"model": "giant", "prompt": "a", "max_tokens": 12, "temperature": 0, "ignore_eos": True}
@@ -51,6 +52,19 @@ def test_the_log_of_a_start_says_where_the_time_went(server: ServerProcess) -> N
         *(f"loading {member}" for member in ("large", "base", "red", "blue")),
     ]
     assert re.fullmatch(r", KV cache of [1-9][0-9,]* tokens", found[-1][1])
+
+
+def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
+    """The last line is the cause, not vLLM's sentence that there is one."""
+    config = make_family(tmp_path)
+    settings = tmp_path / "red" / "config.json"
+    settings.write_text(settings.read_text().replace('"intermediate_size": 128', '"intermediate_size": 192'))
+    command = [sys.executable, "-m", "server", "serve", "--config", str(config), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    cause = "RuntimeError: start (0) + length (192) exceeds dimension size (128)."
+    assert last == f"error: the engine did not start (loading red): {cause}"
 
 
 def test_a_large_model_alone(server: ServerProcess, alone: ServerProcess) -> None:

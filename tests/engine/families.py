@@ -63,6 +63,20 @@ def sparse_members(folder: Path) -> None:
     make_expert(folder / "blue", folder / "base", seed=3)
 
 
+def sparse_beside_dense(folder: Path) -> None:
+    """Mixtures of experts as base and experts, beside a large model that is none."""
+    make_model(folder / "large", **LARGE)
+    make_model(folder / "base", "mixtral", seed=1)
+    _experts(folder)
+
+
+def depths_and_head_sizes(folder: Path) -> None:
+    """Gemma 4, whose layers differ in the size of their heads: three in the large model, two in the others."""
+    make_model(folder / "large", "gemma4", sliding_window=24, **LARGE)
+    make_model(folder / "base", "gemma4", sliding_window=40, seed=1)
+    _experts(folder)
+
+
 FAMILIES: list[Callable[[Path], None]] = [
     qwen3_over_qwen2,
     windows_among_experts,
@@ -70,6 +84,8 @@ FAMILIES: list[Callable[[Path], None]] = [
     gemmas,
     unequal_vocabularies,
     sparse_members,
+    sparse_beside_dense,
+    depths_and_head_sizes,
 ]
 
 

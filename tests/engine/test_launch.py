@@ -12,8 +12,7 @@ from server.engine.checks.architecture import check_side_by_side
 from server.engine.launch import check_engine_config, engine_args
 from server.engine.members import resolve_members
 from server.errors import ConfigError
-from tests.engine.families import LARGE, make, sparse_members
-from tests.models import make_model
+from tests.engine.families import make, sparse_members
 
 
 def check(config_file: Path, *overrides: str) -> None:
@@ -41,13 +40,6 @@ def test_a_loader_that_knows_one_model_only(family: Path) -> None:
 def test_mixtures_of_experts_over_data_parallel_ranks(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.data_parallel_size: large\.model is a mixture of experts"):
         check(make(sparse_members, tmp_path), "engine.data_parallel_size=2")
-
-
-def test_a_mixture_of_experts_beside_a_dense_model(tmp_path: Path) -> None:
-    make(sparse_members, tmp_path)
-    make_model(tmp_path / "dense", **LARGE)
-    with pytest.raises(ConfigError, match=r"experts\.red\.model: it is a mixture of experts beside a large model"):
-        check(tmp_path / "fusion.yaml", f"large.model={tmp_path / 'dense'}")
 
 
 def test_connectors_by_another_name(family: Path) -> None:

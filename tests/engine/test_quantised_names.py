@@ -11,7 +11,7 @@ from vllm.model_executor.layers.quantization.compressed_tensors.utils import sho
 from vllm.model_executor.layers.quantization.fp8 import Fp8Config
 from vllm.model_executor.layers.quantization.utils.quant_utils import is_layer_skipped
 
-from server.engine.composite import _quantised_under
+from server.engine.member_config import quantised_under
 
 INT8 = {
     "config_groups": {
@@ -42,7 +42,7 @@ class Config:
 
 def under(quant_config: Any, prefix: str = "expert_math") -> Any:
     config: Any = Config(quant_config)
-    return _quantised_under(config, prefix).quant_config
+    return quantised_under(config, prefix).quant_config
 
 
 @pytest.mark.parametrize(

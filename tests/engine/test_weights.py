@@ -58,6 +58,34 @@ def test_a_bfloat16_adapter_is_what_peft_makes_of_it_in_float32(files: Files, ad
     assert error < 0.01 * (theirs - before).abs().max()
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "ranks": {"rank_pattern": {"q_proj": 8, r"layers\.1\.self_attn\.v_proj": 2}, "alpha_pattern": {"v_proj": 3}},
+    "root-ranks": {"rank_pattern": {"q_proj": 8}, "use_rslora": True},
+    "embeddings": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    "saved": {"modules_to_save": ["lm_head", "embed_tokens", "norm"]},
+    "dora": {"use_dora": True, "target_modules": PROJECTIONS},
+    "dora-embeddings": {"use_dora": True, "target_modules": ["embed_tokens", "lm_head"]},
+    "biases": {"bias": "all"},
+    "biases-of-lora": {"bias": "lora_only"},
+    "added-biases": {"lora_bias": True},
+    "tokens": {"trainable_token_indices": [5, 300]},
+    "tokens-by-name": {"trainable_token_indices": {"embed_tokens": [7], "lm_head": [8, 9]}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_lora_is_what_peft_makes_of_it(kind: str, tmp_path: Path) -> None:
+    base = make_model(tmp_path / "base", "qwen2")
+    adapter = make_adapter(tmp_path / "adapter", base, everything=True, **KINDS[kind])
+    theirs = PeftModel.from_pretrained(float32(base), str(adapter)).merge_and_unload().state_dict()
+    ours, before = served(base, {"adapter": str(adapter)}), load_file(base / "model.safetensors")
+    changed = 0
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-5, atol=1e-6)
+        changed += not torch.equal(tensor, before[name])
+    assert changed >= 3 - ("embeddings" in kind) - ("tokens" in kind)
+
+
 def test_no_weight_that_an_adapter_changes_is_left_as_it_was(files: Files) -> None:
     held = load_file(files("base") / "model.safetensors")
     for name, tensor in served(files("base"), {"adapter": str(files("tiny"))}).items():

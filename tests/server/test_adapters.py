@@ -23,13 +23,11 @@ def edit_tensors(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     ("changes", "message"),
     [
         ({"peft_type": "IA3"}, "the adapter is of type IA3; only LORA adapters are served"),
-        ({"use_dora": True}, "the adapter uses use_dora, which is not served; train without DoRA"),
-        ({"modules_to_save": ["lm_head"]}, "the adapter uses modules_to_save, which is not served"),
-        ({"rank_pattern": {"q_proj": 2}}, "the adapter uses rank_pattern, which is not served"),
-        ({"bias": "all"}, "the adapter trains biases (all); train with bias 'none'"),
+        ({"target_parameters": ["mlp.experts"]}, "the adapter uses target_parameters, which is not served; merge it"),
         ({"init_lora_weights": "pissa"}, "the adapter started from pissa, which changes the base's weights too"),
         ({"lora_alpha": None}, "lora/adapter_config.json: lora_alpha must be a number above 0, not None"),
-        ({"r": 8}, "model.layers.0.self_attn.q_proj has rank 4, but adapter_config.json says r = 8"),
+        ({"r": 8}, "model.layers.0.self_attn.q_proj has rank 4, but adapter_config.json says 8"),
+        ({"rank_pattern": {"v_proj": 2}}, "model.layers.0.self_attn.v_proj has rank 4, but adapter_config.json says 2"),
     ],
 )
 def test_adapters_of_other_kinds(family: Path, changes: dict[str, Any], message: str) -> None:
@@ -42,12 +40,14 @@ def test_adapters_over_another_model(family: Path, tmp_path: Path) -> None:
     other = make_model(tmp_path / "other", hidden_size=96)
     make_adapter(family / "lora", other)
     assert fault(family, LORA) == (
-        "experts.lora.adapter: the adapter does not fit the base: model.layers.0.self_attn.q_proj is [64, 64] in the "
-        "base and [64, 96] in the adapter; it was trained over another model"
+        "experts.lora.adapter: the adapter does not fit the base: for model.layers.0.self_attn.q_proj.weight, [64, 64] "
+        "in the base, it has [64, 96]; it was trained over another model, or one with added tokens"
     )
     deeper = make_model(tmp_path / "deeper", layers=3)
     make_adapter(family / "lora", deeper)
-    assert "the adapter changes model.layers.2.self_attn.q_proj, which the base does not have" in fault(family, LORA)
+    assert "the adapter changes model.layers.2.self_attn.q_proj.weight, which the base does not have" in fault(
+        family, LORA
+    )
     same_shape = make_expert(tmp_path / "same", family / "base")
     make_adapter(family / "lora", same_shape)
     (remark,) = check(family, LORA).remarks
@@ -67,6 +67,46 @@ def test_adapters_with_missing_files(family: Path) -> None:
     (family / "lora" / "adapter_config.json").unlink()
     assert "lora has no adapter_config.json" in fault(family, LORA)
     assert "it is a whole model, so name it under 'model'" in fault(family, "experts.lora={adapter: ./red}")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rank_pattern": {"q_proj": 8}},
+        {"target_modules": ["lm_head", "embed_tokens"]},
+        {"modules_to_save": ["lm_head", "norm"]},
+        {"use_dora": True},
+        {"bias": "all"},
+        {"trainable_token_indices": [5, 511]},
+    ],
+)
+def test_adapters_that_fit(family: Path, settings: dict[str, Any]) -> None:
+    make_adapter(family / "lora", family / "base", **settings)
+    assert check(family, LORA).reports[-1].member.kind == "adapter"
+
+
+def test_adapters_of_one_matrix_for_embeddings_and_head(family: Path) -> None:
+    make_model(family / "base", tie_word_embeddings=True)
+    make_adapter(family / "lora", family / "base", trainable_token_indices=[5])
+    check(family, LORA)
+    make_adapter(family / "lora", family / "base", modules_to_save=["embed_tokens"])
+    assert "the adapter changes model.embed_tokens.weight, but the base uses one matrix for" in fault(family, LORA)
+
+
+def test_adapters_with_added_tokens(family: Path, tmp_path: Path) -> None:
+    longer = make_model(tmp_path / "longer", vocab_size=514)
+    make_adapter(family / "lora", longer, modules_to_save=["embed_tokens"])
+    assert "for model.embed_tokens.weight, [512, 64] in the base, it has [514, 64]" in fault(family, LORA)
+    make_adapter(family / "lora", longer, trainable_token_indices=[513])
+    assert "the adapter trains the token 513, and the base has 512" in fault(family, LORA)
+
+
+def test_tensors_that_are_no_part_of_lora(family: Path) -> None:
+    def add(tensors: dict[str, Any]) -> None:
+        tensors["base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight"] = next(iter(tensors.values())).clone()
+
+    edit_tensors(family / "lora" / "adapter_model.safetensors", add)
+    assert "q_proj.lora_C.weight, which is no part of LoRA; merge it and name" in fault(family, LORA)
 
 
 def test_an_adapter_named_as_a_model(family: Path) -> None:

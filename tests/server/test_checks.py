@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from server.config import load_config
@@ -67,6 +68,18 @@ def test_scaled_positions_count(family: Path) -> None:
     assert "red reads 200 tokens at most" in fault(family)
 
 
+def _as_in_the_cache(red: Path) -> None:
+    red.rename(red.with_name("files"))
+    (red / "refs").mkdir(parents=True)
+    (red / "snapshots").mkdir()
+    red.with_name("files").rename(red / "snapshots" / "0123abc")
+
+
+def _pickle(red: Path, state: object) -> None:
+    (red / "model.safetensors").unlink()
+    torch.save(state, red / "pytorch_model.bin")
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -108,11 +121,41 @@ def test_scaled_positions_count(family: Path) -> None:
             ),
             "experts.red.model: red/model-1.safetensors is missing",
         ),
+        (
+            lambda red: (red / "adapter_model.safetensors").touch(),
+            "experts.red.model: red/adapter_model.safetensors would be loaded as a part of the model, which it is not; "
+            "remove it",
+        ),
+        (
+            lambda red: (red / "model.safetensors").rename(red / "adapter_model.safetensors"),
+            "experts.red.model: red/adapter_model.safetensors would be loaded as a part of the model, which it is not; "
+            "it is a LoRA adapter: name it under 'adapter'",
+        ),
+        (
+            _as_in_the_cache,
+            "experts.red.model: red has no config.json; it is the hub's cache of a model, whose files lie in "
+            "red/snapshots/0123abc",
+        ),
+        (
+            lambda red: _pickle(red, {"a": Path()}),
+            "experts.red.model: red/pytorch_model.bin cannot be read: Weights only load failed. ",
+        ),
     ],
 )
 def test_spoiled_folders(family: Path, spoil: Callable[[Path], object], message: str) -> None:
     spoil(family / "red")
-    assert fault(family).startswith(message)
+    found = fault(family)
+    assert found.startswith(message)
+    assert found.isprintable()
+
+
+def test_what_a_trainer_leaves_beside_the_weights(family: Path) -> None:
+    weights = load_file(family / "red" / "model.safetensors")
+    (family / "red" / "model.safetensors").unlink()
+    torch.save(weights, family / "red" / "pytorch_model.bin")
+    for name in ("training_args.bin", "optimizer.bin"):
+        torch.save(Path(), family / "red" / name)
+    check(family)
 
 
 def test_head_sizes_that_the_cpu_lacks(family: Path) -> None:

@@ -81,6 +81,8 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("{model: ./large}", "{model: 3}", "large.model: text is needed here, not 3"),
         ("./red", "./rad", "experts.red.model: './rad' does not exist (looked for rad)"),
         ("./red", "red/v2", "experts.red.model: 'red/v2' does not exist (looked for red/v2)"),
+        ("./red", "$HOM/red", "experts.red.model: '$HOM/red' names the environment variable HOM, which is not set"),
+        ("./red", "'${A}/r'", "experts.red.model: '${A}/r' names the environment variable A, which is not set"),
         ("./red", "a/b/c", "experts.red.model: 'a/b/c' does not exist (looked for a/b/c)"),
         (
             "./lora",

@@ -6,33 +6,31 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from server.engine.adapter import Change, read_changes
 from server.engine.checks.tensors import Tensor
 from server.engine.members import Member, Members
 from server.errors import ConfigError
 
 Tensors = Mapping[str, Tensor]
-PREFIX = "base_model.model."
-
-# Settings of PEFT's LoRA that make it more than W + scaling * B A, and how to do without them.
-UNSUPPORTED = {
-    "use_dora": "train without DoRA",
-    "modules_to_save": "train without modules_to_save",
-    "lora_bias": "train with lora_bias false",
-    "rank_pattern": "train with one rank for all modules",
-    "alpha_pattern": "train with one lora_alpha for all modules",
-    "trainable_token_indices": "train without new token embeddings",
-    "target_parameters": "name modules in target_modules instead",
-    "layer_replication": "train without layer replication",
-    "use_qalora": "train without QALoRA",
-    "use_bdlora": "train without BD-LoRA",
-    "alora_invocation_tokens": "train without activated LoRA",
-    "arrow_config": "train without Arrow routing",
-    "kasa_config": "train without KaSA",
-    "monteclora_config": "train without MonteCLoRA",
-    "velora_config": "train without VeLoRA",
-}
+# Settings of PEFT's LoRA that no sum of weights makes up for.
+UNSUPPORTED = (
+    "target_parameters",
+    "layer_replication",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "monteclora_config",
+    "velora_config",
+)
+EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
 # Initialisations that change the base's weights too.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+MERGE = (
+    "merge it and name the result under 'model': model = PeftModel.from_pretrained(AutoModelForCausalLM"
+    ".from_pretrained(BASE), ADAPTER).merge_and_unload(); model.save_pretrained(FOLDER)"
+)
 
 
 def read_settings(member: Member) -> dict[str, Any]:
@@ -52,11 +50,9 @@ def read_settings(member: Member) -> dict[str, Any]:
     method = settings.get("peft_type")
     if method != "LORA":
         raise ConfigError(f"{member.where}: the adapter is of type {method}; only LORA adapters are served")
-    for key, remedy in UNSUPPORTED.items():
+    for key in UNSUPPORTED:
         if settings.get(key):
-            raise ConfigError(f"{member.where}: the adapter uses {key}, which is not served; {remedy}")
-    if settings.get("bias", "none") != "none":
-        raise ConfigError(f"{member.where}: the adapter trains biases ({settings['bias']}); train with bias 'none'")
+            raise ConfigError(f"{member.where}: the adapter uses {key}, which is not served; {MERGE}")
     start = settings.get("init_lora_weights")
     if isinstance(start, str) and start.lower().startswith(CHANGES_BASE):
         raise ConfigError(
@@ -87,7 +83,7 @@ def check_adapters(
         if member.kind == "adapter":
             base = members.needed_base
             _refuse_quantised(base, member)
-            _check_tensors(member, settings[member.name], tensors[base.name], tensors[member.name])
+            _check_tensors(member, settings[member.name], base, tensors[base.name], tensors[member.name])
             trained_over = settings[member.name].get("base_model_name_or_path")
             ours = {str(base.folder), base.folder.name, base.hub_id}
             if trained_over and trained_over not in ours and trained_over.rstrip("/").split("/")[-1] not in ours:
@@ -135,30 +131,57 @@ def _refuse_quantised(model: Member, expert: Member) -> None:
         )
 
 
-def _check_tensors(member: Member, settings: Mapping[str, Any], base: Tensors, ours: Tensors) -> None:
-    modules: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in ours.items():
-        module, _, side = name.removesuffix(".weight").rpartition(".")
-        if not name.startswith(PREFIX) or side not in ("lora_A", "lora_B") or not name.endswith(".weight"):
-            raise ConfigError(f"{member.where}: the adapter holds {name}, which is no plain LoRA matrix")
-        modules.setdefault(module.removeprefix(PREFIX), {})[side] = tensor
-    if not modules:
-        raise ConfigError(f"{member.where}: the adapter holds no LoRA matrices")
-    for module, sides in modules.items():
-        target = base.get(f"{module}.weight")
+def _check_tensors(member: Member, settings: Mapping[str, Any], base: Member, theirs: Tensors, ours: Tensors) -> None:
+    try:
+        changes = read_changes(settings, ours)
+    except ValueError as error:
+        raise ConfigError(f"{member.where}: the adapter holds {error}, which is no part of LoRA; {MERGE}") from None
+    if not changes:
+        raise ConfigError(f"{member.where}: the adapter holds no tensors")
+    for name, change in changes.items():
+        target = theirs.get(name)
         if target is None:
-            raise ConfigError(f"{member.where}: the adapter changes {module}, which the base does not have")
-        if len(sides) != 2:
-            missing = "lora_A" if "lora_B" in sides else "lora_B"
-            raise ConfigError(f"{member.where}: the adapter lacks {missing} of {module}")
-        down, up = sides["lora_A"].shape, sides["lora_B"].shape
-        if down[0] != settings["r"] or up[1] != settings["r"]:
+            raise ConfigError(f"{member.where}: the adapter changes {name}, which the base does not have")
+        # Trained rows are the same in both; PEFT sees to that.
+        if base.text_config.tie_word_embeddings and change.module.endswith(EMBEDDINGS) and "rows" not in change.parts:
             raise ConfigError(
-                f"{member.where}: {module} has rank {down[0]}, but adapter_config.json says r = {settings['r']}"
+                f"{member.where}: the adapter changes {name}, but the base uses one matrix for its embeddings and its "
+                f"head (tie_word_embeddings); {MERGE}, with tie_word_embeddings false in its config.json"
             )
-        product = (up[0], down[1])
-        if (product[::-1] if settings.get("fan_in_fan_out") else product) != target.shape:
+        _check_change(member, name, change, target.shape, {part: ours[key].shape for part, key in change.parts.items()})
+
+
+def _check_change(
+    member: Member, name: str, change: Change, target: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    for side, other, module in (
+        ("down", "up", "lora_B"),
+        ("up", "down", "lora_A"),
+        ("embedding_down", "embedding_up", "lora_embedding_B"),
+        ("embedding_up", "embedding_down", "lora_embedding_A"),
+    ):
+        if side in shapes and other not in shapes:
+            raise ConfigError(f"{member.where}: the adapter lacks {module} of {change.module}")
+    down, up = (shapes.get(side, shapes.get(f"embedding_{side}")) for side in ("down", "up"))
+    expected = {
+        "saved": target,
+        "added": target,
+        "rows": (len(change.token_ids), *target[1:]),
+        "magnitude": target[1:] if change.transposed else target[:1],
+    }
+    if down is not None and up is not None:
+        if down[0] != change.rank or up[1] != change.rank:
             raise ConfigError(
-                f"{member.where}: the adapter does not fit the base: {module} is {list(target.shape)} in the base and "
-                f"{list(product)} in the adapter; it was trained over another model"
+                f"{member.where}: {change.module} has rank {down[0]}, but adapter_config.json says {change.rank}"
             )
+        shapes = {**shapes, "product": (down[1], up[0]) if change.transposed else (up[0], down[1])}
+        expected["product"] = target
+    for part, shape in shapes.items():
+        if part in expected and shape != expected[part]:
+            raise ConfigError(
+                f"{member.where}: the adapter does not fit the base: for {name}, {list(target)} in the base, it has "
+                f"{list(shape)}; it was trained over another model, or one with added tokens"
+            )
+    last = max(change.token_ids, default=0)
+    if last >= target[0]:
+        raise ConfigError(f"{member.where}: the adapter trains the token {last}, and the base has {target[0]}")

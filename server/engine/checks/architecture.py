@@ -93,11 +93,6 @@ def check_side_by_side(members: Members, engine: Mapping[str, Any]) -> None:
             f"engine.data_parallel_size: {sparse[0]} is a mixture of experts, whose ranks wait for each other in "
             "every layer, while members run only where a request uses them; start replicas instead"
         )
-    if sparse and not members.large.is_sparse:
-        raise ConfigError(
-            f"{sparse[0]}: it is a mixture of experts beside a large model that is none, for which vLLM makes no "
-            "expert-parallel groups; take a dense one"
-        )
     for member in members.all:
         if member.is_latent != members.large.is_latent:
             raise ConfigError(

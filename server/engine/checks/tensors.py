@@ -7,6 +7,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.text import Text
+from vllm.model_executor.model_loader.weight_utils import filter_files_not_needed_for_inference
+
 from server.engine.members import Member
 from server.errors import ConfigError
 
@@ -63,8 +66,15 @@ def _model_files(member: Member) -> list[Path]:
             except (ValueError, KeyError, AttributeError) as error:
                 raise ConfigError(f"{member.where}: {index} is not a weight index: {error}") from None
             return [folder / name for name in names]
-        if found := sorted(folder.glob(f"*.{suffix}")):
-            return found
+        # As vLLM picks them: all there are, but those of a trainer's state.
+        found = filter_files_not_needed_for_inference([str(path) for path in sorted(folder.glob(f"*.{suffix}"))])
+        if left_over := [path for path in found if Path(path).name.startswith("adapter_")]:
+            hint = "remove it" if len(found) > len(left_over) else "it is a LoRA adapter: name it under 'adapter'"
+            raise ConfigError(
+                f"{member.where}: {left_over[0]} would be loaded as a part of the model, which it is not; {hint}"
+            )
+        if found:
+            return [Path(path) for path in found]
     if member.hub_id is not None:
         return [folder / "model.safetensors"]
     raise ConfigError(f"{member.where}: {folder} holds no weights; *.safetensors or *.bin files are needed")
@@ -91,7 +101,8 @@ def _read_pickle(where: str, path: Path) -> dict[str, Tensor]:
         # On the meta device tensors have shapes but no contents.
         state = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:  # whatever the unpickler meets
-        raise ConfigError(f"{where}: {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        reason = " ".join(Text.from_ansi(str(error)).plain.split())[:200]
+        raise ConfigError(f"{where}: {path} cannot be read: {reason}") from None
     return {
         name: Tensor(tuple(tensor.shape), names.get(tensor.dtype, "I8"))
         for name, tensor in state.items()
