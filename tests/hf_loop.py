@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from fusion_kernels import Fused, Weighting, fuse_logits
+from tests.models import load_model
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class HFLoop:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "large")
         # With its other attention, Hugging Face leaves out the soft cap that Gemma 2 puts on attention's logits.
         self._members: list[Any] = [
-            AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32, attn_implementation="eager")
+            load_model(folder / name, dtype=torch.float32, attn_implementation="eager")
             for name in ("large", "base", *experts)
         ]
 
@@ -55,7 +56,8 @@ class HFLoop:
         text = torch.tensor([list(token_ids)])
         with torch.no_grad():
             logits = [
-                member(text.clamp(max=member.config.vocab_size - 1)).logits[0, positions] for member in self._members
+                member(text.clamp(max=member.config.get_text_config().vocab_size - 1)).logits[0, positions]
+                for member in self._members
             ]
         rows = len(logits[0])
         use = torch.zeros(rows, len(self.experts), dtype=torch.bool)

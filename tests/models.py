@@ -15,7 +15,9 @@ from typing import Any, Literal
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     Gemma2Config,
     Gemma3TextConfig,
     Gemma4TextConfig,
@@ -145,16 +147,24 @@ def make_model(
         settings |= {"vocab_size_per_layer_input": vocab_size}
     auto: Any = AutoModelForCausalLM
     model: PreTrainedModel = auto.from_config(CONFIGS[architecture](**settings), dtype=torch.float32)
-    _draw_weights(model, torch.Generator().manual_seed(seed), scale=scale, gemma=gemma)
+    draw_weights(model, torch.Generator().manual_seed(seed), scale=scale, gemma=gemma)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     make_tokenizer(folder, tokenizer_size or vocab_size, variant)
     return folder
 
 
+def load_model(folder: Path, **settings: Any) -> Any:
+    """The model in a folder, multimodal ones with all their parts, by Transformers' class for it."""
+    config = AutoConfig.from_pretrained(folder)
+    text = config.get_text_config() is config
+    auto: Any = AutoModelForCausalLM if text else AutoModelForImageTextToText
+    return auto.from_pretrained(folder, **settings)
+
+
 def make_expert(folder: Path, base: Path, *, seed: int = 1, scale: float = 0.3) -> Path:
     """Save a copy of the model in `base` whose weights moved by `scale` of their own spread: a fine-tuned base."""
     shutil.copytree(base, folder, dirs_exist_ok=True)
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = load_model(base)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -182,7 +192,7 @@ def make_adapter(
     """
     from peft import LoraConfig, get_peft_model
 
-    model = AutoModelForCausalLM.from_pretrained(base)
+    model = load_model(base)
     config = LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=list(target_modules), task_type="CAUSAL_LM", **settings
     )
@@ -238,16 +248,16 @@ engine: {{dtype: {dtype}, max_model_len: 256, max_num_seqs: 8, enforce_eager: tr
     return config
 
 
-def _draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: float, gemma: bool) -> None:
+def draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: float, gemma: bool) -> None:
     """Fill the parameters so that logits have a standard deviation of about 2 and depend on the whole context.
 
     Embeddings are small, so that with tied embeddings the input token does not simply win again; the last norm makes
     up for it.
     """
-    config: Any = model.config
+    config: Any = model.config.get_text_config()
     # Norms of Gemma 1 to 3 multiply by one plus their weight.
     norm_offset = 1.0 if gemma and config.model_type != "gemma4_text" else 0.0
-    tied: bool = config.tie_word_embeddings
+    tied: bool = model.config.tie_word_embeddings
     embedding_scale = 0.05
     head_scale = embedding_scale if tied else 2.0 / math.sqrt(config.hidden_size)
     final_norm = 2.0 / (head_scale * math.sqrt(config.hidden_size))
@@ -262,9 +272,9 @@ def _draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: 
                 parameter.copy_(normal(shape, embedding_scale))
             elif name == "lm_head.weight":
                 parameter.copy_(normal(shape, head_scale))
-            elif name == "model.norm.weight":
+            elif name in ("model.norm.weight", "model.language_model.norm.weight", "model.text_model.norm.weight"):
                 parameter.copy_(normal(shape, 0.1) + final_norm - norm_offset)
-            elif "norm" in name:
+            elif "norm" in name or ".ln_" in name:
                 # Gemma scales its embeddings up and normalises what its layers add: let the layers be heard.
                 gain = 3.0 if gemma and "post_" in name else 1.0
                 parameter.copy_(normal(shape, 0.1) + gain - norm_offset)

@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from server.engine.text_part import text_name
+
 PREFIX = "base_model.model."
 # How an adapter's tensor ends, which of the module's tensors it changes, and as what.
 _PARTS = [
@@ -72,12 +74,14 @@ class Change:
         return changed * (factors if self.transposed else factors.unsqueeze(1))
 
 
-def read_changes(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str, Change]:
+def read_changes(settings: Mapping[str, Any], names: Iterable[str], multimodal: bool) -> dict[str, Change]:
     """Return what an adapter changes, by the name of the base's tensor.
 
     Args:
         settings: its adapter_config.json.
         names: those of its tensors.
+        multimodal: whether the base is the text model of a multimodal one; what the adapter changes besides is left
+            out.
 
     Raises:
         ValueError: a tensor is none of the kinds above; the message names it.
@@ -92,9 +96,12 @@ def read_changes(settings: Mapping[str, Any], names: Iterable[str]) -> dict[str,
     changes = {}
     for (module, tensor), found in parts.items():
         rank, scaling = _rank_and_scaling(settings, module)
+        of_text = text_name(module + tensor) if multimodal else module + tensor
+        if of_text is None:
+            continue
         transposed = "embedding_up" in found or bool(settings.get("fan_in_fan_out"))
         token_ids = _token_ids(settings, module) if "rows" in found else ()
-        changes[module + tensor] = Change(module, found, rank, scaling, transposed, token_ids)
+        changes[of_text] = Change(module, found, rank, scaling, transposed, token_ids)
     return changes
 
 

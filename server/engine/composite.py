@@ -23,6 +23,7 @@ from fusion_kernels import fuse_logits, warm_up
 from server.engine.member import SmallMember
 from server.engine.member_config import quantised_under, small_config
 from server.engine.phases import BUILDING, announce, announce_first_pass, counted
+from server.engine.text_part import text_name
 from server.engine.weights import add_task_vectors, task_vectors
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class LogitFusionForCausalLM(nn.Module):
         self.base: Any = small[0] if small else None
         self.experts = nn.ModuleList(small[1:])
         self._expert_sources = expert_sources
+        self._multimodal = [fusion["multimodal"], *(shape["multimodal"] for shape in shapes)]
         # vLLM's loader streams these after the large model's own weights.
         self.secondary_weights = [
             DefaultModelLoader.Source(shape["model"], revision=None, prefix=_SOURCE_PREFIX.format(index))
@@ -163,6 +165,8 @@ class LogitFusionForCausalLM(nn.Module):
         loaded: set[str] = set()
         for source, stream in groupby(weights, key=lambda item: _split(item[0])[0]):
             named: Iterable[tuple[str, torch.Tensor]] = ((_split(name)[1], tensor) for name, tensor in stream)
+            if self._multimodal[0 if source is None else 1 + source]:
+                named = ((of_text, tensor) for name, tensor in named if (of_text := text_name(name)) is not None)
             if source is None:
                 prefix, title, member = "large", "large", self.large
             elif source == 0:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
 from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.model_loader import get_model_loader
@@ -17,6 +20,7 @@ from server.engine import plugin
 from server.engine.client import FusionEngine
 from server.engine.members import Members
 from server.engine.structures.pinned import pinned
+from server.engine.text_part import text_part
 from server.errors import ConfigError
 from server.logs import loading_shows_progress
 
@@ -56,7 +60,7 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     return AsyncEngineArgs(
         model=str(members.large.folder),
         served_model_name=list(config.presets),
-        hf_overrides={"architectures": [plugin.ARCHITECTURE], "fusion": fusion_config(config, members)},
+        hf_overrides=partial(composite_config, members.large.folder, fusion_config(config, members)),
         worker_extension_cls="server.engine.extension.FusionWorkerExtension",
         **arguments,
     )
@@ -91,10 +95,18 @@ def _prepare_for_all(vllm_config: VllmConfig, members: Members) -> None:
         vllm_config.parallel_config.is_moe_model = True
 
 
+def composite_config(large: Path, fusion: dict[str, Any], hf_config: PreTrainedConfig) -> PreTrainedConfig:
+    """Make the large model's configuration the composite model's; vLLM calls it in each of its processes."""
+    text = text_part(hf_config, large)
+    text.update({"architectures": [plugin.ARCHITECTURE], "fusion": fusion})
+    return text
+
+
 def fusion_config(config: Config, members: Members) -> dict[str, Any]:
     """What the composite model reads from its configuration: where the other members come from, and what to count."""
     return {
         "architectures": members.large.hf_config.architectures,
+        "multimodal": members.large.multimodal,
         "base": members.base and members.base.source,
         "experts": [{"name": expert.name, "ends": list(expert.end_ids), **expert.source} for expert in members.experts],
         "presets": len(config.presets),

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import re
 from copy import copy, deepcopy
+from pathlib import Path
 from typing import Any
 
 from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.transformers_utils.config import get_config, get_hf_text_config
+
+from server.engine.text_part import PREFIXES, text_part
 
 # The start of a layer's whole name; patterns ("re:...") and parts of names match under a prefix as they are.
 _LAYER_NAME = re.compile(r"^(?=(model|transformer|backbone)\.|lm_head\b)")
@@ -36,7 +39,8 @@ class LargeConfig(VerifyAndUpdateConfig):
 
 def small_config(vllm_config: VllmConfig, folder: str) -> VllmConfig:
     """The engine's configuration with a small member in the large model's place."""
-    hf_config = get_config(folder, trust_remote_code=vllm_config.model_config.trust_remote_code)
+    trusted = vllm_config.model_config.trust_remote_code
+    hf_config = text_part(get_config(folder, trust_remote_code=trusted), Path(folder))
     adaptation = _adaptation(hf_config.architectures)
     shared = copy(vllm_config)
     # vLLM 0.32 leaves the large model's text configuration in place, and with it the large model's vocabulary.
@@ -72,6 +76,7 @@ def quantised_under(config: VllmConfig, prefix: str) -> VllmConfig:
     config = copy(config)
     config.quant_config = deepcopy(config.quant_config)
     assert config.quant_config is not None
+    config.quant_config.apply_vllm_mapper(WeightsMapper(orig_to_new_prefix=dict(PREFIXES)))
     config.quant_config.apply_vllm_mapper(WeightsMapper(orig_to_new_regex={_LAYER_NAME: f"{prefix}."}))
     ignored = getattr(config.quant_config, "ignore", None)
     if isinstance(ignored, list):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from server.config import Config
+from server.engine.text_part import text_part
 from server.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,8 +34,11 @@ class Member:
     folder: Path
     """Its own files; for a merge, which has none, the base's."""
     hf_config: PreTrainedConfig
+    """Of a multimodal model, that of its text model."""
     hub_id: str | None = None
     revision: str | None = None
+    multimodal: bool = False
+    """Whether its files hold more than the text model, which alone is served."""
     parts: tuple[tuple[float, Member], ...] = field(default=())
     """What a merge is made of: weights and experts."""
     end_ids: tuple[int, ...] = ()
@@ -45,7 +49,7 @@ class Member:
         """What the engine loads: `{"model": folder}`, `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`."""
         if self.kind == "merge":
             return {"merge": [[weight, part.source] for weight, part in self.parts]}
-        return {self.kind: str(self.folder)}
+        return {self.kind: str(self.folder), "multimodal": self.multimodal}
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -118,12 +122,23 @@ def resolve_members(config: Config) -> Members:
             experts[name] = _model(name, "expert", where, expert.model, expert.revision)
         elif expert.adapter is not None:
             folder, hub_id = _fetch(where, expert.adapter, expert.revision, SMALL_FILES)
-            experts[name] = Member(name, "expert", "adapter", where, folder, base.hf_config, hub_id, expert.revision)
+            experts[name] = replace(
+                base,
+                name=name,
+                role="expert",
+                kind="adapter",
+                where=where,
+                folder=folder,
+                hub_id=hub_id,
+                revision=expert.revision,
+            )
     for name, expert in config.experts.items():
         if expert.merge is not None:
             parts = tuple((weight, experts[part]) for part, weight in expert.merge.items())
             where = f"experts.{name}.merge"
-            experts[name] = Member(name, "expert", "merge", where, base.folder, base.hf_config, parts=parts)
+            experts[name] = replace(
+                base, name=name, role="expert", kind="merge", where=where, hub_id=None, revision=None, parts=parts
+            )
     return Members(large, base, tuple(experts[name] for name in config.experts))
 
 
@@ -143,7 +158,9 @@ def fetch_weights(members: Members) -> None:
 
 def _model(name: str, role: Role, where: str, source: str, revision: str | None) -> Member:
     folder, hub_id = _fetch(where, source, revision, SMALL_FILES)
-    return Member(name, role, "model", where, folder, _hf_config(where, folder), hub_id, revision)
+    hf_config = _hf_config(where, folder)
+    text = text_part(hf_config, folder)
+    return Member(name, role, "model", where, folder, text, hub_id, revision, multimodal=text is not hf_config)
 
 
 def _fetch(where: str, source: str, revision: str | None, patterns: list[str]) -> tuple[Path, str | None]:

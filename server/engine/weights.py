@@ -22,6 +22,7 @@ import torch
 from safetensors import safe_open
 
 from server.engine.adapter import read_changes
+from server.engine.text_part import text_name
 
 
 class TaskVector(Protocol):
@@ -34,22 +35,24 @@ class TaskVector(Protocol):
 class ModelTaskVector:
     """The task vector of a full fine-tuned model: its weights minus the base's."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, multimodal: bool = False) -> None:
         self._tensors = _TensorFiles(folder)
+        self._names = {text_name(name) if multimodal else name: name for name in self._tensors.names}
 
     def delta(self, name: str, base: torch.Tensor) -> torch.Tensor | None:
         """See `TaskVector.delta`."""
-        return self._tensors.read(name).float() - base.float() if name in self._tensors.names else None
+        ours = self._names.get(name)
+        return None if ours is None else self._tensors.read(ours).float() - base.float()
 
 
 class AdapterTaskVector:
     """The task vector of a LoRA adapter in PEFT's format."""
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, multimodal: bool = False) -> None:
         folder = Path(folder)
         settings = json.loads((folder / "adapter_config.json").read_text())
         self._tensors = _TensorFiles(folder, "adapter_model.safetensors")
-        self._changes = read_changes(settings, self._tensors.names)
+        self._changes = read_changes(settings, self._tensors.names, multimodal)
 
     def delta(self, name: str, base: torch.Tensor) -> torch.Tensor | None:
         """See `TaskVector.delta`."""
@@ -77,15 +80,19 @@ def add_task_vectors(
 def task_vectors(source: dict[str, Any]) -> list[tuple[float, TaskVector]]:
     """The parts of an expert's source: none for a full model, one for an adapter, several for a merge."""
     match source:
-        case {"adapter": folder}:
-            return [(1.0, AdapterTaskVector(folder))]
+        case {"adapter": _}:
+            return [(1.0, _task_vector(source))]
         case {"merge": parts}:
-            return [
-                (weight, AdapterTaskVector(part["adapter"]) if "adapter" in part else ModelTaskVector(part["model"]))
-                for weight, part in parts
-            ]
+            return [(weight, _task_vector(part)) for weight, part in parts]
         case _:
             return []
+
+
+def _task_vector(source: dict[str, Any]) -> TaskVector:
+    multimodal = bool(source.get("multimodal"))
+    if "adapter" in source:
+        return AdapterTaskVector(source["adapter"], multimodal)
+    return ModelTaskVector(source["model"], multimodal)
 
 
 class _TensorFiles:

@@ -330,7 +330,7 @@ class TestQueue:
 
     def test_a_request_of_many_sequences_leaves_room(self, busy: ServerProcess) -> None:
         with standstill(busy):
-            wide = Stream(busy, 60, header("blue"), n=4, prompt=["a", "b", "c"])
+            wide = Stream(busy, 20, header("blue"), n=4, prompt=["a", "b", "c"])
             wait_for(lambda: metric(busy.url, "fusion_admission_running") == 1)
             narrow = [Stream(busy, 3, header("blue")) for _ in range(2)]
             wait_for(lambda: metric(busy.url, "fusion_admission_running") == 2)

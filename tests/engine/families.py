@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.models import make_adapter, make_expert, make_model
+from tests.multimodal import KINDS, make_multimodal
 
 LARGE: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 256, "layers": 3, "heads": 4, "kv_heads": 2}
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -77,6 +78,19 @@ def depths_and_head_sizes(folder: Path) -> None:
     _experts(folder)
 
 
+def multimodal(kind: str) -> Callable[[Path], None]:
+    """Text of multimodal models of one kind, all of which also have a vision tower, and of one expert that has none."""
+
+    def family(folder: Path) -> None:
+        make_multimodal(folder / "large", kind, layers=3)
+        make_multimodal(folder / "base", kind, seed=1)
+        make_expert(folder / "red", folder / "base", seed=2)
+        make_model(folder / "blue", seed=3)
+
+    family.__name__ = f"multimodal_{kind}"
+    return family
+
+
 FAMILIES: list[Callable[[Path], None]] = [
     qwen3_over_qwen2,
     windows_among_experts,
@@ -86,6 +100,7 @@ FAMILIES: list[Callable[[Path], None]] = [
     sparse_members,
     sparse_beside_dense,
     depths_and_head_sizes,
+    *map(multimodal, KINDS),
 ]
 
 

@@ -121,6 +121,8 @@ def check_members(config: Config) -> Report:
         parameters, weight_bytes = _weigh(member, held, dtype)
         kv_bytes_per_token = architecture.kv_bytes_per_token(kv_bytes)
         reports.append(MemberReport(member, architecture, parameters, weight_bytes, kv_bytes_per_token))
+        if member.multimodal and member.kind == "model":
+            remarks.append(f"{member.name}: served as a text model; its parts that read images or sound are left out")
         stored = {tensor.dtype for tensor in held.values() if tensor.dtype in FLOATS}
         if dtype != "float32" and stored == {"F32"} and member.kind == "model":
             remarks.append(f"{member.name}: stored in float32, served in {dtype} (engine.dtype)")

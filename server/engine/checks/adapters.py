@@ -133,7 +133,7 @@ def _refuse_quantised(model: Member, expert: Member) -> None:
 
 def _check_tensors(member: Member, settings: Mapping[str, Any], base: Member, theirs: Tensors, ours: Tensors) -> None:
     try:
-        changes = read_changes(settings, ours)
+        changes = read_changes(settings, ours, base.multimodal)
     except ValueError as error:
         raise ConfigError(f"{member.where}: the adapter holds {error}, which is no part of LoRA; {MERGE}") from None
     if not changes:

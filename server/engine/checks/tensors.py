@@ -11,6 +11,7 @@ from rich.text import Text
 from vllm.model_executor.model_loader.weight_utils import filter_files_not_needed_for_inference
 
 from server.engine.members import Member
+from server.engine.text_part import text_name
 from server.errors import ConfigError
 
 _BITS = {"F64": 64, "I64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "F4": 4}
@@ -37,11 +38,19 @@ class Tensor:
 
 
 def read_tensors(member: Member) -> dict[str, Tensor]:
-    """Return every tensor of a model or an adapter by name.
+    """Return every tensor of a model or an adapter by name; of a multimodal model, those of its text model.
 
     Raises:
         ConfigError: weights are missing, incomplete or damaged.
     """
+    tensors = _read_all(member)
+    if not member.multimodal or member.kind == "adapter":
+        return tensors
+    named = ((text_name(name), tensor) for name, tensor in tensors.items())
+    return {name: tensor for name, tensor in named if name is not None}
+
+
+def _read_all(member: Member) -> dict[str, Tensor]:
     adapter = member.kind == "adapter"
     paths = [member.folder / "adapter_model.safetensors"] if adapter else _model_files(member)
     if member.hub_id is not None and not all(path.is_file() for path in paths):

@@ -1,0 +1,60 @@
+"""Makes one family: a large model, a base, a fine-tuned expert and a LoRA adapter, all of one kind."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.families.kinds import MULTIMODAL, SETTINGS, SIZES
+from tests.models import draw_weights, load_model, make_adapter, make_expert, make_tokenizer
+from tests.multimodal import make_multimodal
+
+CONFIG = """\
+large: {{model: ./large}}
+base: {{model: ./base}}
+experts:
+  tuned: {{model: ./tuned}}
+{adapter}presets:
+  giant: {{weighting: none}}
+engine: {{dtype: {dtype}, max_model_len: 160, max_num_seqs: 4, enforce_eager: true, kv_cache_memory_bytes: 33554432}}
+"""
+# The names that projections of attention have, of which an adapter changes those that there are.
+PROJECTIONS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "q_b_proj", "kv_b_proj")
+
+
+def make_kind(folder: Path, kind: str, *, layers: int, seed: int) -> None:
+    """Save a random checkpoint of one kind, with the tokenizer that all share."""
+    if kind in MULTIMODAL:
+        make_multimodal(folder, kind, layers=layers, seed=seed)
+        return
+    settings = {**SIZES, "num_hidden_layers": layers, **SETTINGS[kind]}
+    if "layer_types" in settings:
+        settings["layer_types"] = (settings["layer_types"] * layers)[-layers:]
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(AutoConfig.for_model(kind.partition("-")[0], **settings), dtype=torch.float32)
+    draw_weights(model, torch.Generator().manual_seed(seed), scale=1.5, gemma=kind.startswith("gemma"))
+    model.save_pretrained(folder)
+    make_tokenizer(folder)
+
+
+def make_family_of(folder: Path, kind: str, dtype: str = "float32") -> tuple[Path, list[str]]:
+    """Return the configuration file, and the experts: `tuned`, and `adapted` where PEFT makes a plain adapter."""
+    make_kind(folder / "large", kind, layers=3, seed=0)
+    make_kind(folder / "base", kind, layers=2, seed=1)
+    make_expert(folder / "tuned", folder / "base", seed=2)
+    adapter, experts = "", ["tuned"]
+    modules = {name.split(".")[-1] for name, _ in load_model(folder / "base").named_modules()}
+    if targets := [name for name in PROJECTIONS if name in modules]:
+        make_adapter(folder / "lora", folder / "base", target_modules=targets, seed=4)
+        shutil.copytree(folder / "base", folder / "adapted")
+        base = load_model(folder / "base", dtype=torch.float32)
+        PeftModel.from_pretrained(base, str(folder / "lora")).merge_and_unload().save_pretrained(folder / "adapted")
+        adapter, experts = "  adapted: {adapter: ./lora}\n", ["tuned", "adapted"]
+    config = folder / "fusion.yaml"
+    config.write_text(CONFIG.format(adapter=adapter, dtype=dtype))
+    return config, experts

@@ -1,0 +1,106 @@
+"""Tries every family and writes docs/models.md.
+
+    python -m tests.families.run [KIND ...]
+
+About 20 s a family on two quiet cores. What was found is kept in `tests/families/outcomes.json`; with names, only these
+are tried again.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from tests.families.kinds import DENSE, HYBRID, KINDS, LATENTS, MULTIMODAL, SPARSE
+
+ROOT = Path(__file__).parents[2]
+OUTCOMES = Path(__file__).with_name("outcomes.json")
+PAGE = ROOT / "docs" / "models.md"
+SECONDS = 300
+GROUPS = {
+    "Dense": DENSE,
+    "Mixtures of experts": SPARSE,
+    "Multi-head latent attention": LATENTS,
+    "Attention beside state-space or convolution layers": HYBRID,
+    "Multimodal, served as text": MULTIMODAL,
+}
+TEXT = """\
+# Models
+
+Which families of checkpoints have been served, and what came of it. Made by `python -m tests.families.run` with vLLM
+{vllm}, Transformers {transformers} and PEFT {peft} on a CPU, in float32: tiny random checkpoints of each family in its
+published format, as large model (three layers), base and fine-tuned expert (two) at once, and a LoRA adapter over the
+base. *Works* means that every token of 16 random requests (all weightings, greedy and drawn by a seed, some with
+logprobs and traces) is the one that Transformers' models and the float64 reference choose.
+
+{works} of {tried} families work. A family that is not here is not refused for that: `logit-fusion check` says what
+vLLM and the engine can do with it.
+{tables}
+## Quantised members
+
+vLLM loads quantised members in any role; what a checkpoint leaves unquantised (`ignore`, `modules_to_not_convert`) is
+found under the member's own name. Tried on a CPU: compressed-tensors int8, whose answers are those of plain vLLM in
+every role (`tests/engine/test_quantised.py`). Adapters and merges need the base as it was before quantisation.
+
+## What is refused, and why
+
+- **Encoder-decoder models, and those that do not generate text token by token**: there is no next-token distribution to
+  fuse.
+- **State-space, convolution and linear-attention layers** (Mamba, Falcon-H1, LFM2, Qwen3.5, Granite 4's hybrids): not
+  built. A member runs on the tokens of the requests that use it, step by step, and vLLM keeps the state of such layers
+  for the model of the whole step. Granite 4 with attention alone works.
+- **Images and sound**: a multimodal checkpoint answers text; a request with an image is a 400.
+- **GGUF files**: convert once with Transformers (`gguf` installed), model and tokenizer alike:
+  `AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(OUT)`.
+"""
+
+
+def main() -> None:
+    """Try the families and write the page."""
+    console = Console(stderr=True)
+    kinds = sys.argv[1:] or KINDS
+    outcomes: dict[str, Any] = json.loads(OUTCOMES.read_text()) if OUTCOMES.exists() else {}
+    left = list(kinds)
+    with tempfile.TemporaryDirectory(prefix="families-") as folder:
+        while left:
+            command = [sys.executable, "-m", "tests.families.try_family", folder, *left]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=ROOT)
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith('{"kind"'):
+                    found = json.loads(line)
+                    outcomes[left.pop(0)] = found
+                    console.print(f"{found['kind']}: {found['models'][:80]}, adapter: {found['adapter'][:80]}")
+            if process.wait() and left:
+                kind = left.pop(0)
+                outcomes[kind] = {"kind": kind, "models": "ends the process", "adapter": "-", "tokens": 0, "ties": 0}
+                console.print(f"{kind}: ends the process")
+    outcomes = {kind: outcomes[kind] for kind in KINDS if kind in outcomes}
+    OUTCOMES.write_text(json.dumps(outcomes, indent=1) + "\n")
+    PAGE.write_text(page(outcomes))
+
+
+def page(outcomes: dict[str, Any]) -> str:
+    """docs/models.md over these outcomes."""
+    tables = ""
+    for title, kinds in GROUPS.items():
+        tables += f"\n## {title}\n\n| family | large, base, expert | adapter | tokens compared |\n|---|---|---|---|\n"
+        for kind in kinds:
+            if kind in outcomes:
+                found = outcomes[kind]
+                tokens = f"{found['tokens']}" if found["tokens"] else "-"
+                tables += f"| `{kind}` | {found['models']} | {found['adapter']} | {tokens} |\n"
+    versions = {name: version(name) for name in ("vllm", "transformers", "peft")}
+    works = sum(found["models"] == "works" for found in outcomes.values())
+    return TEXT.format(**versions, works=works, tried=len(outcomes), tables=tables)
+
+
+if __name__ == "__main__":
+    main()
