@@ -14,13 +14,18 @@ from tests.engine.families import (
     make,
     make_derived,
     qwen3_over_qwen2,
-    unequal_vocabularies,
 )
 from tests.engine.judge import Verdict, judge
 from tests.hf_loop import HFLoop
 
-# An engine takes its time to start.
-DAILY = [unequal_vocabularies]
+# An engine takes its time to start: of each kind one a day.
+DAILY = {
+    "unequal_vocabularies",
+    "window_of_the_large",
+    "sparse_beside_dense",
+    "depths_and_head_sizes",
+    "multimodal_gemma3",
+}
 
 
 async def check(config: Path, experts: Sequence[str], number: int, *options: str) -> None:
@@ -39,7 +44,7 @@ async def check(config: Path, experts: Sequence[str], number: int, *options: str
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, id=f.__name__, marks=() if f in DAILY else pytest.mark.long) for f in FAMILIES],
+    [pytest.param(f, id=f.__name__, marks=() if f.__name__ in DAILY else pytest.mark.long) for f in FAMILIES],
 )
 async def test_mixed_members(family: Callable[[Path], None], tmp_path: Path) -> None:
     await check(make(family, tmp_path), ["red", "blue"], 16)
