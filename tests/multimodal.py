@@ -25,7 +25,15 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_multimodal(folder: Path, kind: str, *, seed: int = 0, layers: int = 2, vocab_size: int = 512) -> Path:
+def make_multimodal(
+    folder: Path,
+    kind: str,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    vocab_size: int = 512,
+    tokenizer_size: int | None = None,
+) -> Path:
     """Save a random multimodal model with the tokenizer of `tests.models` and return the folder."""
     text_type, vision = KINDS[kind]
     text: dict[str, Any] = {
@@ -55,5 +63,5 @@ def make_multimodal(folder: Path, kind: str, *, seed: int = 0, layers: int = 2, 
     model = auto.from_config(config, dtype=torch.float32)
     draw_weights(model, torch.Generator().manual_seed(seed), scale=1.5, gemma=tied)
     model.save_pretrained(folder)
-    make_tokenizer(folder, vocab_size)
+    make_tokenizer(folder, tokenizer_size or vocab_size)
     return folder

@@ -14,6 +14,10 @@ RULE = (
     "the configuration file, or when it is not of the form `name` or `owner/name`. Otherwise it is an id on the hub. "
     "Environment variables, such as `$HOME`, are put in first."
 )
+FROM_GGUF = (
+    "convert it once with Transformers and name the new folder: AutoModelForCausalLM.from_pretrained(FOLDER, "
+    "gguf_file=FILE).save_pretrained(NEW), and the same with AutoTokenizer (pip install gguf)"
+)
 VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -37,6 +41,8 @@ def resolve_source(text: str, folder: Path) -> str:
         looks_local = (folder / Path(text).parts[0]).is_dir()
     if not looks_local:
         return text
+    if path.suffix == ".gguf" and path.is_file():
+        raise ValueError(f"'{given}' is a GGUF file; {FROM_GGUF}")
     if not path.is_dir():
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise ValueError(f"'{text}' {what} (looked for {path.resolve()})")

@@ -68,6 +68,7 @@ class LogitFusionForCausalLM(nn.Module):
         small = [_small_model(config, maybe_prefix(prefix, name)) for config, name in zip(configs, names, strict=True)]
         self.base: Any = small[0] if small else None
         self.experts = nn.ModuleList(small[1:])
+        self._load_config = vllm_config.load_config
         self._expert_sources = expert_sources
         self._multimodal = [fusion["multimodal"], *(shape["multimodal"] for shape in shapes)]
         # vLLM's loader streams these after the large model's own weights.
@@ -161,8 +162,14 @@ class LogitFusionForCausalLM(nn.Module):
             _fuse(large, base, experts[:number], rows)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Hand each member its part of the stream: the large model's first, then those of `secondary_weights`."""
+        """Hand each member its part of the stream: the large model's first, then those of `secondary_weights`.
+
+        Raises:
+            ValueError: a member's checkpoint lacks weights.
+        """
         loaded: set[str] = set()
+        # vLLM 0.32 itself looks for missing weights only where the large model is not quantised, and not in all layers.
+        check = DefaultModelLoader(self._load_config).track_weights_loading
         for source, stream in groupby(weights, key=lambda item: _split(item[0])[0]):
             named: Iterable[tuple[str, torch.Tensor]] = ((_split(name)[1], tensor) for name, tensor in stream)
             if self._multimodal[0 if source is None else 1 + source]:
@@ -175,7 +182,10 @@ class LogitFusionForCausalLM(nn.Module):
                 expert = self._expert_sources[source - 1]
                 prefix, title, member = f"experts.{source - 1}", expert["name"], self.experts[source - 1]
                 named = add_task_vectors(named, task_vectors(expert))
-            loaded |= {f"{prefix}.{name}" for name in member.load_weights(counted(title, named))}
+            # Some models do not say what they have loaded.
+            found = member.load_weights(counted(title, named)) or {name for name, _ in member.named_parameters()}
+            loaded |= {f"{prefix}.{name}" for name in found}
+            check(member, set(found), quantized=True)
         announce_first_pass(self)
         return loaded
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from server.config import Config
+from server.config.source import FROM_GGUF
 from server.engine.text_part import text_part
 from server.errors import ConfigError
 
@@ -195,6 +196,8 @@ def _hf_config(where: str, folder: Path) -> PreTrainedConfig:
         hint = ""
         if (folder / "adapter_config.json").is_file():
             hint = "; it is a LoRA adapter, so name it under 'adapter' of an expert"
+        elif any(folder.glob("*.gguf")):
+            hint = f"; for its GGUF files, {FROM_GGUF}"
         elif snapshots := sorted(folder.glob("snapshots/*/")):
             hint = f"; it is the hub's cache of a model, whose files lie in {snapshots[-1]}"
         raise ConfigError(f"{where}: {folder} has no config.json{hint}") from None

@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.e2e.traffic import metric, streams, wait_for
 from tests.models import make_family
@@ -54,16 +55,37 @@ def test_the_log_of_a_start_says_where_the_time_went(server: ServerProcess) -> N
     assert re.fullmatch(r", KV cache of [1-9][0-9,]* tokens", found[-1][1])
 
 
-def test_a_start_that_fails_says_why(tmp_path: Path) -> None:
+def _other_sizes(red: Path) -> None:
+    settings = red / "config.json"
+    settings.write_text(settings.read_text().replace('"intermediate_size": 128', '"intermediate_size": 192'))
+
+
+def _a_layer_less(red: Path) -> None:
+    weights = load_file(red / "model.safetensors")
+    del weights["model.layers.1.mlp.down_proj.weight"]
+    save_file(weights, red / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "cause"),
+    [
+        (_other_sizes, "RuntimeError: start (0) + length (192) exceeds dimension size (128)."),
+        pytest.param(
+            _a_layer_less,
+            "ValueError: Following weights were not initialized from checkpoint: "
+            "{'model.layers.1.mlp.down_proj.weight'}",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_a_start_that_fails_says_why(tmp_path: Path, spoil: Callable[[Path], None], cause: str) -> None:
     """The last line is the cause, not vLLM's sentence that there is one."""
     config = make_family(tmp_path)
-    settings = tmp_path / "red" / "config.json"
-    settings.write_text(settings.read_text().replace('"intermediate_size": 128', '"intermediate_size": 192'))
+    spoil(tmp_path / "red")
     command = [sys.executable, "-m", "server", "serve", "--config", str(config), "--port", "0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    cause = "RuntimeError: start (0) + length (192) exceeds dimension size (128)."
     assert last == f"error: the engine did not start (loading red): {cause}"
 
 

@@ -32,9 +32,9 @@ def test_a_family_that_fits(family: Path) -> None:
     assert report.kv_bytes_per_token == large.kv_bytes_per_token + 5 * base.kv_bytes_per_token
     assert (report.vocabulary, report.max_model_len, report.dtype) == (512, 256, "float32")
     assert report.remarks == ()
-    assert members.experts[3].source == {
-        "merge": [[0.5, {"model": str(family / "red")}], [-1.0, {"adapter": str(family / "lora")}]]
-    }
+    red, lora = members.experts[0].source, members.experts[2].source
+    assert lora == {"adapter": str(family / "lora"), "multimodal": False}
+    assert members.experts[3].source == {"merge": [[0.5, red], [-1.0, lora]]}
     assert [member["name"] for member in report.as_dict()["members"]] == [member.name for member in members.all]
     json.dumps(report.as_dict())
     fetch_weights(members)
@@ -102,10 +102,8 @@ def _pickle(red: Path, state: object) -> None:
             "experts.red.model: MambaForCausalLM keeps state outside the KV cache",
         ),
         (
-            lambda red: edit(
-                red / "config.json", model_type="qwen2_vl", architectures=["Qwen2VLForConditionalGeneration"]
-            ),
-            "experts.red.model: Qwen2VLForConditionalGeneration reads images or sound",
+            lambda red: edit(red / "config.json", model_type="glm4v", architectures=["Glm4vForConditionalGeneration"]),
+            "experts.red.model: Glm4vForConditionalGeneration reads images or sound",
         ),
         (
             lambda red: (red / "model.safetensors").unlink(),
@@ -135,6 +133,10 @@ def _pickle(red: Path, state: object) -> None:
             _as_in_the_cache,
             "experts.red.model: red has no config.json; it is the hub's cache of a model, whose files lie in "
             "red/snapshots/0123abc",
+        ),
+        (
+            lambda red: (red / "config.json").rename(red / "red-Q4_K_M.gguf"),
+            "experts.red.model: red has no config.json; for its GGUF files, convert it once with Transformers",
         ),
         (
             lambda red: _pickle(red, {"a": Path()}),
@@ -210,7 +212,11 @@ def test_hub_members_come_from_the_hub(family: Path, monkeypatch: pytest.MonkeyP
     config = load_config(family / "fusion.yaml", ["experts.red={model: someone/red, revision: v1}"])
     members = resolve_members(config)
     red: Member = members.experts[0]
-    assert (red.hub_id, red.revision, red.source) == ("someone/red", "v1", {"model": str(family / "red")})
+    assert (red.hub_id, red.revision, red.source) == (
+        "someone/red",
+        "v1",
+        {"model": str(family / "red"), "multimodal": False},
+    )
     assert "*.safetensors" not in calls[0][2], "weights wait for the checks"
     fetch_weights(members)
     assert calls[1:] == [("someone/red", "v1", ("*.safetensors",))]
