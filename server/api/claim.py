@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from fastapi import Request
 from opentelemetry.propagate import extract
 from pydantic import BaseModel
 
-from server.admission import Ticket
+from server.admission import Gate, Ticket
 from server.auth import Client
 
-if TYPE_CHECKING:
-    from server.api.admission import Admission
+
+class Budget(Protocol):
+    """What claims draw on: the engine's places, and each client's tokens."""
+
+    gate: Gate
+
+    def worst_case(self, request: BaseModel, body_bytes: int) -> int:
+        """The most tokens that one sequence of a request can have."""
+
+    def take_tokens(self, client: Client, tokens: float) -> None:
+        """Charge them to the client's rate, or raise."""
+
+    def give_back_tokens(self, client: Client, tokens: float) -> None:
+        """Correct the charge at the end."""
 
 
 class Claim:
     """The engine's `Place` of one request. Close it when all is over."""
 
-    def __init__(
-        self, admission: Admission, client: Client, request: BaseModel, raw_request: Request, weight: float
-    ) -> None:
-        self._admission = admission
+    def __init__(self, budget: Budget, client: Client, request: BaseModel, raw_request: Request, weight: float) -> None:
+        self._budget = budget
         self._client = client
         self._request = request
         self._raw_request = raw_request
@@ -70,12 +80,12 @@ class Claim:
         if not self._sequences:
             # vLLM's responses API asks the engine only once its events are read.
             length = len(await self._raw_request.body())
-            self.add(1, self._admission.worst_case(self._request, length))
+            self.add(1, self._budget.worst_case(self._request, length))
         charge, self._charged = self._charged, 0.0
-        self._admission.take_tokens(self._client, charge)
+        self._budget.take_tokens(self._client, charge)
         self._charged = charge
         ticket = self._make_ticket(self._largest, extra=False)
-        await self._admission.gate.enter(ticket, extract(self._raw_request.headers))
+        await self._budget.gate.enter(ticket, extract(self._raw_request.headers))
         self._ticket = ticket
 
     async def seat(self, tokens: int) -> _Seat:
@@ -103,9 +113,9 @@ class Claim:
         """Find places beside the request's own for as long as sequences wait for one."""
         while self._next_asking() is not None:
             ticket = self._make_ticket(self._asking[0][0], extra=True)
-            await self._admission.gate.enter(ticket)
+            await self._budget.gate.enter(ticket)
             if self._hand_on(ticket) is None:
-                self._admission.gate.leave(ticket, 0.0)
+                self._budget.gate.leave(ticket, 0.0)
 
     def _hand_on(self, ticket: Ticket | None) -> _Seat | None:
         """Give a place to the sequence that waits longest: an extra one, or (`None`) the request's own."""
@@ -128,9 +138,9 @@ class Claim:
 
     def end(self, seat: _Seat) -> None:
         """One sequence is over: correct what it was charged, and hand its place on."""
-        self._admission.give_back_tokens(self._client, max(0, seat.tokens - seat.charge))
+        self._budget.give_back_tokens(self._client, max(0, seat.tokens - seat.charge))
         if seat.ticket is not None:
-            self._admission.gate.leave(seat.ticket, seat.charge * self._weight)
+            self._budget.gate.leave(seat.ticket, seat.charge * self._weight)
         else:
             self._used += seat.charge
             self._own = self._hand_on(None)
@@ -145,8 +155,8 @@ class Claim:
             future.cancel()
         if self._ticket is not None:
             running = self._own.charge if self._own is not None else 0
-            self._admission.gate.leave(self._ticket, (self._used + running) * self._weight)
-        self._admission.give_back_tokens(self._client, self._charged)
+            self._budget.gate.leave(self._ticket, (self._used + running) * self._weight)
+        self._budget.give_back_tokens(self._client, self._charged)
         self._charged = 0.0
 
     def _make_ticket(self, tokens: int, extra: bool) -> Ticket:

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 
     from fusion_kernels import Fused
-    from server.engine.composite import LogitFusionForCausalLM
 
 LARGE_PREFIX = "large."
 
@@ -53,7 +52,7 @@ class FusionModelState(DefaultModelState):
         self, vllm_config: VllmConfig, model: nn.Module, encoder_cache: EncoderCache | None, device: torch.device
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
-        composite: LogitFusionForCausalLM = model  # type: ignore[assignment]
+        composite: Any = model  # `server.engine.composite`, which names this class and so stands above it
         fusion = vllm_config.model_config.hf_config.fusion
         self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device)
         self.members: list[SmallMember] = composite.small_members
