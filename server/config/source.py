@@ -10,14 +10,11 @@ from typing import Annotated
 from pydantic import AfterValidator, ValidationInfo
 
 RULE = (
-    "A model is a folder when it starts with `/`, `./`, `../` or `~`, when that folder or its first part exists beside "
-    "the configuration file, or when it is not of the form `name` or `owner/name`. Otherwise it is an id on the hub. "
-    "Environment variables, such as `$HOME`, are put in first."
+    "A model is a folder, or a `.gguf` file, when it starts with `/`, `./`, `../` or `~`, when that folder or its "
+    "first part exists beside the configuration file, or when it is not of the form `name` or `owner/name`. Otherwise "
+    "it is an id on the hub. Environment variables, such as `$HOME`, are put in first."
 )
-FROM_GGUF = (
-    "convert it once with Transformers and name the new folder: AutoModelForCausalLM.from_pretrained(FOLDER, "
-    "gguf_file=FILE).save_pretrained(NEW), and the same with AutoTokenizer (pip install gguf)"
-)
+GGUF = ".gguf"
 VARIABLE = re.compile(r"\$(?:(\w+)|\{([^}]*)\})")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
@@ -28,7 +25,7 @@ def resolve_source(text: str, folder: Path) -> str:
     Environment variables (`$HOME`, `${MODELS}`) are put in first.
 
     Raises:
-        ValueError: it is a folder by the rule and does not exist, or names a variable that is not set.
+        ValueError: it is a folder or file by the rule and does not exist, or names a variable that is not set.
     """
     if not text.strip() or not text.isprintable():
         raise ValueError("a folder or an id on the hub is needed here")
@@ -41,9 +38,7 @@ def resolve_source(text: str, folder: Path) -> str:
         looks_local = (folder / Path(text).parts[0]).is_dir()
     if not looks_local:
         return text
-    if path.suffix == ".gguf" and path.is_file():
-        raise ValueError(f"'{given}' is a GGUF file; {FROM_GGUF}")
-    if not path.is_dir():
+    if not path.is_dir() and not (path.suffix == GGUF and path.is_file()):
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise ValueError(f"'{text}' {what} (looked for {path.resolve()})")
     return str(path.resolve())

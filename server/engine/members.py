@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from server.config import Config
-from server.config.source import FROM_GGUF
+from server.config.source import GGUF
+from server.engine.gguf import converted
 from server.engine.text_part import text_part
 from server.errors import ConfigError
 
@@ -158,7 +159,10 @@ def fetch_weights(members: Members) -> None:
 
 
 def _model(name: str, role: Role, where: str, source: str, revision: str | None) -> Member:
-    folder, hub_id = _fetch(where, source, revision, SMALL_FILES)
+    if source.endswith(GGUF):
+        folder, hub_id = converted(where, Path(source)), None
+    else:
+        folder, hub_id = _fetch(where, source, revision, SMALL_FILES)
     hf_config = _hf_config(where, folder)
     text = text_part(hf_config, folder)
     return Member(name, role, "model", where, folder, text, hub_id, revision, multimodal=text is not hf_config)
@@ -197,7 +201,7 @@ def _hf_config(where: str, folder: Path) -> PreTrainedConfig:
         if (folder / "adapter_config.json").is_file():
             hint = "; it is a LoRA adapter, so name it under 'adapter' of an expert"
         elif any(folder.glob("*.gguf")):
-            hint = f"; for its GGUF files, {FROM_GGUF}"
+            hint = "; name one of its GGUF files itself"
         elif snapshots := sorted(folder.glob("snapshots/*/")):
             hint = f"; it is the hub's cache of a model, whose files lie in {snapshots[-1]}"
         raise ConfigError(f"{where}: {folder} has no config.json{hint}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from vllm.usage.usage_lib import UsageContext
 from server.config import load_config
 from server.engine.checks.architecture import check_side_by_side
 from server.engine.launch import check_engine_config, engine_args
+from server.engine.member_config import small_config
 from server.engine.members import resolve_members
 from server.errors import ConfigError
 from tests.engine.families import make, sparse_members
+from tests.families.build import make_family_of
 
 
 def check(config_file: Path, *overrides: str) -> None:
@@ -52,3 +55,17 @@ def test_a_reasoning_parser_beside_settings_of_structured_outputs(family: Path) 
     config = load_config(family, settings)
     made = engine_args(config, resolve_members(config)).create_engine_config().structured_outputs_config
     assert (made.disable_any_whitespace, made.reasoning_parser) == (True, "qwen3")
+
+
+def test_members_are_configured_as_vllm_would_alone(tmp_path: Path) -> None:
+    """vLLM adapts some architectures by name (`MODELS_CONFIG_MAP`), and the composite's name is none of those."""
+    config_file, _ = make_family_of(tmp_path, "gpt_oss")
+    for name in ("large", "base", "tuned"):
+        path = tmp_path / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}))
+    config = load_config(config_file, ["engine.dtype=bfloat16"])
+    args = engine_args(config, resolve_members(config))
+    vllm_config = args.create_engine_config()
+    assert vllm_config.model_config.quantization == "gpt_oss_mxfp4"
+    assert vllm_config.structured_outputs_config.reasoning_parser == "openai_gptoss"
+    assert small_config(vllm_config, str(tmp_path / "base")).model_config.quantization == "gpt_oss_mxfp4"

@@ -49,6 +49,12 @@ vLLM loads quantised members in any role; what a checkpoint leaves unquantised (
 found under the member's own name. Tried on a CPU: compressed-tensors int8, whose answers are those of plain vLLM in
 every role (`tests/engine/test_quantised.py`). Adapters and merges need the base as it was before quantisation.
 
+## GGUF files
+
+`model: ./model.gguf` is converted once, where Transformers reads its architecture (Llama, Mistral, Qwen 2 and 3, Gemma
+2 to 4, Phi 3, GPT-OSS and others), to bfloat16 numbers in `~/.cache/logit-fusion/gguf`, and served from there
+(`pip install gguf accelerate`). llama.cpp itself computes with the quantised numbers, so answers differ a little.
+
 ## What is refused, and why
 
 - **Encoder-decoder models, and those that do not generate text token by token**: there is no next-token distribution to
@@ -57,8 +63,6 @@ every role (`tests/engine/test_quantised.py`). Adapters and merges need the base
   built. A member runs on the tokens of the requests that use it, step by step, and vLLM keeps the state of such layers
   for the model of the whole step. Granite 4 with attention alone works.
 - **Images and sound**: a multimodal checkpoint answers text; a request with an image is a 400.
-- **GGUF files**: convert once with Transformers (`gguf` installed), model and tokenizer alike:
-  `AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file=FILE).save_pretrained(OUT)`.
 """
 
 

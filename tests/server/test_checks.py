@@ -136,7 +136,7 @@ def _pickle(red: Path, state: object) -> None:
         ),
         (
             lambda red: (red / "config.json").rename(red / "red-Q4_K_M.gguf"),
-            "experts.red.model: red has no config.json; for its GGUF files, convert it once with Transformers",
+            "experts.red.model: red has no config.json; name one of its GGUF files itself",
         ),
         (
             lambda red: _pickle(red, {"a": Path()}),
