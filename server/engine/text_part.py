@@ -6,13 +6,14 @@ it the libraries that vLLM's classes for it need.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -73,8 +74,11 @@ def text_name(name: str) -> str | None:
 def _tensor_names(folder: Path) -> Iterable[str]:
     """Those of a model's safetensors files; none where it has others, or is not downloaded yet."""
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return names.keys()
-    files: list[Any] = [safe_open(path, framework="pt") for path in folder.glob("*.safetensors")]
-    return [name for file in files for name in file.keys()]  # noqa: SIM118 (not a dict)
+    # What is wrong with a file is told where its tensors are checked.
+    with contextlib.suppress(SafetensorError, OSError, ValueError, KeyError, AttributeError):
+        if index.is_file():
+            names: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return names.keys()
+        files: list[Any] = [safe_open(path, framework="pt") for path in folder.glob("*.safetensors")]
+        return [name for file in files for name in file.keys()]  # noqa: SIM118 (not a dict)
+    return ()
