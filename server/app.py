@@ -11,7 +11,18 @@ from vllm.entrypoints.launchers.utils.server_utils import lifespan
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
 
 from server import metrics, playground
-from server.api import anthropic_routes, catalogue, errors, load, probes, routes, state, stored_routes, tokenize
+from server.api import (
+    anthropic_routes,
+    catalogue,
+    documentation,
+    errors,
+    load,
+    probes,
+    routes,
+    state,
+    stored_routes,
+    tokenize,
+)
 from server.api.middleware import (
     AllowedHosts,
     AnthropicErrors,
@@ -43,6 +54,8 @@ def build_app(engine: FusionEngine, report: Report, keys: Keys) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
         root_path=config.http.root_path or "",
+        docs_url=None,
+        redoc_url=None,
     )
     state.fill(app.state, engine, report)
     app.include_router(routes.router)
@@ -53,6 +66,7 @@ def build_app(engine: FusionEngine, report: Report, keys: Keys) -> FastAPI:
     app.include_router(load.router)
     app.include_router(catalogue.router)
     attach_metrics(app)
+    documentation.attach(app)
     playground.attach(app)
     metrics.attach(app, engine, config)
     errors.register(app)

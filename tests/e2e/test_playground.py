@@ -109,6 +109,16 @@ def traced(server: ServerProcess, model: str, prompt: str) -> dict[str, Any]:
     return choice
 
 
+def test_the_page_of_the_api_asks_no_other_host(browser: Browser, server: ServerProcess) -> None:
+    page = browser.new_context().new_page()
+    watch = Watch(page)
+    page.goto(f"{server.url}/docs")
+    expect(page.locator(".opblock").first).to_be_visible()
+    assert all(url.startswith((server.url, "data:")) for url in watch.requests), watch.requests
+    assert watch.complaints == []
+    page.context.close()
+
+
 def test_the_page_is_light_strict_and_fast(open_page: Open, server: ServerProcess) -> None:
     policy = httpx.get(server.url).headers["Content-Security-Policy"]
     assert "default-src 'none'" in policy

@@ -15,10 +15,8 @@ from server.api.shelf import owner
 from server.auth import ANYBODY, Client, Keys
 
 # What shows nothing of anybody's and costs nothing; the rest needs a key.
-OPEN_PATHS = frozenset(
-    {"", "/", "/health", "/ready", "/load", "/version", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
-)
-OPEN_FOLDERS = ("/playground/",)
+OPEN_PATHS = frozenset({"", "/", "/health", "/ready", "/load", "/version", "/docs", "/openapi.json"})
+OPEN_FOLDERS = ("/playground/", "/docs/assets/")
 # What clients of Anthropic's protocol send instead.
 KEY_HEADER = "X-Api-Key"
 
