@@ -13,8 +13,8 @@ from server.metrics import READ_SECONDS
 from tests.e2e.traffic import body
 from tests.server_process import ServerProcess
 
-SHARE = 0.02
-"""Of one core, for all processes together."""
+SHARES = {15: 0.04, 60: 0.02}
+"""Of one core, for all processes, by the seconds that they are watched; on a busy machine the same work counts more."""
 
 
 def cpu_seconds(server: ServerProcess) -> float:
@@ -40,4 +40,4 @@ def test_idle_is_idle(server: ServerProcess, seconds: int, scraped: bool) -> Non
             httpx.get(server.url + "/metrics")
         time.sleep(min(left, 5.0))
     used = cpu_seconds(server) - before
-    assert used < SHARE * seconds, f"{used:.2f} s of CPU in {seconds} s"
+    assert used < SHARES[seconds] * seconds, f"{used:.2f} s of CPU in {seconds} s"
