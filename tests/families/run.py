@@ -8,6 +8,7 @@ are tried again.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import vllm
 from rich.console import Console
 
 from tests.families.kinds import DENSE, HYBRID, KINDS, LATENTS, MULTIMODAL, SPARSE
@@ -68,8 +70,10 @@ every role (`tests/engine/test_quantised.py`). Adapters and merges need the base
 
 def main() -> None:
     """Try the families and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"one of {', '.join(KINDS)}")
+    kinds = parser.parse_args().kinds or KINDS
     console = Console(stderr=True)
-    kinds = sys.argv[1:] or KINDS
     outcomes: dict[str, Any] = json.loads(OUTCOMES.read_text()) if OUTCOMES.exists() else {}
     left = list(kinds)
     with tempfile.TemporaryDirectory(prefix="families-") as folder:
@@ -81,14 +85,20 @@ def main() -> None:
                 if line.startswith('{"kind"'):
                     found = json.loads(line)
                     outcomes[left.pop(0)] = found
+                    _store(outcomes)
                     console.print(f"{found['kind']}: {found['models'][:80]}, adapter: {found['adapter'][:80]}")
             if process.wait() and left:
                 kind = left.pop(0)
                 outcomes[kind] = {"kind": kind, "models": "ends the process", "adapter": "-", "tokens": 0, "ties": 0}
                 console.print(f"{kind}: ends the process")
-    outcomes = {kind: outcomes[kind] for kind in KINDS if kind in outcomes}
-    OUTCOMES.write_text(json.dumps(outcomes, indent=1) + "\n")
-    PAGE.write_text(page(outcomes))
+    _store(outcomes)
+
+
+def _store(outcomes: dict[str, Any]) -> None:
+    """Keep what was found, and write the page; a run that is cut short loses nothing."""
+    in_order = {kind: outcomes[kind] for kind in KINDS if kind in outcomes}
+    OUTCOMES.write_text(json.dumps(in_order, indent=1) + "\n")
+    PAGE.write_text(page(in_order))
 
 
 def page(outcomes: dict[str, Any]) -> str:
@@ -101,7 +111,8 @@ def page(outcomes: dict[str, Any]) -> str:
                 found = outcomes[kind]
                 tokens = f"{found['tokens']}" if found["tokens"] else "-"
                 tables += f"| `{kind}` | {found['models']} | {found['adapter']} | {tokens} |\n"
-    versions = {name: version(name) for name in ("vllm", "transformers", "peft")}
+    # On CPUs vLLM's package has another name.
+    versions = {"vllm": vllm.__version__, "transformers": version("transformers"), "peft": version("peft")}
     works = sum(found["models"] == "works" for found in outcomes.values())
     return TEXT.format(**versions, works=works, tried=len(outcomes), tables=tables)
 
