@@ -148,7 +148,7 @@ def _refuse_other_kinds(member: Member, name: str) -> None:
         raise ConfigError(other_senses)
     # As vLLM 0.32 `ModelConfig.is_hybrid`: Granite 4 has models of this class without any such layer.
     layers = getattr(member.hf_config, "layer_types", None)
-    attention_alone = layers is not None and all(kind == "attention" for kind in layers)
+    attention_alone = layers is not None and all(kind in ("attention", "full_attention") for kind in layers)
     if not attention_alone and (is_attention_free(model) or is_hybrid(model) or has_inner_state(model)):
         raise ConfigError(f"{member.where}: {name} keeps state outside the KV cache; {needed}")
 
