@@ -103,13 +103,13 @@ SPARSE: dict[str, dict[str, Any]] = {
 }
 LATENTS: dict[str, dict[str, Any]] = {
     "deepseek_v2": ROUTED | LATENT,
-    "deepseek_v3": ROUTED | LATENT,
+    "deepseek_v3": ROUTED | LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "minicpm3": LATENT,
 }
 # After a "-" stands what sets one entry of a type apart from another.
 HYBRID: dict[str, dict[str, Any]] = {
     "granitemoehybrid-attention": MAMBA | {"num_local_experts": 0, "layer_types": ["attention"]},
-    "falcon_h1": MAMBA,
+    "falcon_h1": MAMBA | {"mamba_d_ssm": 128},
     "granitemoehybrid": MAMBA | {"num_local_experts": 0, "layer_types": ["mamba", "attention"]},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
     "qwen3_5_text": {},

@@ -42,8 +42,8 @@ published format, as large model (three layers), base and fine-tuned expert (two
 base. *Works* means that every token of 16 random requests (all weightings, greedy and drawn by a seed, some with
 logprobs and traces) is the one that Transformers' models and the float64 reference choose.
 
-{works} of {tried} families work. A family that is not here is not refused for that: `logit-fusion check` says what
-vLLM and the engine can do with it.
+{works} of the {tried} families tried work. A family that is not here is not refused for that: `logit-fusion check`
+says what vLLM and the engine can do with it.
 {tables}
 ## Quantised members
 

@@ -53,6 +53,7 @@ async def _serve(kind: str, config: Path, experts: list[str]) -> Outcome:
     from server.config import load_config
     from server.engine.checks import check_members
     from server.engine.launch import start_engine
+    from server.engine.phases import FAILED, listening
     from tests.engine.driver import draw_cases, send_all
     from tests.engine.judge import Verdict, judge
     from tests.hf_loop import HFLoop
@@ -68,10 +69,12 @@ async def _serve(kind: str, config: Path, experts: list[str]) -> Outcome:
         text = config.read_text().replace("  adapted: {adapter: ./lora}\n", "")
         config.write_text(text)
         report = check_members(load_config(config))
+    failures: list[str] = []
     try:
-        engine = start_engine(report.config, report.members)
+        with listening(lambda told: failures.append(told["reason"]) if told["phase"] == FAILED else None):
+            engine = start_engine(report.config, report.members)
     except Exception as error:
-        return Outcome(kind, f"does not start: {_line(error)}", "-", 0, 0)
+        return Outcome(kind, f"does not start: {[*failures, _line(error)][0]}", "-", 0, 0)
     try:
         cases = draw_cases(16, 7, experts, longest_prompt=80, longest_answer=12)
         answers: list[Any] = await send_all(engine, cases, experts)
