@@ -43,8 +43,8 @@ class LogitFusionForCausalLM(nn.Module):
 
     Built by vLLM from the large model's configuration, in which `fusion` holds the other members:
     `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...], ...}`; without experts the
-    base is `None`. A source is `{"model": folder}`, or for an expert `{"adapter": folder}` or
-    `{"merge": [[weight, source], ...]}`.
+    base is `None`. A source is `{"model": folder, "multimodal": bool}`, or for an expert `{"adapter": folder, ...}` or
+    `{"merge": [[weight, source], ...]}`; of multimodal files the text model is read.
     """
 
     state: FusionModelState
@@ -182,8 +182,9 @@ class LogitFusionForCausalLM(nn.Module):
                 expert = self._expert_sources[source - 1]
                 prefix, title, member = f"experts.{source - 1}", expert["name"], self.experts[source - 1]
                 named = add_task_vectors(named, task_vectors(expert))
-            # Some models do not say what they have loaded.
-            found = member.load_weights(counted(title, named)) or {name for name, _ in member.named_parameters()}
+            found = member.load_weights(counted(title, named))
+            if found is None:  # some models do not say what they have loaded
+                found = {name for name, _ in member.named_parameters()}
             loaded |= {f"{prefix}.{name}" for name in found}
             check(member, set(found), quantized=True)
         announce_first_pass(self)

@@ -21,8 +21,9 @@ experts:
   tuned: {{model: ./tuned}}
 {adapter}presets:
   giant: {{weighting: none}}
-engine: {{dtype: {dtype}, max_model_len: 160, max_num_seqs: 4, enforce_eager: true, kv_cache_memory_bytes: 33554432}}
+engine: {{dtype: float32, max_model_len: 160, max_num_seqs: 4, enforce_eager: true, kv_cache_memory_bytes: 33554432}}
 """
+ADAPTED = "  adapted: {adapter: ./lora}\n"
 # The names that projections of attention have, of which an adapter changes those that there are.
 PROJECTIONS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "q_b_proj", "kv_b_proj")
 
@@ -42,7 +43,7 @@ def make_kind(folder: Path, kind: str, *, layers: int, seed: int) -> None:
     make_tokenizer(folder)
 
 
-def make_family_of(folder: Path, kind: str, dtype: str = "float32") -> tuple[Path, list[str]]:
+def make_family_of(folder: Path, kind: str) -> tuple[Path, list[str]]:
     """Return the configuration file, and the experts: `tuned`, and `adapted` where PEFT makes a plain adapter."""
     make_kind(folder / "large", kind, layers=3, seed=0)
     make_kind(folder / "base", kind, layers=2, seed=1)
@@ -54,7 +55,7 @@ def make_family_of(folder: Path, kind: str, dtype: str = "float32") -> tuple[Pat
         shutil.copytree(folder / "base", folder / "adapted")
         base = load_model(folder / "base", dtype=torch.float32)
         PeftModel.from_pretrained(base, str(folder / "lora")).merge_and_unload().save_pretrained(folder / "adapted")
-        adapter, experts = "  adapted: {adapter: ./lora}\n", ["tuned", "adapted"]
+        adapter, experts = ADAPTED, ["tuned", "adapted"]
     config = folder / "fusion.yaml"
-    config.write_text(CONFIG.format(adapter=adapter, dtype=dtype))
+    config.write_text(CONFIG.format(adapter=adapter))
     return config, experts

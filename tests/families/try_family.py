@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from server.errors import ConfigError
-from tests.families.build import make_family_of
+from tests.families.build import ADAPTED, make_family_of
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,7 @@ async def _serve(kind: str, config: Path, experts: list[str]) -> Outcome:
         if not reason.startswith("experts.adapted"):
             return Outcome(kind, f"refused: {reason}", "-", 0, 0)
         adapter, experts = f"refused: {reason}", ["tuned"]
-        text = config.read_text().replace("  adapted: {adapter: ./lora}\n", "")
-        config.write_text(text)
+        config.write_text(config.read_text().replace(ADAPTED, ""))
         report = check_members(load_config(config))
     failures: list[str] = []
     try:

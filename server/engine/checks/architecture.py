@@ -62,7 +62,7 @@ def check_architecture(member: Member, engine: Mapping[str, Any], dtype: str) ->
     name = _registered_name(member)
     _refuse_other_kinds(member, name)
     convertor = MODEL_ARCH_CONFIG_CONVERTORS.get(member.hf_config.model_type, ModelArchConfigConvertorBase)
-    shape = convertor(member.hf_config, member.hf_config.get_text_config()).convert(supports_multimodal=False)
+    shape = convertor(member.hf_config, member.text_config).convert(supports_multimodal=False)
     architecture = Architecture(
         name=name,
         layers=shape.total_num_hidden_layers,
@@ -107,7 +107,7 @@ def resolve_dtype(large: Member, engine: Mapping[str, Any]) -> str:
     asked = engine.get("dtype") or "auto"
     if asked != "auto":
         return DTYPES.get(asked, asked)
-    stored = str(getattr(large.hf_config.get_text_config(), "dtype", None) or "float32").removeprefix("torch.")
+    stored = str(getattr(large.text_config, "dtype", None) or "float32").removeprefix("torch.")
     preferred = [str(dtype).removeprefix("torch.") for dtype in current_platform.supported_dtypes]
     return stored if stored in preferred and stored != "float32" else preferred[0]
 
@@ -177,14 +177,14 @@ def _max_length(member: Member, derived: float) -> int | None:
         return None
     scaling = 1.0
     if "gemma3" not in member.hf_config.model_type:
-        for rope in iter_rope_parameters(member.hf_config.get_text_config()):
+        for rope in iter_rope_parameters(member.text_config):
             if rope.get("rope_type") not in ROPE_SCALED_ALREADY:
                 scaling = rope.get("factor") or scaling
     return int(derived * scaling)
 
 
 def _window(member: Member, layers: int) -> str:
-    config = member.hf_config.get_text_config()
+    config = member.text_config
     size = getattr(config, "sliding_window", None)
     if not size or getattr(config, "use_sliding_window", True) is False:
         return ""

@@ -28,10 +28,8 @@ class Vocabulary:
         """One more than the largest id."""
         return max(self.texts, default=-1) + 1
 
-    def show(self, token_id: int | None) -> str:
+    def show(self, token_id: int) -> str:
         """An id and its text."""
-        if token_id is None:
-            return "unused"
         text = self.texts.get(token_id)
         return f"id {token_id}" if text is None else f"id {token_id} ({text!r})"
 
