@@ -234,11 +234,11 @@ async def test_long_lists_in_every_field(server: ServerProcess) -> None:
     await asyncio.to_thread(still_right, server, expected)
 
 
+# As much as there is room for. Of logit biases there is room for more than this vocabulary has tokens.
 ROOM: list[tuple[dict[str, Any], str, str]] = [
     ({"allowed_token_ids": [30] * 1024}, "allowed_token_ids", "at most 1,024 entries"),
-    ({"logit_bias": {str(token): 1 for token in range(1024)}}, "logit_bias", "at most 1,024 entries"),
     ({"stop_token_ids": list(range(30, 157)), "min_tokens": 1}, "stop_token_ids", "at most 127 tokens"),
-    ({"bad_words": [" ".join("ab" * 256)] * 2}, "bad_words", "at most 1,024 tokens in all"),
+    ({"bad_words": [" ".join("ab" * 256), "b"]}, "bad_words", "at most 1,024 tokens in all"),
 ]
 
 
@@ -248,7 +248,7 @@ def test_as_much_as_the_sampler_holds_and_one_more(
 ) -> None:
     assert httpx.post(server.url + "/v1/completions", json=body(4, **fields), timeout=60).status_code == 200
     value = fields[param]
-    more = value | {"1024": 1} if isinstance(value, dict) else [*value, *(["a"] if isinstance(value[0], str) else [29])]
+    more = [*value, "a" if isinstance(value[0], str) else 29]
     answer = httpx.post(server.url + "/v1/completions", json=body(4, **fields | {param: more}), timeout=60)
     assert answer.status_code == 400
     error = answer.json()["error"]

@@ -27,7 +27,8 @@ def served(folder: Path, runner: str | None) -> Iterator[tuple[str, Path]]:
     metadata = folder / "vllm-0.32.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n")
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    # The runner is told by a line of its log, whatever level other tests of this process left behind.
+    environment = {**os.environ, "PYTHONPATH": str(folder), "VLLM_LOGGING_LEVEL": "INFO"}
     environment.pop("VLLM_USE_V2_MODEL_RUNNER", None)
     if runner is not None:
         environment["VLLM_USE_V2_MODEL_RUNNER"] = runner
