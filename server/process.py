@@ -91,15 +91,21 @@ async def _serve(
         from server.engine.launch import start_engine
         from server.engine.phases import listening
         from server.engine.processes import EngineProcesses
+        from server.engine.self_check import check_fusion
 
         failures: list[str] = []
+        engine: FusionEngine | None = None
         try:
             with listening(partial(_hear, phases, report, failures)):
                 engine = start_engine(config, report.members)
+            phases.end(f"KV cache of {engine.vllm_config.cache_config.kv_cache_size_tokens or 0:,} tokens")
+            phases.begin("checking that it fuses")
+            await check_fusion(engine, len(report.members.experts))
         except Exception as error:
+            if engine is not None:
+                engine.shutdown(timeout=ENGINE_STOP_SECONDS)
             reason = [*failures, _last_line(error)][0]
             raise ServerError(f"the engine did not start ({phases.current}): {reason}") from error
-        phases.end(f"KV cache of {engine.vllm_config.cache_config.kv_cache_size_tokens or 0:,} tokens")
     try:
         app = build_app(engine, report, keys)
         if metrics_sock is not None:

@@ -152,6 +152,7 @@ class LogitFusionForCausalLM(nn.Module):
         settings = self.state.settings_of(call, in_use)
         fused = _fuse(large, base, experts, settings)
         if call.step is not None:
+            self.state.watch(large, base, experts, settings, fused)
             self.state.record(call.step, large, settings, fused, in_use)
         return fused.logits
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from server.engine import self_check
+
 if TYPE_CHECKING:
     from server.engine.aggregates import Counts
     from server.engine.trace import TraceRow
@@ -26,6 +28,16 @@ class FusionWorkerExtension:
         """Counters over all generated tokens; all workers of one engine have the same."""
         counts: Counts = self._state().aggregates.read()
         return counts
+
+    def watch_fusion(self) -> None:
+        """Keep what is fused from now on, and count none of it."""
+        self._state().watched = []
+
+    def judge_fusion(self) -> self_check.Judgement:
+        """Compare what was kept with the reference, and keep no more."""
+        state = self._state()
+        steps, state.watched = state.watched, None
+        return self_check.judge(steps)
 
     def _state(self) -> Any:
         return self.get_model().state  # type: ignore[attr-defined]

@@ -28,7 +28,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu.states import RequestState
 
-from server.engine import cpu_runner
+from fusion_kernels.batch import Batch
+from server.engine import cpu_runner, self_check
 from server.engine.aggregates import Aggregates
 from server.engine.member import AttentionGroups, SmallMember
 from server.engine.settings import FusionSettings
@@ -58,6 +59,8 @@ class FusionModelState(DefaultModelState):
         self.members: list[SmallMember] = composite.small_members
         self.trace_log = TraceLog(self.table)
         self.aggregates = Aggregates(self.table, fusion["presets"])
+        self.watched: list[self_check.Step] | None = None
+        """Filled while the server checks itself, whose request counts for nobody."""
         self._everyone: bool = fusion.get("everyone", False)
         """Whether every member runs for every request, whether it uses it or not; for tests."""
         self._slot_of: dict[str, int] = {}
@@ -246,12 +249,22 @@ class FusionModelState(DefaultModelState):
         rows = self.table.dearest_rows(call.number) if call.slots is None else self.table.rows(call.slots)
         return rows.of_experts(experts)
 
+    def watch(
+        self, large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor], rows: Rows, fused: Fused
+    ) -> None:
+        """Keep a step that fused, where somebody looks."""
+        if self.watched is not None:
+            batch = Batch(large, base, experts, rows.kind, rows.use, rows.alpha, rows.alpha_max)
+            self.watched.append(self_check.Step(batch, fused))
+
     def record(
         self, step: Step, large: torch.Tensor, settings: Rows | None, fused: Fused | None, experts: list[int]
     ) -> None:
         """Note a step's rows for counters and traces: the large model's logits, and what came of fusing `experts`;
         `None` where nothing was fused.
         """
+        if self.watched is not None:
+            return
         self.aggregates.record(step, None if settings is None else settings.use, fused, experts)
         self.trace_log.record(step, large, fused, experts)
 
