@@ -22,6 +22,7 @@ from server.api import (
     state,
     stored_routes,
     tokenize,
+    unknown_fields,
 )
 from server.api.middleware import (
     AllowedHosts,
@@ -106,7 +107,7 @@ def _add_middleware(app: FastAPI, config: Config, keys: Keys) -> None:
             allow_methods=["*"],
             allow_headers=["*"],
             allow_private_network=True,
-            expose_headers=[log.HEADER, "retry-after", *rates.HEADERS],
+            expose_headers=[log.HEADER, unknown_fields.HEADER, "retry-after", *rates.HEADERS],
         )
     if config.http.root_path is not None:
         app.add_middleware(RootPath, root_path=config.http.root_path)

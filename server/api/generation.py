@@ -37,6 +37,7 @@ from server.api.state import ServerState, state_of
 from server.api.stream import CHAT, ClosingStream, Protocol, placed, until
 from server.api.texts import Sender, sender
 from server.api.trace import Attach, attach_to_events
+from server.api.unknown_fields import warn_of_unknown_fields
 from server.engine.place import place
 from server.engine.settings import FusionSettings
 
@@ -65,8 +66,9 @@ async def generate(
     `checked` are the requests whose constraints are tried beforehand, where it is not `request` in its parts.
     """
     state = state_of(raw_request)
-    settings, attaches = _settle(raw_request, request, attaching)
     limits, client = state.config.limits, client_of(raw_request)
+    warning = warn_of_unknown_fields(request, limits.unknown_fields)
+    settings, attaches = _settle(raw_request, request, attaching)
     seconds, keep_alive_s = limits.request_timeout_s, limits.keep_alive_s
     deadline = asyncio.get_running_loop().time() + seconds
     claim = state.admission.claim(client, request, raw_request, settings)
@@ -91,7 +93,7 @@ async def generate(
     except BaseException:
         close()
         raise
-    headers = load_header(raw_request)
+    headers = {**(load_header(raw_request) or {}), **warning}
     if isinstance(answer, BaseModel):
         close()
         return _json(answer, attaches, headers)

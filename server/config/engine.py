@@ -102,6 +102,45 @@ def check_engine_arguments(arguments: Mapping[str, Any]) -> None:
             faults = {fault["msg"].removeprefix("Input should be ") for fault in error.errors(include_url=False)}
             wanted = " or ".join(sorted(faults))
             raise EngineArgumentError(name, f"engine.{name}: {value!r} does not fit; it should be {wanted}") from None
+        if isinstance(value, dict) and (section := _section_types().get(name)) is not None:
+            _check_section(name, section, value)
+
+
+def _check_section(name: str, section: type, values: dict[str, Any]) -> None:
+    """Make vLLM's own class of an argument that is a mapping, as vLLM will.
+
+    Raises:
+        EngineArgumentError: it takes no such key, or not this value.
+    """
+    try:
+        section(**(values | {"backend": STRUCTURES_BACKEND} if name == "structured_outputs_config" else values))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(["engine", name, *map(str, fault["loc"])])
+        if fault["type"] == "unexpected_keyword_argument":
+            keys = [field.name for field in dataclasses.fields(section) if field.init]
+            message = f"unknown key '{fault['loc'][-1]}' in engine.{name}; {nearest(str(fault['loc'][-1]), keys)}"
+        else:
+            reason = fault["msg"].removeprefix("Value error, ")
+            message = f"{place}: {reason[:1].lower()}{reason[1:]}" + (
+                f", not {fault['input']!r}" if fault["loc"] else ""
+            )
+        raise EngineArgumentError(name, message) from None
+
+
+@functools.cache
+def _section_types() -> dict[str, type]:
+    """Return those of vLLM's engine arguments that are mappings of a class of their own."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    hints = {field.name: field.type for field in dataclasses.fields(AsyncEngineArgs)}
+    parts = {name: (hint, *typing.get_args(hint)) for name, hint in hints.items()}
+    return {
+        name: part
+        for name, of in parts.items()
+        for part in of
+        if isinstance(part, type) and dataclasses.is_dataclass(part)
+    }
 
 
 @functools.cache

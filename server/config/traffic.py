@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo
 
@@ -36,6 +36,7 @@ def _file(text: str, info: ValidationInfo) -> str:
     return str(path)
 
 
+UnknownFields = Literal["warn", "refuse", "ignore"]
 Whole = Annotated[int, BeforeValidator(not_a_truth_value), AfterValidator(_whole)]
 Count = Annotated[int, BeforeValidator(not_a_truth_value), AfterValidator(_count)]
 Seconds = Annotated[float, BeforeValidator(not_a_truth_value), AfterValidator(_seconds)]
@@ -77,6 +78,11 @@ class LimitsConfig(Section):
         None,
         description="The largest `max_tokens` of a request, and the value of those that leave it out. Default: what is "
         "left of the context after the prompt.",
+    )
+    unknown_fields: UnknownFields = Field(
+        "warn",
+        description="What becomes of a request's fields that nothing here reads, such as `temprature`: `warn` names "
+        "them in the header `Warning` of the answer, `refuse` answers 400, `ignore` says nothing, as vLLM does.",
     )
     max_n: Whole = Field(64, description="The largest `n` of a request.")
     max_prompts: Whole = Field(

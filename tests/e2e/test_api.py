@@ -70,6 +70,14 @@ def test_one_model_by_its_name(server: ServerProcess, client: OpenAI) -> None:
         assert words in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_misspelt_field_is_told(client: OpenAI, stream: bool) -> None:
+    body: dict[str, Any] = {"model": "giant-red", "messages": MESSAGES, "max_tokens": 1, "stream": stream}
+    answer = client.chat.completions.with_raw_response.create(**body, extra_body={"temprature": 0})
+    assert "'temprature' is ignored; did you mean 'temperature'?" in answer.headers["warning"]
+    assert "warning" not in client.chat.completions.with_raw_response.create(**body, temperature=0).headers
+
+
 def test_cached_tokens_are_told(client: OpenAI) -> None:
     prompt = "A beginning that two requests share. " * 6
     body: dict[str, Any] = {"model": "giant-blue", "max_tokens": 1}

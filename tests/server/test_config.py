@@ -316,6 +316,18 @@ def test_sharing_the_prefix_cache_is_true_or_false(folder: Path) -> None:
             "engine.structured_outputs_config={backend: xgrammar}",
             "engine.structured_outputs_config.backend cannot be set: it is always guidance",
         ),
+        (
+            "engine.structured_outputs_config={disable_any_whitespac: true}",
+            "unknown key 'disable_any_whitespac' in engine.structured_outputs_config; did you mean",
+        ),
+        (
+            "engine.structured_outputs_config={disable_any_whitespace: maybe}",
+            "engine.structured_outputs_config.disable_any_whitespace: input should be a valid boolean",
+        ),
+        (
+            "engine.compilation_config={mode: 77}",
+            "engine.compilation_config.mode: input should be 0, 1, 2 or 3, not 77",
+        ),
         ("engine.enable_lora=true", "engine.enable_lora cannot be set: adapters are experts here"),
     ],
 )
@@ -332,6 +344,7 @@ def test_engine_arguments_that_fit(folder: Path) -> None:
         "engine.dtype=float32",
         "engine.compilation_config={mode: 0}",
         "engine.attention_backend=CPU_ATTN",
+        "engine.structured_outputs_config={disable_any_whitespace: true}",
         "engine.seed=null",
     )
     assert config.engine["max_num_seqs"] == 64
