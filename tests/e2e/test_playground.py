@@ -96,6 +96,11 @@ def sent_body(sent: Any) -> dict[str, Any]:
     return body
 
 
+def strength(token: Locator) -> float:
+    """How strongly a token is tinted; NaN where that is no number."""
+    return float(token.evaluate("element => element.style.getPropertyValue('--strength')") or "nan")
+
+
 def colour(locator: Locator, name: str) -> str:
     value: str = locator.evaluate("(element, name) => getComputedStyle(element)[name]", name)
     return value
@@ -155,13 +160,12 @@ def test_tokens_take_the_colour_of_their_mover(open_page: Open, server: ServerPr
     assert len(set(hues.values())) == 3
     for i, token in enumerate(tokens(page).all()):
         mover = max(alpha, key=lambda name: abs(alpha[name][i]))
-        strength = float(token.evaluate("element => element.style.getPropertyValue('--strength')"))
         if alpha[mover][i] == 0.0:
             assert token.get_attribute("data-mover") == "large"
             continue
         assert token.get_attribute("data-mover") == mover
         assert colour(token, "borderBottomColor") == hues[mover]
-        assert strength == pytest.approx(alpha[mover][i] / 2.0, abs=1e-3)
+        assert strength(token) == pytest.approx(alpha[mover][i] / 2.0, abs=1e-3)
     counted = lane(page).locator(".legend b").all_inner_texts()
     assert sum(map(int, counted)) == tokens(page).count()
 
@@ -282,7 +286,7 @@ def test_the_settings_become_the_request(open_page: Open) -> None:
     page.get_by_label("Temperature").fill("0.7")
     page.get_by_label("Seed").fill("11")
     with page.expect_request("**/v1/chat/completions") as sent:
-        ask(page, CODE)
+        ask(page, LONG)
     body = sent_body(sent)
     assert body["fusion"] == {
         "weighting": "static",
@@ -309,6 +313,81 @@ def test_equal_weights_have_no_single_mover(open_page: Open) -> None:
     ask(page, CODE)
     assert {token.get_attribute("data-mover") for token in tokens(page).all()} == {"math, facts and text"}
     expect(lane(page).locator(".legend")).to_contain_text("several equally")
+
+
+def test_unlike_signs_are_no_equal_weights(open_page: Open) -> None:
+    page = open_page()
+    lane(page).get_by_label("Preset").select_option("giant-all")
+    lane(page).get_by_label("Weighting").select_option("static")
+    lane(page).get_by_label("Alpha of facts").fill("-1")
+    ask(page, CODE)
+    words = "math (alpha 1.00), facts (alpha -1.00) and text (alpha 1.00) pull equally hard here, not all the same way."
+    expect(lane(page).locator(".inspector")).to_contain_text(words)
+
+
+def test_a_number_that_is_left_out_is_the_presets(open_page: Open) -> None:
+    page = open_page()
+    field = lane(page).get_by_label("Alpha max")
+    for text, valid in (("", True), ("-3", False)):
+        field.fill(text)
+        assert (field.get_attribute("aria-invalid") is None) == valid
+        with page.expect_request("**/v1/chat/completions") as sent:
+            ask(page, CODE)
+        assert sent_body(sent)["fusion"] == {"trace": "full"}
+        assert all(0 <= strength(token) <= 1 for token in tokens(page).all())
+
+
+def test_a_failed_run_leaves_the_last_answer(open_page: Open) -> None:
+    page = open_page()
+    ask(page, CODE, "giant-facts")
+    shown, chosen = lane(page).locator(".transcript").inner_html(), lane(page).locator(".inspector").inner_html()
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    ask(page, "Another question")
+    expect(lane(page).get_by_role("alert")).to_contain_text("cannot be reached")
+    assert lane(page).locator(".transcript").inner_html() == shown
+    assert lane(page).locator(".inspector").inner_html() == chosen
+
+
+def test_every_answer_says_what_made_it(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_label("Continue the conversation").check()
+    ask(page, CODE, "giant-facts")
+    lane(page).get_by_label("Weighting").select_option("static")
+    lane(page).get_by_label("Alpha of facts").fill("0.5")
+    ask(page, CODE)
+    lane(page).get_by_label("Preset").select_option("giant")
+    made = ["giant-facts · kl · facts · alpha up to 2", "giant-facts · static · facts 0.5"]
+    expect(lane(page).locator(".made")).to_have_text(made)
+    # One token is chosen, of all answers.
+    expect(page.locator(".token[aria-selected=true]")).to_have_count(1)
+
+
+def test_special_tokens_have_their_own_names(open_page: Open) -> None:
+    names = ["<tool>", "ab", "</s>"]
+    count = len(names)
+    fusion = {
+        "token_ids": list(range(count)), "alpha": {"facts": [0.5] * count}, "kl_target": [[0.1, 0.1]] * count,
+        "kl_fused": [[0.1, 0.1]] * count, "fallback": [False] * count, "large_top": [[]] * count,
+        "fused_top": [[]] * count,
+    }  # fmt: skip
+    choices = [
+        {
+            "delta": {"content": name if name == "ab" else ""},
+            "logprobs": {"content": [{"token": name, "logprob": -0.1}]},
+        }
+        for name in names
+    ]
+    choices[0] |= {"fusion": fusion}
+    choices[-1] |= {"finish_reason": "stop"}
+    events = [*(json.dumps({"choices": [choice]}) for choice in choices), "[DONE]"]
+    page = open_page()
+    page.route(
+        "**/v1/chat/completions", lambda route: route.fulfill(body="".join(f"data: {event}\n\n" for event in events))
+    )
+    ask(page, CODE, "giant-facts")
+    expect(tokens(page)).to_have_count(count)
+    drawn = [token.evaluate("token => getComputedStyle(token, '::before').content") for token in tokens(page).all()]
+    assert drawn == ['"<tool>"', "none", '"</s>"']
 
 
 def test_completion_and_conversation(open_page: Open) -> None:
@@ -352,6 +431,7 @@ def test_stop(open_page: Open, server: ServerProcess) -> None:
 def test_errors_are_sentences(open_page: Open) -> None:
     page = open_page()
     error = lane(page).get_by_role("alert")
+    lane(page).get_by_label("Preset").select_option("giant-math")
     lane(page).get_by_label("math", exact=True).uncheck()
     ask(page, CODE)
     expect(error).to_have_text(
@@ -520,7 +600,8 @@ def test_the_keyboard_reaches_everything(open_page: Open) -> None:
         page.keyboard.press(key)
         expect(focused).to_have_attribute("data-index", str(index))
         expect(inspector).to_contain_text(f"Token {index + 1} of {count}")
-    assert re.search(r"math moved this token most, with alpha \d|No expert", focused.get_attribute("aria-label") or "")
+    label = focused.get_attribute("aria-label") or ""
+    assert re.search(r"(math|facts|text) moved this token most, with alpha \d|No expert", label)
     assert page.locator('.token[tabindex="0"]').count() == 1
     page.keyboard.press("Tab")
     expect(page.locator(".token:focus")).to_have_count(0)

@@ -260,7 +260,11 @@ def test_a_text_nested_too_deep_is_refused() -> None:
 
 
 def test_engine_reads_tags_as_grammars_and_knows_its_backend() -> None:
-    assert pinned({"disable_any_whitespace": True}) == {"disable_any_whitespace": True, "backend": STRUCTURES_BACKEND}
+    assert pinned(None) == {"disable_any_whitespace": True, "backend": STRUCTURES_BACKEND}
+    assert pinned({"disable_any_whitespace": False}) == {
+        "disable_any_whitespace": False,
+        "backend": STRUCTURES_BACKEND,
+    }
     read = readable(StructuredOutputsParams(structural_tag=json.dumps({"format": TAG})), compact=False)
     assert read.structural_tag is None
     assert read.grammar is not None

@@ -14,8 +14,11 @@ from server.engine.structures.tags import lark_of_tag
 
 
 def pinned(section: dict[str, Any] | None) -> dict[str, Any]:
-    """vLLM's `structured_outputs_config` with the backend that this server uses."""
-    return {**(section or {}), "backend": STRUCTURES_BACKEND}
+    """vLLM's `structured_outputs_config` with the backend that this server uses.
+
+    JSON is compact unless the section says otherwise: of white space between its tokens a model can write no end.
+    """
+    return {"disable_any_whitespace": True, **(section or {}), "backend": STRUCTURES_BACKEND}
 
 
 def leave_checks_to_api(processor: InputProcessor) -> None:

@@ -39,9 +39,15 @@ async function connect() {
   }
   const first = new Lane(server, "A", showCode);
   lanes = [first];
-  first.setting.choose(Object.keys(server.presets).find((name) => server.presets[name].experts.length) ?? Object.keys(server.presets)[0]);
+  first.setting.choose(mostExperts(server.presets));
   showExamples();
   arrange();
+}
+
+/** The preset that knows most: of those with the most experts, the first. */
+function mostExperts(presets) {
+  const names = Object.keys(presets);
+  return names.reduce((best, name) => (presets[name].experts.length > presets[best].experts.length ? name : best), names[0]);
 }
 
 function showMembers(members) {

@@ -14,7 +14,13 @@ export function explain(token) {
     const used = Object.keys(token.alpha).length > 0;
     return used ? "No expert moved this token." : "The large model answered alone.";
   }
-  if (names.length > 1) return `${enumerate(names)} have the same weight here, alpha ${decimal(alpha)}.`;
+  if (names.length > 1) {
+    const alphas = names.map((name) => token.alpha[name]);
+    if (alphas.every((value) => Math.sign(value) === Math.sign(alpha))) {
+      return `${enumerate(names)} have the same weight here, alpha ${decimal(alpha)}.`;
+    }
+    return `${enumerate(names.map((name) => `${name} (alpha ${decimal(token.alpha[name])})`))} pull equally hard here, not all the same way.`;
+  }
   return `${names[0]} moved this token most, with alpha ${decimal(alpha)}.`;
 }
 

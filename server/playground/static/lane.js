@@ -90,11 +90,12 @@ export class Lane {
    * @returns {Promise<string>} what to announce
    */
   async run(mode, prompt, sampling, remember, key, signal) {
+    const before = { messages: this.messages, shown: [...this.#transcript.childNodes], turn: this.#turn, chosen: this.#chosen };
     if (!remember) this.clear();
     this.#fail("");
     const asked = [...this.messages, { role: "user", content: prompt }];
     const answer = new Answer();
-    const turn = new Turn(mode, prompt, answer, this.#scale(), this.#server.experts, {
+    const turn = new Turn(mode, prompt, this.setting.summary, answer, this.#scale(), this.#server.experts, {
       choose: (of, index) => this.#choose(of, index),
       preview: (of, index) => this.#preview(of, index),
     });
@@ -113,7 +114,13 @@ export class Lane {
       if (answer.finish === "length") ending = "Stopped at max tokens.";
     } catch (error) {
       if (error.name === "AbortError") ending = "Stopped by you.";
-      else this.#fail(error.message);
+      else {
+        this.#fail(error.message);
+        if (answer.tokens.length === 0) {
+          this.#restore(before);
+          return "";
+        }
+      }
     }
     this.#finish(turn, (performance.now() - started) / 1000, ending);
     return this.#error.hidden ? `${this.element.getAttribute("aria-label")}: ${answer.text}` : "";
@@ -126,7 +133,17 @@ export class Lane {
     return Math.max(...Object.values(alpha).map(Math.abs), this.setting.preset.alpha_max);
   }
 
+  /** Show again what there was before a run that gave nothing. */
+  #restore({ messages, shown, turn, chosen }) {
+    this.messages = messages;
+    this.#transcript.replaceChildren(...shown);
+    this.#turn = this.#chosen = null;
+    this.#evidence.hidden = turn === null;
+    if (turn !== null) this.#choose(turn, chosen ?? 0);
+  }
+
   #open(turn) {
+    this.#turn?.mark(null);
     this.#turn = turn;
     this.#chosen = null;
     this.#evidence.hidden = true;

@@ -33,7 +33,6 @@ export class SettingControls {
       ...Object.values(server.weightings).map(({ name, summary, description }) => element("option", { value: name, text: `${name}: ${summary}`, title: description })),
     );
     this.#experts.append(...server.experts.map((name) => this.#chip(name)));
-    
     this.#preset.addEventListener("change", () => this.choose(this.#preset.value));
     this.#weighting.addEventListener("change", () => this.#settle());
     this.#alphaMax.addEventListener("input", () => this.#changed());
@@ -44,10 +43,10 @@ export class SettingControls {
     const preset = this.#server.presets[name];
     this.#preset.value = name;
     this.#weighting.value = values.weighting ?? preset.weighting;
-    this.#alphaMax.value = values.alphaMax ?? preset.alpha_max;
+    set(this.#alphaMax, preset.alpha_max, values.alphaMax);
     for (const chip of this.#chips()) {
       chip.used.checked = (values.experts ?? preset.experts).includes(chip.name);
-      chip.alpha.value = alphaOf(preset, chip.name) ?? DEFAULT_ALPHA;
+      set(chip.alpha, alphaOf(preset, chip.name) ?? DEFAULT_ALPHA);
     }
     this.#settle();
   }
@@ -61,9 +60,17 @@ export class SettingControls {
       weighting: name,
       parameter,
       experts: used.map((chip) => chip.name),
-      alpha: Object.fromEntries(used.map((chip) => [chip.name, chip.alpha.valueAsNumber])),
-      alphaMax: this.#alphaMax.valueAsNumber,
+      alpha: Object.fromEntries(used.map((chip) => [chip.name, numberIn(chip.alpha)])),
+      alphaMax: numberIn(this.#alphaMax),
     };
+  }
+
+  /** The setting in words, for whoever reads the answer later. */
+  get summary() {
+    const { preset, weighting, parameter, experts, alpha, alphaMax } = this.value;
+    const named = experts.map((name) => (parameter === "alpha" ? `${name} ${alpha[name]}` : name));
+    const most = parameter === "alpha_max" ? `alpha up to ${alphaMax}` : "";
+    return [preset, weighting, named.join(", "), most].filter(Boolean).join(" · ");
   }
 
   /** @returns {import("./request.js").Preset} */
@@ -108,4 +115,19 @@ export class SettingControls {
       return { name: used.value, used, alpha };
     });
   }
+}
+
+/** Put a number into its field, or the preset's, which also holds where the field is left empty. */
+function set(input, presets, value = presets) {
+  input.placeholder = presets;
+  input.value = value;
+  numberIn(input);
+}
+
+/** A field's number; the preset's where it holds none that is allowed, which the field then shows. */
+function numberIn(input) {
+  const wrong = input.validity.badInput || !input.validity.valid;
+  if (wrong) input.setAttribute("aria-invalid", "true");
+  else input.removeAttribute("aria-invalid");
+  return wrong || input.value === "" ? Number(input.placeholder) : input.valueAsNumber;
 }

@@ -19,12 +19,13 @@ export class Turn {
   /**
    * @param {"chat" | "completion"} mode
    * @param {string} prompt
+   * @param {string} made the setting that it was asked with, in words
    * @param {import("./answer.js").Answer} answer
    * @param {number} scale
    * @param {string[]} all the server's experts, in order
    * @param {{choose: (turn: Turn, index: number) => void, preview: (turn: Turn, index: number | null) => void}} reader
    */
-  constructor(mode, prompt, answer, scale, all, reader) {
+  constructor(mode, prompt, made, answer, scale, all, reader) {
     Object.assign(this, { answer, scale });
     this.#all = all;
     this.#reader = reader;
@@ -39,7 +40,7 @@ export class Turn {
     this.#plain = element("p", { class: "visually-hidden" });
     const question = element(mode === "chat" ? "p" : "span", { class: mode === "chat" ? "question" : "given", text: prompt });
     const text = element("div", { class: "answer" }, this.#tokens);
-    this.element = element("article", { class: `turn ${mode} busy` });
+    this.element = element("article", { class: `turn ${mode} busy` }, element("p", { class: "made", text: made }));
     if (mode === "chat") this.element.append(question, text);
     else {
       text.prepend(question);
@@ -91,6 +92,7 @@ export class Turn {
       "aria-label": `${spoken(token)}. ${explain(token)}`,
       "data-index": index,
       "data-mover": enumerate(names) || "large",
+      "data-mark": kind(token) === "mark" ? token.name : null,
       text: token.text,
     });
     if (token.fallback) span.classList.add("fallback");
