@@ -40,7 +40,7 @@ class Broken(NamedTuple):
     sound: list[Settings]
 
 
-@pytest.fixture(scope="module", params=["red", "base"])
+@pytest.fixture(scope="module", params=["red", pytest.param("base", marks=pytest.mark.long)])
 def broken(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broken]:
     member: str = request.param
     folder = tmp_path_factory.mktemp(f"broken-{member}")

@@ -50,7 +50,10 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+FIRST, *OTHERS = FAULTS
+
+
+@pytest.mark.parametrize("fault", [FIRST, *(pytest.param(name, marks=pytest.mark.long) for name in OTHERS)])
 def test_it_refuses_to_start(family: Path, tmp_path: Path, fault: str) -> None:
     code, words = FAULTS[fault]
     indented = code.replace("\n", "\n            ")
@@ -62,6 +65,7 @@ def test_it_refuses_to_start(family: Path, tmp_path: Path, fault: str) -> None:
     assert "Ready" not in done.stderr
 
 
+@pytest.mark.long
 def test_plugins_that_leave_it_out(family: Path) -> None:
     done = serve(family, {"VLLM_PLUGINS": "another"})
     assert done.returncode == 1
