@@ -1,4 +1,7 @@
-"""Two settings of one question, streamed at once; beside every piece of text the expert that moved it."""
+"""Two settings of one question, streamed at once; beside every piece of text the expert that moved it.
+
+Needs: pip install openai
+"""
 
 import asyncio
 import os

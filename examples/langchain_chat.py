@@ -1,4 +1,7 @@
-"""LangChain against logit-fusion: a chain whose model is steered by an expert, and an answer of a given shape."""
+"""LangChain against logit-fusion: a chain whose model is steered by an expert, and an answer of a given shape.
+
+Needs: pip install langchain-openai
+"""
 
 import os
 

@@ -1,4 +1,7 @@
-"""OpenAI's Python SDK against logit-fusion: presets, steering, logprobs and several choices."""
+"""OpenAI's Python SDK against logit-fusion: presets, steering, logprobs and several choices.
+
+Needs: pip install openai
+"""
 
 import math
 import os

@@ -67,7 +67,7 @@ def build_app(engine: FusionEngine, report: Report, keys: Keys) -> FastAPI:
     app.include_router(load.router)
     app.include_router(catalogue.router)
     attach_metrics(app)
-    documentation.attach(app)
+    documentation.attach(app, keys)
     playground.attach(app)
     metrics.attach(app, engine, config)
     errors.register(app)

@@ -40,6 +40,8 @@ CHECK_SECONDS = 0.25
 ENGINE_STOP_SECONDS = 20
 # With a dead engine the server answers a little longer, so that streams end with a word and probes turn red.
 DEAD_SECONDS = 5
+# What the greeting asks: short, and right or wrong at a glance.
+QUESTION = "What is the two-letter code of Norway?"
 # How long responses that are complete may take to be sent when all else is over.
 FLUSH_SECONDS = 5
 
@@ -249,19 +251,19 @@ def _url(host: str, sock: socket.socket) -> str:
 
 def _greeting(config: Config, url: str) -> str:
     names = list(config.presets)
-    model = next((name for name, preset in config.presets.items() if preset.experts), names[0])
+    model = max(names, key=lambda name: len(config.presets[name].experts))  # of the largest, the first
     return f"""\
 logit-fusion serves {", ".join(names)} at {url}
 
 Try it:
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d \\
-    '{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    '{{"model": "{model}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
 
 From Python (pip install openai):
   from openai import OpenAI
   client = OpenAI(base_url="{url}/v1", api_key="none")
   answer = client.chat.completions.create(
-      model="{model}", messages=[{{"role": "user", "content": "Hello!"}}],
+      model="{model}", messages=[{{"role": "user", "content": "{QUESTION}"}}],
       extra_body={{"fusion": {{"trace": True}}}})
   print(answer.choices[0].message.content)
 

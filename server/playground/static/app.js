@@ -3,7 +3,7 @@
 import { address, getJson } from "./api.js";
 import { curlCall, pythonCall } from "./calls.js";
 import { element } from "./dom.js";
-import { examples } from "./examples.js";
+import { examples, FIRST_QUESTION } from "./examples.js";
 import { colourClass } from "./experts.js";
 import { Lane } from "./lane.js";
 import { ROUTES } from "./request.js";
@@ -110,7 +110,7 @@ function sampling() {
 function code() {
   const mode = radio("mode");
   const lane = lanes[Number(radio("code-side"))] ?? lanes[0];
-  const prompt = { role: "user", content: $("#prompt").value || "Hello!" };
+  const prompt = { role: "user", content: $("#prompt").value || FIRST_QUESTION };
   const body = lane.body(mode, [...($("#remember").checked ? lane.messages : []), prompt], sampling());
   const withKey = $("#key").value !== "";
   if (radio("language") === "curl") return curlCall(address(ROUTES[mode]), body, withKey);

@@ -1,5 +1,8 @@
 /** What to ask first: questions for experts of known names, and some for any model. */
 
+/** What the code asks as long as nothing is typed. */
+export const FIRST_QUESTION = "What is the two-letter code of Norway?";
+
 const FOR_EXPERTS = {
   math: [
     "Nora has 4 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?",
