@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -58,8 +59,12 @@ def open_page(browser: Browser, server: ServerProcess) -> Iterator[Open]:
             prepare(page)
         page.goto(server.url)
         # Not `wait_for_function`: what that evaluates again and again, the page's own policy forbids.
-        while not page.evaluate("performance.getEntriesByName('interactive').length"):
+        for _ in range(3000):
+            if page.evaluate("performance.getEntriesByName('interactive').length"):
+                break
             page.wait_for_timeout(10)
+        else:
+            pytest.fail("the page is not there after 30 s")
         return page
 
     yield open_page
@@ -153,19 +158,25 @@ def test_tokens_take_the_colour_of_their_mover(open_page: Open, server: ServerPr
     page = open_page()
     ask(page, LONG, "giant-all")
     truth = traced(server, "giant-all", LONG)
-    alpha = truth["fusion"]["alpha"]
+    alpha, moved = truth["fusion"]["alpha"], [forward for forward, _ in truth["fusion"]["kl_fused"]]
+    assert min(moved) < 0.001 < max(moved)
     expect(tokens(page)).to_have_count(len(truth["fusion"]["token_ids"]))
     assert "".join(tokens(page).all_text_contents()) == truth["message"]["content"]
     hues = {name: colour(page.locator(f".chip:has([value={name}])"), "borderBottomColor") for name in alpha}
     assert len(set(hues.values())) == 3
     for i, token in enumerate(tokens(page).all()):
         mover = max(alpha, key=lambda name: abs(alpha[name][i]))
-        if alpha[mover][i] == 0.0:
+        # The colour's strength is how far the token was moved, in nats.
+        assert strength(token) == pytest.approx(1 - math.exp(-moved[i]), abs=1e-3)
+        if alpha[mover][i] == 0.0 or moved[i] < 0.001:
             assert token.get_attribute("data-mover") == "large"
             continue
         assert token.get_attribute("data-mover") == mover
         assert colour(token, "borderBottomColor") == hues[mover]
-        assert strength(token) == pytest.approx(alpha[mover][i] / 2.0, abs=1e-3)
+    page.get_by_label("Colour by weight").check()
+    for i, token in enumerate(tokens(page).all()):
+        most = max(alpha[name][i] for name in alpha)
+        assert strength(token) == pytest.approx(most / 2.0 if moved[i] >= 0.001 else 0.0, abs=1e-3)
     counted = lane(page).locator(".legend b").all_inner_texts()
     assert sum(map(int, counted)) == tokens(page).count()
 
@@ -360,6 +371,64 @@ def test_every_answer_says_what_made_it(open_page: Open) -> None:
     expect(lane(page).locator(".made")).to_have_text(made)
     # One token is chosen, of all answers.
     expect(page.locator(".token[aria-selected=true]")).to_have_count(1)
+
+
+def test_system_prompt_top_p_and_stop(open_page: Open) -> None:
+    page = open_page()
+    page.get_by_label("System prompt").fill("Answer briefly.")
+    page.get_by_label("Top p").fill("0.5")
+    page.get_by_label("Stop at, one a line").fill("\n.\n###")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, CODE)
+    body = sent_body(sent)
+    assert body["messages"] == [
+        {"role": "system", "content": "Answer briefly."},
+        {"role": "user", "content": CODE},
+    ]
+    assert (body["top_p"], body["stop"]) == (0.5, [".", "###"])
+    expect(page.locator("#code")).to_contain_text("Answer briefly.")
+    expect(page.locator(".status")).to_contain_text(re.compile(r"\d+ tokens in \d"))
+    page.get_by_label("Completion").check(force=True)
+    expect(page.get_by_label("System prompt")).to_be_hidden()
+    expect(page.locator("#code")).not_to_contain_text("Answer briefly.")
+
+
+def test_the_trace_as_a_file(open_page: Open, server: ServerProcess) -> None:
+    page = open_page()
+    ask(page, CODE, "giant-all")
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Download trace").click()
+    kept = json.loads(Path(saved.value.path()).read_text())
+    truth = traced(server, "giant-all", CODE)
+    assert kept["text"] == truth["message"]["content"]
+    assert kept["setting"].startswith("giant-all")
+    assert [token["id"] for token in kept["tokens"]] == truth["fusion"]["token_ids"]
+    assert [token["alpha"]["facts"] for token in kept["tokens"]] == truth["fusion"]["alpha"]["facts"]
+
+
+def test_a_link_carries_the_whole_setting(open_page: Open, browser: Browser) -> None:
+    page = open_page()
+    page.get_by_label("API key").fill("secret")
+    page.get_by_label("Side by side").check()
+    lane(page).get_by_label("Preset").select_option("giant-all")
+    lane(page).get_by_label("Weighting").select_option("static")
+    lane(page).get_by_label("Alpha of facts").fill("-0.5")
+    lane(page).get_by_label("text", exact=True).uncheck()
+    page.get_by_label("Max tokens").fill("7")
+    page.fill("#prompt", "Größe?")
+    page.get_by_role("button", name="Copy link").click()
+    code, link = page.locator("#code").inner_text(), page.url
+    assert "secret" not in link
+    other = browser.new_context().new_page()
+    other.goto(link)
+    expect(other.locator(".lane")).to_have_count(2)
+    other.get_by_label("API key").fill("secret")
+    other.get_by_label("API key").blur()
+    assert other.locator("#code").inner_text() == code
+    other.goto(link.split("#")[0] + "#nonsense")
+    other.reload()
+    expect(other.locator(".lane")).to_have_count(1)
+    other.context.close()
 
 
 def test_special_tokens_have_their_own_names(open_page: Open) -> None:

@@ -9,6 +9,7 @@
  * @property {Record<string, number | null>} alpha weight of each expert that the request used
  * @property {[number | null, number | null]} klTarget KL(expert || base), KL(base || expert)
  * @property {[number | null, number | null]} klFused KL(fused || large), KL(large || fused)
+ * @property {number | null} effect how far fusion moved the distribution here, KL(fused || large) in nats; null where nobody measures it
  * @property {boolean} fallback whether the large model answered alone because a member's logits were not finite
  * @property {{id: number, token: string, p: number}[]} before the large model's likeliest tokens
  * @property {{id: number, token: string, p: number}[]} after those of the fused distribution
@@ -24,6 +25,12 @@ export class Answer {
   // A chunk's text and its trace need not travel together: the first token's trace comes with the role.
   #texts = [];
   #traces = [];
+  #measured;
+
+  /** @param {boolean} measured whether the weighting's effect is measured: one that replaces the large model has none */
+  constructor(measured) {
+    this.#measured = measured;
+  }
 
   /** Take in one chunk of `/v1/chat/completions` or `/v1/completions`. */
   add(chunk) {
@@ -46,6 +53,7 @@ export class Answer {
       alpha: Object.fromEntries(this.experts.map((name) => [name, fusion.alpha[name][i]])),
       klTarget: fusion.kl_target[i],
       klFused: fusion.kl_fused[i],
+      effect: this.#measured ? fusion.kl_fused[i][0] : null,
       fallback: fusion.fallback[i],
       before: fusion.large_top?.[i] ?? [],
       after: fusion.fused_top?.[i] ?? [],

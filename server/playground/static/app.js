@@ -6,6 +6,7 @@ import { element } from "./dom.js";
 import { examples, FIRST_QUESTION } from "./examples.js";
 import { colourClass } from "./experts.js";
 import { Lane } from "./lane.js";
+import { fillFromLink, linkTo } from "./link.js";
 import { ROUTES } from "./request.js";
 import { setUpTheme } from "./theme.js";
 
@@ -42,6 +43,22 @@ async function connect() {
   first.setting.choose(mostExperts(server.presets));
   showExamples();
   arrange();
+  followLink();
+}
+
+/** Take over what a link carries, as far as this server and this key have it. */
+function followLink() {
+  const carried = fillFromLink();
+  if (carried === null) return;
+  const radioOfMode = $(`input[name="mode"][value="${carried.mode === "completion" ? "completion" : "chat"}"]`);
+  radioOfMode.checked = true;
+  setCompare(carried.settings.length > 1);
+  for (const [i, lane] of lanes.entries()) {
+    const setting = carried.settings[i];
+    const known = setting.preset in server.presets && setting.weighting in server.weightings;
+    if (known) lane.setting.choose(setting.preset, { ...setting, experts: [setting.experts].flat() });
+  }
+  showMode();
 }
 
 /** The preset that knows most: of those with the most experts, the first. */
@@ -85,6 +102,7 @@ function setCompare(on) {
     const large = Object.keys(server.presets).find((name) => server.presets[name].weighting === "none");
     second.setting.choose(large ?? lanes[0].setting.value.preset);
     second.adopt(lanes[0]);
+    second.tint($("#by-weight").checked);
     lanes.push(second);
   } else {
     lanes.pop();
@@ -102,16 +120,24 @@ function arrange() {
 
 /** The sampling parameters that are filled in; the server has defaults for the others. */
 function sampling() {
-  const fields = { max_tokens: "#max-tokens", temperature: "#temperature", seed: "#seed" };
+  const fields = { max_tokens: "#max-tokens", temperature: "#temperature", top_p: "#top-p", seed: "#seed" };
   const values = Object.entries(fields).map(([name, selector]) => [name, $(selector).valueAsNumber]);
-  return Object.fromEntries(values.filter(([, value]) => !Number.isNaN(value)));
+  const stop = $("#stop-strings").value.split("\n").filter((line) => line !== "");
+  return { ...Object.fromEntries(values.filter(([, value]) => !Number.isNaN(value))), ...(stop.length ? { stop } : {}) };
+}
+
+/** A conversation, with the system prompt before it if there is one. */
+function withSystem(mode, messages) {
+  const content = $("#system").value;
+  return mode === "chat" && content.trim() !== "" ? [{ role: "system", content }, ...messages] : messages;
 }
 
 function code() {
   const mode = radio("mode");
   const lane = lanes[Number(radio("code-side"))] ?? lanes[0];
   const prompt = { role: "user", content: $("#prompt").value || FIRST_QUESTION };
-  const body = lane.body(mode, [...($("#remember").checked ? lane.messages : []), prompt], sampling());
+  const asked = [...($("#remember").checked ? lane.messages : []), prompt];
+  const body = lane.body(mode, withSystem(mode, asked), sampling());
   const withKey = $("#key").value !== "";
   if (radio("language") === "curl") return curlCall(address(ROUTES[mode]), body, withKey);
   return pythonCall(mode, address("v1"), body, withKey);
@@ -124,14 +150,32 @@ function showCode() {
 async function copyCode() {
   try {
     await navigator.clipboard.writeText($("#code").textContent);
-    $("#copy").textContent = "Copied";
+    say($("#copy"), "Copied");
   } catch {
     // Pages from plain http on another host may not write to the clipboard: the reader can.
     getSelection().selectAllChildren($("#code"));
-    $("#copy").textContent = "Selected";
+    say($("#copy"), "Selected");
   }
-  announce($("#copy").textContent);
-  setTimeout(() => ($("#copy").textContent = "Copy"), 2000);
+}
+
+async function copyLink() {
+  const link = linkTo(radio("mode"), lanes.map((lane) => lane.setting.value));
+  history.replaceState(null, "", link);
+  try {
+    await navigator.clipboard.writeText(link);
+    say($("#link"), "Copied");
+  } catch {
+    say($("#link"), "In the address bar");
+  }
+}
+
+/** Show on a button, for a moment, what it did. */
+function say(button, done) {
+  const name = button.dataset.name ?? button.textContent;
+  button.dataset.name = name;
+  button.textContent = done;
+  announce(done);
+  setTimeout(() => (button.textContent = name), 2000);
 }
 
 async function run() {
@@ -143,7 +187,8 @@ async function run() {
   showRunning(true);
   $("#welcome").hidden = true;
   if (remember) $("#prompt").value = "";
-  const options = [mode, prompt, sampling(), remember, $("#key").value, running.signal];
+  const system = (messages) => withSystem(mode, messages);
+  const options = [mode, prompt, sampling(), system, remember, $("#key").value, running.signal];
   const answers = lanes.map((lane) => lane.run(...options));
   $(".turn:last-child").scrollIntoView({ block: "nearest" });
   const said = await Promise.all(answers);
@@ -175,6 +220,7 @@ function showMode() {
   const chat = radio("mode") === "chat";
   $("#prompt-label").textContent = chat ? "Message" : "Text to continue";
   $("#remember-label").hidden = !chat;
+  $("#system-label").hidden = !chat;
   showCode();
 }
 
@@ -205,7 +251,9 @@ function setUp() {
   document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
   $("#clear").addEventListener("click", clear);
   $("#copy").addEventListener("click", copyCode);
+  $("#link").addEventListener("click", copyLink);
   $("#compare").addEventListener("change", (event) => setCompare(event.target.checked));
+  $("#by-weight").addEventListener("change", (event) => lanes.forEach((lane) => lane.tint(event.target.checked)));
   $("#key").addEventListener("change", () => (server === null ? connect() : showCode()));
   $("#request").addEventListener("submit", (event) => event.preventDefault());
   for (const input of document.querySelectorAll('input[name="mode"]')) input.addEventListener("change", showMode);

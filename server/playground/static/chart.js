@@ -121,7 +121,7 @@ export class Chart {
     const sentences = experts.map((name) => {
       const alphas = tokens.map((token) => token.alpha[name] ?? 0);
       const mean = alphas.reduce((sum, alpha) => sum + alpha, 0) / (tokens.length || 1);
-      const moved = tokens.flatMap((token, i) => (mover(token.alpha).names.includes(name) ? [i + 1] : []));
+      const moved = tokens.flatMap((token, i) => (mover(token).names.includes(name) ? [i + 1] : []));
       const where = moved.length ? `moved ${enumerate(ranges(moved))} most` : "moved none most";
       return `${name}: mean alpha ${decimal(mean)}, ${where}.`;
     });

@@ -9,7 +9,7 @@ import { colourClass, enumerate, mover } from "./experts.js";
  */
 export function explain(token) {
   if (token.fallback) return "The large model answered alone here: a member's logits were not finite.";
-  const { names, alpha } = mover(token.alpha);
+  const { names, alpha } = mover(token);
   if (names.length === 0) {
     const used = Object.keys(token.alpha).length > 0;
     return used ? "No expert moved this token." : "The large model answered alone.";
@@ -42,7 +42,7 @@ export class Inspector {
 
   /** @param {import("./answer.js").Token} token @param {number} index @param {number} count */
   show(token, index, count) {
-    const { names } = mover(token.alpha);
+    const { names } = mover(token);
     const chip = element("code", { class: "chosen", text: visible(token.text || token.name) });
     const place = element("span", { class: "place", text: `Token ${index + 1} of ${count}` });
     const title = element("p", { class: "title" }, chip, place, element("span", { text: explain(token) }));

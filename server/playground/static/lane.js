@@ -10,6 +10,9 @@ import { body, extras, ROUTES } from "./request.js";
 import { SettingControls } from "./setting.js";
 import { Turn } from "./turn.js";
 
+/** Over a shorter time a rate says nothing. */
+const SHORTEST_MS = 50;
+
 export class Lane {
   /** @type {{role: string, content: string}[]} */
   messages = [];
@@ -22,6 +25,10 @@ export class Lane {
   #legend;
   #chart;
   #inspector;
+  #save;
+  #byWeight = false;
+  /** @type {Turn[]} */
+  #turns = [];
   /** The turn that the chart shows, and its chosen token. */
   #turn = null;
   #chosen = null;
@@ -50,6 +57,7 @@ export class Lane {
     this.#error = find(".error");
     this.#evidence = find(".evidence");
     this.#legend = find(".legend");
+    this.#save = find(".save");
     this.setting = new SettingControls(find(".setting"), server, changed);
     this.#inspector = new Inspector(find(".inspector"), server.experts);
     this.#chart = new Chart(find(".chart"), server.experts, {
@@ -63,9 +71,16 @@ export class Lane {
     return body(mode, messages, this.setting.value, this.setting.preset, sampling);
   }
 
+  /** Tint tokens by their mover's weight, or by how far they were moved. */
+  tint(byWeight) {
+    this.#byWeight = byWeight;
+    for (const turn of this.#turns) turn.tint(byWeight);
+  }
+
   /** Forget the conversation. */
   clear() {
     this.messages = [];
+    this.#turns = [];
     this.#turn = this.#chosen = null;
     this.#transcript.replaceChildren();
     this.#evidence.hidden = true;
@@ -84,30 +99,35 @@ export class Lane {
    * @param {"chat" | "completion"} mode
    * @param {string} prompt
    * @param {object} sampling
+   * @param {(messages: object[]) => object[]} system puts the system prompt before a conversation
    * @param {boolean} remember keep what was said before
    * @param {string} key the API key, or an empty text
    * @param {AbortSignal} signal
    * @returns {Promise<string>} what to announce
    */
-  async run(mode, prompt, sampling, remember, key, signal) {
-    const before = { messages: this.messages, shown: [...this.#transcript.childNodes], turn: this.#turn, chosen: this.#chosen };
+  async run(mode, prompt, sampling, system, remember, key, signal) {
+    const before = { messages: this.messages, turns: this.#turns, shown: [...this.#transcript.childNodes], turn: this.#turn, chosen: this.#chosen };
     if (!remember) this.clear();
     this.#fail("");
     const asked = [...this.messages, { role: "user", content: prompt }];
-    const answer = new Answer();
+    const answer = new Answer(this.setting.value.parameter !== null);
     const turn = new Turn(mode, prompt, this.setting.summary, answer, this.#scale(), this.#server.experts, {
       choose: (of, index) => this.#choose(of, index),
       preview: (of, index) => this.#preview(of, index),
     });
+    turn.tint(this.#byWeight);
+    this.#turns = [...this.#turns, turn];
     this.#transcript.append(turn.element);
     this.#open(turn);
     const update = oncePerFrame(() => this.#update(turn));
     const started = performance.now();
+    let first = null;
     let ending = "";
     try {
-      const request = { ...this.body(mode, asked, sampling), ...extras(mode) };
+      const request = { ...this.body(mode, system(asked), sampling), ...extras(mode) };
       for await (const chunk of stream(ROUTES[mode], request, key, signal)) {
         answer.add(chunk);
+        if (answer.tokens.length) first ??= performance.now();
         update();
       }
       this.messages = [...asked, { role: "assistant", content: answer.text }];
@@ -122,7 +142,7 @@ export class Lane {
         }
       }
     }
-    this.#finish(turn, (performance.now() - started) / 1000, ending);
+    this.#finish(turn, speed(answer.tokens.length, started, first ?? started, performance.now()), ending);
     return this.#error.hidden ? `${this.element.getAttribute("aria-label")}: ${answer.text}` : "";
   }
 
@@ -134,8 +154,9 @@ export class Lane {
   }
 
   /** Show again what there was before a run that gave nothing. */
-  #restore({ messages, shown, turn, chosen }) {
+  #restore({ messages, turns, shown, turn, chosen }) {
     this.messages = messages;
+    this.#turns = turns;
     this.#transcript.replaceChildren(...shown);
     this.#turn = this.#chosen = null;
     this.#evidence.hidden = turn === null;
@@ -169,19 +190,31 @@ export class Lane {
     if (wasAtEnd) place.scrollTop = place.scrollHeight;
   }
 
-  #finish(turn, seconds, ending) {
+  #finish(turn, took, ending) {
     this.#update(turn);
     const { tokens } = turn.answer;
-    const speed = `${tokens.length} ${tokens.length === 1 ? "token" : "tokens"} in ${seconds.toFixed(1)} s.`;
-    turn.finish(tokens.length || ending ? `${speed} ${ending}`.trim() : "");
+    turn.finish(tokens.length || ending ? `${took} ${ending}`.trim() : "");
+    this.#download(turn);
     this.#chart.describe();
     if (turn !== this.#turn || this.#chosen !== null || tokens.length === 0) return;
     this.#keepAtEnd(() => this.#choose(turn, mostMoved(tokens)));
   }
 
+  /** Offer what the evidence shows as a file. */
+  #download(turn) {
+    const { answer, made } = turn;
+    this.#save.onclick = () => {
+      const { text, experts, tokens } = answer;
+      const blob = new Blob([JSON.stringify({ setting: made, text, experts, tokens }, null, 2)], { type: "application/json" });
+      const link = element("a", { href: URL.createObjectURL(blob), download: "trace.json" });
+      link.click();
+      URL.revokeObjectURL(link.href);
+    };
+  }
+
   /** The colours in use, each with the number of tokens that it marks. */
   #showLegend({ tokens, experts }) {
-    const marks = tokens.map((token) => mover(token.alpha).names);
+    const marks = tokens.map((token) => mover(token).names);
     const count = (test) => marks.filter(test).length;
     const entries = experts.map((name) => [[name], name, count((names) => names.length === 1 && names[0] === name)]);
     const several = count((names) => names.length > 1);
@@ -201,6 +234,7 @@ export class Lane {
       this.#turn = turn;
       this.#chart.show(turn.answer, turn.scale);
       this.#showLegend(turn.answer);
+      this.#download(turn);
     }
     this.#chosen = index;
     turn.mark(index);
@@ -231,4 +265,12 @@ export class Lane {
 function mostMoved(tokens) {
   const distance = ({ klFused: [forward] }) => forward ?? 0;
   return tokens.reduce((best, token, i) => (distance(token) > distance(tokens[best]) ? i : best), 0);
+}
+
+/** How many tokens came how fast; times in ms. */
+function speed(count, started, first, ended) {
+  const tokens = `${count} ${count === 1 ? "token" : "tokens"} in ${((ended - started) / 1000).toFixed(1)} s`;
+  if (count < 2 || ended - first < SHORTEST_MS) return `${tokens}.`;
+  const rate = (1000 * (count - 1)) / Math.max(1, ended - first);
+  return `${tokens}: the first after ${((first - started) / 1000).toFixed(2)} s, then ${rate.toFixed(rate < 10 ? 1 : 0)} a second.`;
 }

@@ -46,7 +46,7 @@ export class SettingControls {
     set(this.#alphaMax, preset.alpha_max, values.alphaMax);
     for (const chip of this.#chips()) {
       chip.used.checked = (values.experts ?? preset.experts).includes(chip.name);
-      set(chip.alpha, alphaOf(preset, chip.name) ?? DEFAULT_ALPHA);
+      set(chip.alpha, alphaOf(preset, chip.name) ?? DEFAULT_ALPHA, values.alpha?.[chip.name]);
     }
     this.#settle();
   }

@@ -1,7 +1,7 @@
 /** One question and its answer: tokens tinted by expert, one of them chosen by pointer or keyboard. */
 
 import { element } from "./dom.js";
-import { colourClass, enumerate, mover } from "./experts.js";
+import { colourClass, enumerate, mover, strength } from "./experts.js";
 import { explain } from "./inspector.js";
 
 export class Turn {
@@ -9,12 +9,15 @@ export class Turn {
   answer;
   /** The weight that is shown at full strength. */
   scale;
+  /** The setting that it was asked with, in words. */
+  made;
   #all;
   #reader;
   #tokens;
   #status;
   #plain;
   #chosen = null;
+  #byWeight = false;
 
   /**
    * @param {"chat" | "completion"} mode
@@ -26,7 +29,7 @@ export class Turn {
    * @param {{choose: (turn: Turn, index: number) => void, preview: (turn: Turn, index: number | null) => void}} reader
    */
   constructor(mode, prompt, made, answer, scale, all, reader) {
-    Object.assign(this, { answer, scale });
+    Object.assign(this, { answer, scale, made });
     this.#all = all;
     this.#reader = reader;
     this.#tokens = element("span", {
@@ -70,6 +73,14 @@ export class Turn {
     this.#status.textContent = status;
   }
 
+  /** Tint the tokens by their mover's weight, or by how far they were moved. */
+  tint(byWeight) {
+    this.#byWeight = byWeight;
+    for (const [i, span] of [...this.#tokens.children].entries()) {
+      span.style.setProperty("--strength", strength(this.answer.tokens[i], this.scale, byWeight));
+    }
+  }
+
   /** Mark a token as the one that is looked at; null marks none. */
   mark(index) {
     const before = this.#tokens.children[this.#chosen];
@@ -83,7 +94,7 @@ export class Turn {
   }
 
   #span(token, index) {
-    const { names, alpha } = mover(token.alpha);
+    const { names } = mover(token);
     const span = element("span", {
       role: "option",
       class: `token ${colourClass(names, this.#all)} ${kind(token)}`,
@@ -96,7 +107,7 @@ export class Turn {
       text: token.text,
     });
     if (token.fallback) span.classList.add("fallback");
-    span.style.setProperty("--strength", Math.min(1, Math.abs(alpha) / this.scale));
+    span.style.setProperty("--strength", strength(token, this.scale, this.#byWeight));
     return span;
   }
 
