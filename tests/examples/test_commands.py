@@ -43,6 +43,7 @@ BENCH = "logit-fusion bench --clients 16 --clients 32 --clients 64"
 TYPED = r"printf 'Hello\n/quit\n' | script --quiet --return --command '%s' /dev/null"
 INSTEAD = {
     "make serve": "make --dry-run --directory {root} serve",
+    "make serve-real": "make --dry-run --directory {root} serve-real",
     "make test": "make --dry-run --directory {root} test",
     "make test-long": "make --dry-run --directory {root} test-long",
     "make setup-dev": "make --dry-run --directory {root} setup-dev",
