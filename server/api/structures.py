@@ -128,7 +128,8 @@ def _settle_options(request: Any, max_depth: int) -> None:
         schema = process_for_additional_properties(schema)
     options: dict[str, Any] = {"whitespace_flexible": False} if outputs.disable_any_whitespace else {}
     if outputs.whitespace_pattern is not None:
-        options["whitespace_pattern"] = outputs.whitespace_pattern
+        # A pattern asks for white space, which the engine leaves out by default.
+        options = {"whitespace_flexible": True, "whitespace_pattern": outputs.whitespace_pattern} | options
     request.structured_outputs = StructuredOutputsParams(json={"x-guidance": options} | schema)
 
 
