@@ -19,6 +19,14 @@ class Purchase(BaseModel):
     item: str
     city: str
 
+    @classmethod
+    def read(cls, answer: str) -> "Purchase":
+        """Read `name: Liam; count: 28; item: tickets; city: Sydney`."""
+        return cls.model_validate(dict(part.split(": ") for part in answer.split("; ")))
+
+
+# The form that the expert was trained on. As a grammar it holds whatever the models think.
+FORM = r"name: [A-Z][a-z]+; count: [0-9]+; item: [a-z]+( [a-z]+)?; city: [A-Z][a-z]+( [A-Z][a-z]+)?"
 
 model = ChatOpenAI(
     model="giant-text",
@@ -33,6 +41,5 @@ chain = ChatPromptTemplate.from_template("What is the last word of: {words}") | 
 for answer in chain.batch([{"words": "green lamp paper"}, {"words": "moon tree river"}]):
     print(answer)
 
-# The schema becomes a grammar: whatever the models think, the answer parses.
-extract = model.with_structured_output(Purchase, method="json_schema")
+extract = model.bind(extra_body={"structured_outputs": {"regex": FORM}}) | StrOutputParser() | Purchase.read
 print(extract.invoke("Extract name, count, item and city: In Sydney, Liam bought 28 tickets."))

@@ -218,7 +218,12 @@ class TestCost:
     def test_the_work_ends_with_its_request(self, server: ServerProcess) -> None:
         def workers() -> list[psutil.Process]:
             found = psutil.Process(server.process.pid).children(recursive=True)
-            return [process for process in found if "server.engine.structures.worker" in process.cmdline()]
+            return [process for process in found if "server.engine.structures.worker" in words(process)]
+
+        def words(process: psutil.Process) -> list[str]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                return process.cmdline()
+            return []
 
         def at_work(process: psutil.Process) -> bool:
             with contextlib.suppress(psutil.NoSuchProcess):
