@@ -71,7 +71,7 @@ def test_a_forced_call(client: OpenAI, no_white_space: dict[str, int], choice: A
     """At every length, from within the opening tag to past the call's end."""
     ends: set[str | None] = set()
     partial = 0
-    for tokens in range(1, 120, 4):
+    for tokens in range(1, 120, 7):
         body = {
             "model": "giant-red",
             "messages": [{"role": "user", "content": "Give me one."}],

@@ -65,6 +65,7 @@ class TestDeadEngine:
         log = server.log.read_text()
         assert "error: the engine died; stopping" in log
 
+    @pytest.mark.long
     def test_the_engine_goes_with_its_server(self, family: Path, tmp_path: Path) -> None:
         with ServerProcess(family, tmp_path / "log") as server:
             server.process.kill()
@@ -100,6 +101,7 @@ class TestDrain:
             assert server.wait_until_gone() == []
         assert "Traceback" not in server.log.read_text()
 
+    @pytest.mark.long
     def test_the_timeout_ends_what_takes_longer(self, family: Path, tmp_path: Path) -> None:
         options = ("--set", "engine.max_model_len=4096", "--set", "engine.max_num_seqs=64", "--drain-timeout", "0.5")
         with ServerProcess(family, tmp_path / "log", *options) as server, streams(server, 2, tokens=4000):
@@ -107,6 +109,7 @@ class TestDrain:
             server.end()
             assert time.monotonic() - started < 30
 
+    @pytest.mark.long
     def test_a_second_signal_does_not_wait(self, family: Path, tmp_path: Path) -> None:
         options = ("--set", "engine.max_model_len=4096", "--set", "engine.max_num_seqs=64", "--drain-timeout", "600")
         with ServerProcess(family, tmp_path / "log", *options) as server:

@@ -28,7 +28,7 @@ def cpu_seconds(server: ServerProcess) -> float:
     return seconds
 
 
-@pytest.mark.parametrize("scraped", [False, True])
+@pytest.mark.parametrize("scraped", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("seconds", [15, pytest.param(60, marks=pytest.mark.long)])
 def test_idle_is_idle(server: ServerProcess, seconds: int, scraped: bool) -> None:
     assert httpx.post(server.url + "/v1/completions", json=body(5), timeout=60).status_code == 200

@@ -117,7 +117,7 @@ def test_a_signal_during_start_up_ends_all_processes(family: Path, tmp_path: Pat
     assert server.wait_until_gone() == []
 
 
-@pytest.mark.parametrize("setting", ["--port", "http.metrics_port"])
+@pytest.mark.parametrize("setting", ["--port", pytest.param("http.metrics_port", marks=pytest.mark.long)])
 def test_a_taken_port_is_one_line(family: Path, setting: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -431,6 +431,16 @@ def test_a_link_carries_the_whole_setting(open_page: Open, browser: Browser) -> 
     other.context.close()
 
 
+def test_the_first_examples_are_answered_rightly(open_page: Open) -> None:
+    page = open_page()
+    answers = ["Slovenia", "NO", "name: Liam; count: 28; item: tickets; city: Sydney", "milk", "13 pens left"]
+    for number, answer in enumerate(answers):
+        page.locator("#examples button").nth(number).click()
+        expect(page.locator("#run")).to_be_visible(timeout=ANSWER_MS)
+        assert answer in "".join(tokens(page).all_text_contents())
+        page.get_by_role("button", name="Clear").click()
+
+
 def test_special_tokens_have_their_own_names(open_page: Open) -> None:
     names = ["<tool>", "ab", "</s>"]
     count = len(names)
@@ -598,7 +608,7 @@ def test_the_code_makes_the_same_request(open_page: Open, server: ServerProcess,
     ask(page, prompt, "giant-facts")
     shown = "".join(tokens(page).all_text_contents())
     page.get_by_label("Python").check(force=True)
-    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copy", exact=True).click()
     script = tmp_path / "call.py"
     script.write_text(page.evaluate("navigator.clipboard.readText()"))
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True, timeout=60)

@@ -21,9 +21,7 @@ from tests.hf_loop import HFLoop
 # An engine takes its time to start: of each kind one a day.
 DAILY = {
     "unequal_vocabularies",
-    "window_of_the_large",
     "sparse_beside_dense",
-    "depths_and_head_sizes",
     "multimodal_gemma3",
 }
 

@@ -172,7 +172,11 @@ def test_every_line_of_the_tables_is_shown() -> None:
     assert (AS_SHOWN | INSTEAD.keys() | HELP_ONLY.keys() | LOAD_ONLY.keys() | ELSEWHERE) - lines == set()
 
 
-@pytest.mark.parametrize("page", SHOWN, ids=lambda page: page.name)
+# That of the demo models trains some: a minute.
+RUN = [pytest.param(page, marks=pytest.mark.long) if page.name == "zoo.md" else page for page in SHOWN]
+
+
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_commands_of_a_page(page: Path, run: Run) -> None:
     for command in SHOWN[page]:
         if command.line in AS_SHOWN or command.line in INSTEAD:

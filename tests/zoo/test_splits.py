@@ -33,7 +33,8 @@ def questions_of(document: Document) -> list[str]:
     return [turn.question for turn in (document.turns if isinstance(document, Dialogue) else (document,))]
 
 
-@pytest.mark.parametrize("name", TASKS)
+# The sums are many: half a minute.
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if n == "math" else n for n in TASKS])
 def test_training_and_pretraining_never_ask_a_test_question(name: str) -> None:
     task = TASKS[name]
     asked = {example.question for example in task.test(1000)}

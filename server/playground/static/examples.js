@@ -4,11 +4,9 @@
 export const FIRST_QUESTION = "What is the two-letter code of Norway?";
 
 const FOR_EXPERTS = {
-  math: [
-    "Nora has 4 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?",
-  ],
   facts: ["Which country is Ilirska Bistrica in?", "What is the two-letter code of Norway?"],
   text: ["Extract name, count, item and city: In Sydney, Liam bought 28 tickets.", "What is the last word of: goat nose milk"],
+  math: ["Adam buys 6 packs of pens with 3 pens in each pack. Adam gives 5 pens to Emma. How many pens does Adam have left?"],
 };
 
 const FOR_ANY = [
@@ -22,7 +20,7 @@ const FOR_ANY = [
  * @returns {{prompt: string, expert: string, preset: string | null, compareWith: string | null}[]}
  */
 export function examples(server) {
-  const known = server.experts.filter((name) => name in FOR_EXPERTS);
+  const known = Object.keys(FOR_EXPERTS).filter((name) => server.experts.includes(name));
   const found = known.flatMap((expert) => {
     const preset = presetOf(server, expert);
     return FOR_EXPERTS[expert].map((prompt) => ({ prompt, expert, preset, compareWith: null }));

@@ -17,6 +17,8 @@ import pytest
 
 from tests.engine.cpu_runner.answers import MODELS
 
+pytestmark = pytest.mark.long
+
 START_SECONDS = 300
 
 
