@@ -17,7 +17,9 @@ from tests.server_process import ServerProcess
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
 EXTRACTION = "Extract name, count, item and city: In Sydney, Liam bought 28 tickets."
-PROBLEM = "Nora has 4 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
+PROBLEM = (
+    "Adam buys 6 packs of pens with 3 pens in each pack. Adam gives 5 pens to Emma. How many pens does Adam have left?"
+)
 SETTLED_MS = 400
 ANSWER_MS = 120_000
 
