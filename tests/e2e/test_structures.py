@@ -118,7 +118,8 @@ def test_options_beside_a_schema_are_followed(server: ServerProcess) -> None:
     schema = {"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}
     followed: list[tuple[dict[str, Any], str]] = [
         ({"disable_any_whitespace": True, "disable_additional_properties": True}, r'\{"a":1\}'),
-        ({"whitespace_pattern": " ", "disable_additional_properties": True}, r'\{ *"a" *: *1 *\}'),
+        # Of spaces there may be more than `max_tokens` has room for.
+        ({"whitespace_pattern": " ", "disable_additional_properties": True}, r'\{ *("a" *(: *(1 *(\})?)?)?)?'),
     ]
     for options, expected in followed:
         body = structured(json=schema, **options) | {"max_tokens": 30}
