@@ -55,6 +55,10 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", metavar="FILE", help="Configuration file (YAML). Without it: the embedded models."),
 ]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option(help="Cards to reckon for instead of this machine, such as 8xH100-80GB.", metavar="[COUNTx]CARD"),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -112,13 +116,17 @@ def serve(
 
 
 @app.command(epilog=EXIT_CODES)
-def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
+def check(config: ConfigOption = None, overrides: SetOption = None, device: DeviceOption = None) -> None:
     """Check a configuration and its models without starting the engine.
 
     Reads settings, tokenizers and weight headers, and prints what each member costs and what fits into this
-    machine's memory.
+    machine's memory, or into that of the cards that --device names.
     """
-    report = _checked(config, overrides, LogLevel.error)
+    from server.engine.checks.devices import devices
+
+    cards = None if device is None else devices(device)
+    split = [] if cards is None else [f"engine.tensor_parallel_size={cards.number}"]
+    report = _checked(config, [*(overrides or ()), *split], LogLevel.error)
     from server.chat_template import template_remarks
     from server.engine.checks.capacity import measure_capacity
 
@@ -126,7 +134,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     _print_members(console, report)
     for remark in template_remarks(report.members.large.folder):
         console.print(remark, markup=False, highlight=False)
-    _print_capacity(console, report, measure_capacity(report))
+    _print_capacity(console, report, measure_capacity(report, cards))
 
 
 app.command(epilog=EXIT_CODES)(chat)
@@ -239,4 +247,7 @@ def _print_capacity(console: Console, report: Report, capacity: Capacity) -> Non
     table.add_row(f"requests of {report.max_model_len:,} tokens at once", f"{capacity.requests:,}")
     speed = f"{capacity.speed_idle:.2f} for one request, {capacity.speed_full:.2f} with the cache full"
     table.add_row("speed with all members, beside the large model alone, at best", speed)
+    if capacity.tokens_idle is not None and capacity.tokens_full is not None:
+        bound = f"{capacity.tokens_idle:,.0f} for one request, {capacity.tokens_full:,.0f} with the cache full"
+        table.add_row("tokens per second that reading memory allows", bound)
     console.print(table)

@@ -60,6 +60,7 @@ INSTEAD = {
     "logit-fusion check": CHECK,
     "logit-fusion check --config fusion.yaml": CHECK,
     "logit-fusion check --config FILE": CHECK,
+    "logit-fusion check --device 8xH100-80GB": "logit-fusion check --device 1xH100-80GB",  # the demo has few heads
     "logit-fusion chat": TYPED % CHAT,
     ".venv/bin/logit-fusion chat": TYPED % CHAT,
     "logit-fusion chat --url http://gpu-box:8000 --preset giant-math --weighting static": TYPED

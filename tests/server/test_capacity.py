@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
 from server.engine.checks.capacity import GIB, format_bytes, measure_capacity, relative_speed
+from server.engine.checks.devices import CARDS, devices
 from server.errors import ConfigError
 from tests.server.family import check
 
@@ -74,6 +76,29 @@ def test_speed_of_shared_devices(family: Path) -> None:
     whole, split = check(family), check(family, "engine.tensor_parallel_size=2")
     assert relative_speed(split, 0) == pytest.approx(relative_speed(whole, 0))
     assert relative_speed(split, 10**12) < relative_speed(whole, 10**12)
+
+
+def test_cards_that_are_not_there(family: Path) -> None:
+    report = check(family, SHARE, "engine.tensor_parallel_size=2")
+    capacity = measure_capacity(report, devices("2xh100-80gb"))
+    assert capacity.device == "2xH100-80GB"
+    assert capacity.kv_bytes == math.ceil(80 * GIB * 0.92) - capacity.weight_bytes - GIB
+    assert capacity.kv_tokens == capacity.kv_bytes // capacity.kv_bytes_per_token // 16 * 16
+    assert capacity.tokens_idle == pytest.approx(3350e9 / capacity.weight_bytes)
+    read = capacity.weight_bytes + capacity.requests * 256 * capacity.kv_bytes_per_token
+    assert capacity.tokens_full == pytest.approx(capacity.requests * 3350e9 / read)
+
+
+@pytest.mark.parametrize("spelled", ["8xH100", "H100-80", "0xH100-80GB", "x"])
+def test_a_card_that_is_not_known(spelled: str) -> None:
+    with pytest.raises(ConfigError, match=f"--device {spelled}: there is no card"):
+        devices(spelled)
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_page_names_every_card(name: str) -> None:
+    assert devices(name).card == CARDS[name]
+    assert name in (Path(__file__).parents[2] / "docs" / "capacity.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 
 from server.engine.checks import Report
 from server.engine.checks.architecture import kv_dtype_bytes
+from server.engine.checks.devices import Devices
 from server.errors import ConfigError
 
 GIB = 1 << 30
@@ -35,24 +36,33 @@ class Capacity:
     """Tokens per second of one short request, as a share of the large model's alone; see `relative_speed`."""
     speed_full: float
     """The same, with the KV cache full."""
+    tokens_idle: float | None
+    """Tokens per second of one short request that reading memory allows; `None` where its bandwidth is not known."""
+    tokens_full: float | None
+    """The same of all requests together, with the KV cache full of requests of the full length."""
 
 
-def measure_capacity(report: Report) -> Capacity:
-    """Say what fits on this machine, as it is now.
+def measure_capacity(report: Report, devices: Devices | None = None) -> Capacity:
+    """Say what fits on this machine, as it is now, or on `devices` that hold nothing else.
 
     Raises:
         ConfigError: not even one request of the full length fits, or memory that vLLM would reserve is not free.
     """
-    from vllm.platforms import current_platform
-
     engine = report.config.engine
     parallel = int(engine.get("tensor_parallel_size") or 1)
     weights = math.ceil(report.weight_bytes / parallel)
     number = kv_dtype_bytes(engine, report.dtype)
     per_token = sum(r.architecture.kv_bytes_per_token(number, parallel) for r in report.reports)
-    cpu = current_platform.is_cpu()
-    device = "CPU" if cpu else current_platform.get_device_name()
-    kv_bytes, budget = _cache_bytes(engine, weights, cpu)
+    if devices is None:
+        from vllm.platforms import current_platform
+
+        cpu = current_platform.is_cpu()
+        device = "CPU" if cpu else current_platform.get_device_name()
+        memory = _memory(cpu)
+    else:
+        cpu, device = False, str(devices)
+        memory = devices.card.gib * GIB, devices.card.gib * GIB
+    kv_bytes, budget = _cache_bytes(engine, weights, cpu, *memory)
     block = int(engine.get("block_size") or BLOCK_SIZE["cpu" if cpu else "gpu"])
     tokens = max(0, kv_bytes // per_token // block * block)
     blocks_of_one = math.ceil(report.max_model_len / block) * block
@@ -62,6 +72,12 @@ def measure_capacity(report: Report) -> Capacity:
             f"memory: {format_bytes(max(0, kv_bytes))} remain for the KV cache ({budget}), but one request of "
             f"{report.max_model_len} tokens takes {format_bytes(blocks_of_one * per_token)}; {hint}"
         )
+    requests = tokens // blocks_of_one
+    tokens_idle = tokens_full = None
+    if devices is not None:
+        bandwidth = devices.card.gb_per_s * 1e9
+        tokens_idle = bandwidth / weights
+        tokens_full = requests * bandwidth / (weights + requests * blocks_of_one * per_token)
     return Capacity(
         device,
         budget,
@@ -69,9 +85,11 @@ def measure_capacity(report: Report) -> Capacity:
         kv_bytes,
         per_token,
         tokens,
-        tokens // blocks_of_one,
+        requests,
         relative_speed(report, 0),
         relative_speed(report, tokens),
+        tokens_idle,
+        tokens_full,
     )
 
 
@@ -101,9 +119,8 @@ def format_bytes(count: int) -> str:
     return f"{size:.2f} GiB"
 
 
-def _cache_bytes(engine: dict[str, Any], weights: int, cpu: bool) -> tuple[int, str]:
+def _cache_bytes(engine: dict[str, Any], weights: int, cpu: bool, total: int, available: int) -> tuple[int, str]:
     """Return the bytes that vLLM will give the KV cache of one device, and why."""
-    total, available = _memory(cpu)
     # On CPU the environment wins over the engine's argument.
     space = os.environ.get("VLLM_CPU_KVCACHE_SPACE") if cpu else None
     fixed = int(space) * GIB if space else engine.get("kv_cache_memory_bytes")
