@@ -21,7 +21,6 @@ from tests.hf_loop import HFLoop
 # An engine takes its time to start: of each kind one a day.
 DAILY = {
     "unequal_vocabularies",
-    "sparse_beside_dense",
     "multimodal_gemma3",
 }
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("scenario", ["shared-buffer", "graphs", "everyone", "no-host-reads"])
+LONG = [pytest.param(scenario, marks=pytest.mark.long) for scenario in ("shared-buffer", "everyone")]
+
+
+@pytest.mark.parametrize("scenario", ["graphs", "no-host-reads", *LONG])
 def test_answers_are_the_same(family: Path, scenario: str) -> None:
     command = [sys.executable, "-m", "tests.engine.in_process", scenario, str(family.parent)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
