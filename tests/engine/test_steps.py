@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-
 LONG = [pytest.param(scenario, marks=pytest.mark.long) for scenario in ("shared-buffer", "everyone")]
 
 
