@@ -27,7 +27,7 @@ from server.launcher import Launched
 def commands(folder: Path) -> dict[str, list[str]]:
     """What starts each server, without its port."""
     config = folder / "giant.yaml"
-    config.write_text(f"large: {{name: giant, model: {MODEL}}}\npresets: {{giant: {{weighting: none}}}}\n")
+    config.write_text(f"large: {{model: {MODEL}}}\npresets: {{giant: {{weighting: none}}}}\n")
     engine = {"dtype": "float32", "enforce_eager": "true", "max_model_len": "512", "max_num_seqs": "64"}
     engine["kv_cache_memory_bytes"] = str(KV_BYTES)
     ours = [sys.executable, "-m", "server", "serve"]
