@@ -122,7 +122,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None, device: Devi
     Reads settings, tokenizers and weight headers, and prints what each member costs and what fits into this
     machine's memory, or into that of the cards that --device names.
     """
-    from server.engine.checks.devices import devices
+    from server.devices import devices
 
     cards = None if device is None else devices(device)
     split = [] if cards is None else [f"engine.tensor_parallel_size={cards.number}"]

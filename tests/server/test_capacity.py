@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from server.devices import CARDS, devices
 from server.engine.checks.capacity import GIB, format_bytes, measure_capacity, relative_speed
-from server.engine.checks.devices import CARDS, devices
 from server.errors import ConfigError
 from tests.server.family import check
 

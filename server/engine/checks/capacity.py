@@ -7,9 +7,9 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from server.devices import Devices
 from server.engine.checks import Report
 from server.engine.checks.architecture import kv_dtype_bytes
-from server.engine.checks.devices import Devices
 from server.errors import ConfigError
 
 GIB = 1 << 30
