@@ -54,6 +54,10 @@ def test_a_misspelt_override(built_family: Path) -> None:
     assert_one_line_fault(done, "there is no 'giant-rad' in presets; did you mean 'giant-red'?")
 
 
+def test_a_card_that_is_not_known() -> None:
+    assert_one_line_fault(run("check", "--device", "H1000"), "there is no card 'H1000' here; did you mean 'H100-80GB'?")
+
+
 def test_an_expert_whose_path_does_not_exist(built_family: Path) -> None:
     done = run("serve", "--config", built_family / "fusion.yaml", "--set", "experts.red.model=./nowhere")
     assert_one_line_fault(done, f"experts.red.model: './nowhere' does not exist (looked for {built_family}/nowhere)")

@@ -25,7 +25,6 @@ export class Lane {
   #legend;
   #chart;
   #inspector;
-  #save;
   #byWeight = false;
   /** @type {Turn[]} */
   #turns = [];
@@ -57,7 +56,7 @@ export class Lane {
     this.#error = find(".error");
     this.#evidence = find(".evidence");
     this.#legend = find(".legend");
-    this.#save = find(".save");
+    find(".save").addEventListener("click", () => this.#download());
     this.setting = new SettingControls(find(".setting"), server, changed);
     this.#inspector = new Inspector(find(".inspector"), server.experts);
     this.#chart = new Chart(find(".chart"), server.experts, {
@@ -194,22 +193,19 @@ export class Lane {
     this.#update(turn);
     const { tokens } = turn.answer;
     turn.finish(tokens.length || ending ? `${took} ${ending}`.trim() : "");
-    this.#download(turn);
     this.#chart.describe();
     if (turn !== this.#turn || this.#chosen !== null || tokens.length === 0) return;
     this.#keepAtEnd(() => this.#choose(turn, mostMoved(tokens)));
   }
 
-  /** Offer what the evidence shows as a file. */
-  #download(turn) {
-    const { answer, made } = turn;
-    this.#save.onclick = () => {
-      const { text, experts, tokens } = answer;
-      const blob = new Blob([JSON.stringify({ setting: made, text, experts, tokens }, null, 2)], { type: "application/json" });
-      const link = element("a", { href: URL.createObjectURL(blob), download: "trace.json" });
-      link.click();
-      URL.revokeObjectURL(link.href);
-    };
+  /** Save what the evidence shows as a file. */
+  #download() {
+    const { made, answer } = this.#turn;
+    const { text, experts, tokens } = answer;
+    const blob = new Blob([JSON.stringify({ setting: made, text, experts, tokens }, null, 2)], { type: "application/json" });
+    const link = element("a", { href: URL.createObjectURL(blob), download: "trace.json" });
+    link.click();
+    URL.revokeObjectURL(link.href);
   }
 
   /** The colours in use, each with the number of tokens that it marks. */
@@ -234,7 +230,6 @@ export class Lane {
       this.#turn = turn;
       this.#chart.show(turn.answer, turn.scale);
       this.#showLegend(turn.answer);
-      this.#download(turn);
     }
     this.#chosen = index;
     turn.mark(index);
@@ -271,6 +266,6 @@ function mostMoved(tokens) {
 function speed(count, started, first, ended) {
   const tokens = `${count} ${count === 1 ? "token" : "tokens"} in ${((ended - started) / 1000).toFixed(1)} s`;
   if (count < 2 || ended - first < SHORTEST_MS) return `${tokens}.`;
-  const rate = (1000 * (count - 1)) / Math.max(1, ended - first);
+  const rate = (1000 * (count - 1)) / (ended - first);
   return `${tokens}: the first after ${((first - started) / 1000).toFixed(2)} s, then ${rate.toFixed(rate < 10 ? 1 : 0)} a second.`;
 }
