@@ -72,7 +72,7 @@ def _backend(name: str) -> Any:
     return importlib.import_module(f"fusion_kernels.{name}")
 
 
-# A custom op, so that torch.compile and CUDA graphs take the whole fusion as one opaque step.
+# A custom op, so that torch.compile takes the whole fusion as one opaque step where a user of the package compiles.
 @torch.library.custom_op("fusion_kernels::fuse", mutates_args=())
 def _fuse(
     large: Tensor,

@@ -22,14 +22,14 @@ def fuse(batch: Batch) -> Fused:
     """`fuse_logits` for CPU tensors; float32 and bfloat16 logits are read in place, other dtypes are converted."""
     tensors = [_readable(member) for member in batch.members]
     rows, number = batch.use.shape
-    # Whoever loads a model makes its dtype the default one.
-    real: Any = {"dtype": torch.float32}
+    # Whoever loads a model makes its dtype and device the default ones.
+    real: Any = {"dtype": torch.float32, "device": "cpu"}
     out = Fused(
         logits=torch.empty(batch.large.shape, **real),
         alpha=torch.zeros(rows, number, **real),
         kl_target=torch.zeros(rows, 2, **real),
         kl_fused=torch.zeros(rows, 2, **real),
-        broken=torch.zeros(rows, dtype=torch.int8),
+        broken=torch.zeros(rows, dtype=torch.int8, device="cpu"),
     )
     members = np.array([_record(tensor) for tensor in tensors], dtype=MEMBER)
     per_row = (batch.kind, batch.use, batch.alpha, batch.alpha_max)
@@ -47,9 +47,9 @@ def fuse(batch: Batch) -> Fused:
 
 def warm_up() -> None:
     """See `fusion_kernels.warm_up`."""
-    logits = torch.zeros(1, 2, dtype=torch.float32)
-    kind = torch.tensor([Weighting.NONE], dtype=torch.int8)
-    ones = torch.ones(1, 1, dtype=torch.float32)
+    logits = torch.zeros(1, 2, dtype=torch.float32, device="cpu")
+    kind = torch.tensor([Weighting.NONE], dtype=torch.int8, device="cpu")
+    ones = torch.ones(1, 1, dtype=torch.float32, device="cpu")
     fuse(Batch(logits, logits, [logits], kind, ones.bool(), ones, ones[0]))
 
 

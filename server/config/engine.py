@@ -21,6 +21,8 @@ _FUSED = "the fused model sets it"
 _LORA = "adapters are experts here: list them under experts"
 _WHOLE = "every device holds whole requests of all members; use tensor_parallel_size"
 _MULTIMODAL = "the members are text models"
+_DRAFTS = "counters and traces cannot tell drafted tokens from generated ones yet"
+_PREFETCH = "vLLM fetches the layers of one model ahead; cpu_offload_gb takes those of all members"
 OWNED: dict[str, str] = {
     "model": _MEMBERS,
     "model_weights": _MEMBERS,
@@ -52,7 +54,14 @@ OWNED: dict[str, str] = {
     "ec_transfer_config": _MULTIMODAL,
     "kv_sharing_fast_prefill": "the members' prompts are read whole",
     "worker_cls": _FUSED,
-    "speculative_config": "a draft token's settings are not followed yet",
+    "speculative_config": _DRAFTS,
+    "spec_method": _DRAFTS,
+    "spec_model": _DRAFTS,
+    "spec_tokens": _DRAFTS,
+    "offload_group_size": _PREFETCH,
+    "offload_num_in_group": _PREFETCH,
+    "offload_prefetch_step": _PREFETCH,
+    "offload_params": _PREFETCH,
     "enable_lora": _LORA,
     "lora_target_modules": _LORA,
     "default_mm_loras": _LORA,

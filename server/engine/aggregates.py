@@ -1,9 +1,9 @@
 """Counts over all generated tokens, by preset: how many, with which weights, how far moved, how often a member broke.
 
-`Aggregates.record` runs in the decode path, so it only keeps what the step has computed anyway, on its device.
-`Aggregates.read`, which the API calls between steps now and then, folds that into counters and brings them to the host;
-nothing else waits for the device. Counters only grow, so a reading that gets lost costs nothing. Which rows give a new
-token, and whose they are, is known on the host before the step runs.
+`Aggregates.record` runs in the decode path, so it only keeps what the step has computed anyway, on its device, and
+folds it into counters there before it piles up. `Aggregates.read`, which the API calls between steps now and then,
+brings the counters to the host; nothing else waits for the device. Counters only grow, so a reading that gets lost
+costs nothing. Which rows give a new token, and whose they are, is known on the host before the step runs.
 """
 
 from __future__ import annotations
@@ -139,6 +139,8 @@ class Aggregates:
         labels = np.concatenate([step.labels[step.generates] for step in steps])
         self._tokens += np.bincount(labels, minlength=len(self._tokens))
         fusions = [(step, step.fusion) for step in steps if step.fusion is not None]
+        # In any order: sums have none, and fewer groups are fewer launches.
+        fusions.sort(key=lambda pair: pair[1].experts)
         for experts, group in groupby(fusions, key=lambda pair: pair[1].experts):
             self._fold_alike(list(group), experts)
 
@@ -153,7 +155,7 @@ class Aggregates:
             for name in ("labels", "generates")
         )
         preset, kind = labels // len(Weighting), labels % len(Weighting)
-        indices = torch.tensor(experts, device=device)
+        indices = torch_utils.async_tensor_h2d(np.array(experts, dtype=np.int64), device=device)
         members = torch.cat([torch.arange(FIRST_EXPERT, device=device), indices + FIRST_EXPERT])
         _add(self._broken, (preset, members[broken.long()]), generated & (broken > 0))
 

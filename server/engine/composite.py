@@ -83,7 +83,8 @@ class LogitFusionForCausalLM(nn.Module):
             for name, model, config, own in zip(names, small, configs, sizes, strict=True)
         ]
         self._common_size = min([size, *sizes])
-        warm_up()
+        if vllm_config.device_config.device_type == "cpu":
+            warm_up()
 
     @staticmethod
     def get_model_state_cls() -> type[FusionModelState]:

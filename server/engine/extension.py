@@ -31,7 +31,7 @@ class FusionWorkerExtension:
 
     def watch_fusion(self) -> None:
         """Keep what is fused from now on, and count none of it."""
-        self._state().watched = []
+        self._state().begin_watching()
 
     def judge_fusion(self) -> self_check.Judgement:
         """Compare what was kept with the reference, and keep no more."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from vllm import envs
 from vllm.config import StructuredOutputsConfig, VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.model_executor.model_loader import get_model_loader
@@ -76,6 +77,13 @@ def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
         return
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError("engine: a KV connector would move a step's KV cache before the members have read it")
+    if vllm_config.speculative_config is not None:
+        raise ConfigError("engine: counters and traces cannot tell drafted tokens from generated ones yet")
+    if not envs.VLLM_USE_LAYERNAME:
+        # An adapter may load the base's compiled code, which would hold the names of the base's layers.
+        raise ConfigError(
+            "VLLM_USE_LAYERNAME=0: members of one architecture share compiled code, which must not name layers"
+        )
     loader = get_model_loader(vllm_config.load_config)
     if not isinstance(loader, DefaultModelLoader | DummyModelLoader):
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.config import CacheConfig, VllmConfig, set_current_vllm_config
 from vllm.config.compilation import CUDAGraphMode
 from vllm.forward_context import create_forward_context, override_forward_context
 from vllm.v1.kv_cache_interface import KVCacheConfig
@@ -17,6 +17,9 @@ from vllm.v1.worker.utils import AttentionGroup
 
 from server.engine.member_graphs import MemberGraphs
 from server.engine.sub_batch import SubBatch
+
+RESOLVED_LATE = ("kv_cache_layout", "block_size", "num_gpu_blocks", "hash_block_size")
+"""What vLLM 0.32 puts into its cache configuration after the models are built, and attention backends read there."""
 
 AttentionGroups = list[list[AttentionGroup]]
 BuildMetadata = Callable[[SubBatch, AttentionGroups, KVCacheConfig, CUDAGraphMode, bool], dict[str, Any]]
@@ -47,10 +50,15 @@ class SmallMember:
         self._groups = self._graphs = None
         self._metadata = {}
 
-    def take_groups(self, attn_groups: AttentionGroups, device: torch.device) -> None:
-        """Make the member's own attention groups from the model runner's, unless they are made."""
+    def take_groups(self, attn_groups: AttentionGroups, cache_config: CacheConfig, device: torch.device) -> None:
+        """Make the member's own attention groups from the model runner's, unless they are made.
+
+        `cache_config` is the engine's, which knows by now how the KV cache is laid out.
+        """
         if self._groups is not None:
             return
+        for name in RESOLVED_LATE:
+            setattr(self.config.cache_config, name, getattr(cache_config, name))
         # Some builders ask for the configuration that is in force.
         with set_current_vllm_config(self.config):
             self._groups = [
@@ -102,9 +110,6 @@ class SmallMember:
 
     def _call(self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: Any, slot_mapping: Any) -> torch.Tensor:
         context = create_forward_context(metadata, self.config, slot_mapping=slot_mapping)
-        if context.all_moe_layers is not None:
-            # Mixture-of-experts layers take their names from this list, in the order in which they run.
-            context.all_moe_layers = [name for name in context.all_moe_layers if name.startswith(self.prefix)]
         if self.last_id is not None:
             # A prompt of raw ids, or an id sampled from the large model's padding, may lie past a shorter vocabulary.
             input_ids = input_ids.clamp(max=self.last_id)

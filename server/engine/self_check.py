@@ -15,7 +15,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from fusion_kernels import Fused, Weighting, fuse_logits, reference
-from fusion_kernels.batch import Batch
+from fusion_kernels.batch import FIRST_EXPERT, Batch
 from server.engine.settings import FusionSettings
 from server.errors import ServerError
 
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from server.engine.client import FusionEngine
 
 PROMPT = "1 + 1 ="
+GENERATED = 4
 # Of the largest logit: float32 resolves 1e-7, and every expert's term adds as much.
 TOLERANCE = 1e-5
+# Nats between a member's distributions at one token, generated and read as a prompt. Rounding in bfloat16 makes some
+# thousandths; another token's states, or another member's, make several.
+MOST_DRIFT = 0.3
 
 
 class Step(NamedTuple):
@@ -37,21 +41,33 @@ class Step(NamedTuple):
 class Judgement(NamedTuple):
     """What a worker found in the steps that it kept."""
 
-    tokens: list[int]
-    """The likeliest token of each row, by the reference."""
+    tokens: list[list[int]]
+    """The likeliest tokens of each row, by the reference: several only where rounding decides."""
     faults: list[str]
 
 
 async def check_fusion(engine: FusionEngine, experts: int) -> None:
-    """Generate one token with all `experts`, and let every worker compare its step with the reference.
+    """Generate with all `experts`, read the same tokens again as a prompt, and let every worker judge its steps.
+
+    Steps that generate run by other code than those that read a prompt: on GPUs by the members' graphs.
 
     Raises:
         ServerError: the engine does not fuse as it should; says what it does instead.
     """
+    prompt = engine.get_tokenizer().encode(PROMPT)
+    await engine.on_workers("watch_fusion")
+    tokens = await _generate(engine, experts, prompt, GENERATED)
+    tokens += await _generate(engine, experts, prompt + tokens[:-1], 1)
+    judged = [Judgement(*worker) for workers in await engine.on_workers("judge_fusion") for worker in workers]
+    if experts:
+        _compare(tokens, [each for each in judged if each.tokens])
+
+
+async def _generate(engine: FusionEngine, experts: int, prompt: list[int], number: int) -> list[int]:
     most = engine.model_config.max_logprobs
     params = SamplingParams(
         temperature=0,
-        max_tokens=1,
+        max_tokens=number,
         # As the playground asks for them: what compiles for them does so now.
         logprobs=None if most == 0 else 1,
         ignore_eos=True,
@@ -62,39 +78,43 @@ async def check_fusion(engine: FusionEngine, experts: int) -> None:
     alpha = tuple(round((-0.8) ** number, 3) for number in range(experts))
     weighting = Weighting.STATIC if experts else Weighting.NONE
     FusionSettings(weighting, tuple(range(experts)), alpha).attach(params)
-    await engine.on_workers("watch_fusion")
     tokens: list[int] = []
-    prompt = {"prompt_token_ids": engine.get_tokenizer().encode(PROMPT)}
-    async for output in engine.generate(prompt, params, "self-check"):
+    async for output in engine.generate({"prompt_token_ids": prompt}, params, f"self-check-{number}"):
         tokens += output.outputs[0].token_ids
-    judged = [Judgement(*worker) for workers in await engine.on_workers("judge_fusion") for worker in workers]
-    if experts:
-        _compare(tokens, [each for each in judged if each.tokens])
+    return tokens
 
 
 def _compare(tokens: Sequence[int], judged: Sequence[Judgement]) -> None:
-    """`judged` has the workers of the engine that had the request."""
+    """`judged` has the workers of the engines that had requests, which may be two where there are several."""
     if not judged:
         raise ServerError(
             "a request for all experts was answered by the large model alone: its settings did not reach the engine's "
             "processes. Is the package installed as they see it (entry point 'logit_fusion' of 'vllm.general_plugins')?"
         )
+    parts = [tokens, tokens[:GENERATED], tokens[GENERATED:]]
     for worker in judged:
         if worker.faults:
             raise ServerError("; ".join(worker.faults))
-        if list(tokens) != worker.tokens:
+        sampled = next((part for part in parts if len(part) == len(worker.tokens)), tokens)
+        if len(sampled) != len(worker.tokens) or any(
+            t not in likely for t, likely in zip(sampled, worker.tokens, strict=True)
+        ):
             raise ServerError(
-                f"the engine sampled token {list(tokens)}, the fused logits' likeliest is {worker.tokens}"
+                f"the engine sampled tokens {list(sampled)}, the fused logits' likeliest are {worker.tokens}"
             )
 
 
 def judge(steps: Sequence[Step]) -> Judgement:
-    """Compare what the kernel made of the steps' logits, by every weighting that fuses, with the reference."""
+    """Compare what the kernel made of the steps' logits, by every weighting that fuses, with the reference.
+
+    Where the last step read as a prompt what the one before it had generated, the members are compared with themselves.
+    """
     faults, tokens = [], []
     for batch, fused in steps:
         on_host = _on_host(batch)
         want = reference.fuse(on_host)
-        tokens += want.logits.argmax(-1).tolist()
+        near = want.logits >= want.logits.amax(-1, keepdim=True) - 2 * _room(on_host)
+        tokens += [row.nonzero().flatten().tolist() for row in near]
         faults += _faults("static", on_host, fused, want)
         for weighting in Weighting:
             if weighting.searches:
@@ -104,7 +124,25 @@ def judge(steps: Sequence[Step]) -> Judgement:
                 # them is not.
                 given = on_host._replace(alpha=found.alpha.cpu())
                 faults += _faults(str(weighting), given, found, reference.fuse(given))
+    if len(steps) == GENERATED + 1:
+        faults += _drifts(_on_host(steps[-2].batch), _on_host(steps[-1].batch))
     return Judgement(tokens, faults)
+
+
+def _drifts(generated: Batch, read: Batch) -> list[str]:
+    """The members that say another thing of a token when they generate than when they read it as a prompt."""
+    faults = []
+    for number, pair in enumerate(zip(generated.members, read.members, strict=True)):
+        drift = float(reference.kl(*(logits.double() for logits in pair)).max())
+        # A member that is broken, or masks tokens, is no fault of the engine's.
+        if drift > MOST_DRIFT and drift != float("inf"):
+            name = (
+                ("the large model", "the base")[number] if number < FIRST_EXPERT else f"expert {number - FIRST_EXPERT}"
+            )
+            faults.append(
+                f"{name} is {drift:.3g} nats off while it generates from what it says of the same tokens as a prompt"
+            )
+    return faults
 
 
 def _on_host(batch: Batch) -> Batch:
@@ -118,8 +156,13 @@ def _faults(weighting: str, batch: Batch, fused: Fused, want: Fused) -> list[str
     found = fused.logits.cpu()
     same = (found == want.logits) | (found.isnan() & want.logits.isnan())
     off = float(torch.where(same, 0.0, (found - want.logits).abs()).max())
-    finite = torch.cat([member.float().flatten() for member in batch.members])
-    size = float(torch.where(finite.isfinite(), finite, 0.0).abs().max())
-    room = TOLERANCE * max(1.0, size) * (1.0 + float(batch.alpha.abs().sum(-1).max()))
+    room = float(_room(batch).max())
     # Not `off > room`, which NaN would pass.
     return [] if off <= room else [f"{weighting}: fused logits are off by {off:.3g}, at most {room:.3g} is rounding"]
+
+
+def _room(batch: Batch) -> torch.Tensor:
+    """[B, 1]: how far fused logits may be off by rounding."""
+    finite = torch.cat([member.float() for member in batch.members], dim=1)
+    size = torch.where(finite.isfinite(), finite, 0.0).abs().amax(1).clamp(min=1.0)
+    return (TOLERANCE * size * (1.0 + batch.alpha.abs().sum(-1)))[:, None]

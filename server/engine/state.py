@@ -58,7 +58,8 @@ class FusionModelState(DefaultModelState):
         self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device)
         self.members: list[SmallMember] = composite.small_members
         self.trace_log = TraceLog(self.table)
-        self.aggregates = Aggregates(self.table, fusion["presets"])
+        self._presets: int = fusion["presets"]
+        self.aggregates = Aggregates(self.table, self._presets)
         self.watched: list[self_check.Step] | None = None
         """Filled while the server checks itself, whose request counts for nobody."""
         self._everyone: bool = fusion.get("everyone", False)
@@ -71,6 +72,14 @@ class FusionModelState(DefaultModelState):
         composite.state = self
         if device.type == "cpu":
             cpu_runner.warm_up()
+
+    def begin_watching(self) -> None:
+        """Keep what is fused from now on, and count none of it.
+
+        Nor what vLLM asked of itself before: on GPUs it warms its kernels up with requests like any other.
+        """
+        self.watched = []
+        self.aggregates = Aggregates(self.table, self._presets)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -121,7 +130,7 @@ class FusionModelState(DefaultModelState):
     ) -> dict[str, Any]:
         """Attention metadata of the large model's layers; the step is noted for the small members."""
         for member in self.members:
-            member.take_groups(attn_groups, self.device)
+            member.take_groups(attn_groups, self.vllm_config.cache_config, self.device)
         # A dummy batch has no prompts.
         dummy = not input_batch.prefill_len_np.any()
         self._prepared = ForwardPass(input_batch, block_tables, slot_mappings, kv_cache_config, dummy)
@@ -209,7 +218,7 @@ class FusionModelState(DefaultModelState):
             return
         query_len = self.vllm_config.num_speculative_tokens + self.num_new_sampled_tokens_per_step
         for member in self.members:
-            member.take_groups(attn_groups, self.device)
+            member.take_groups(attn_groups, self.vllm_config.cache_config, self.device)
             member.capture(self._metadata, query_len, block_tables, kv_cache_config)
 
     # --- logits -------------------------------------------------------------------------------------------------

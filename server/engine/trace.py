@@ -10,8 +10,10 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.utils import torch_utils
 
 if TYPE_CHECKING:
     from fusion_kernels import Fused
@@ -57,8 +59,8 @@ class _Step:
     positions: torch.Tensor
     fed: torch.Tensor
     values: torch.Tensor  # [N, len(experts) + 5]: alpha, KL targets, KL results, fell back
-    top_ids: torch.Tensor  # [N, 2, k]: of the large model and fused; k is 0 where nobody asked
-    top_probabilities: torch.Tensor  # [N, 2, k]
+    top_ids: torch.Tensor  # [rows that asked, 2, k]: of the large model and fused
+    top_probabilities: torch.Tensor  # [rows that asked, 2, k]
     done: torch.cuda.Event | None
 
     @property
@@ -92,9 +94,8 @@ class TraceLog:
             values = torch.cat(
                 (fused.alpha, fused.kl_target, fused.kl_fused, fused.fallback[:, None].to(fused.alpha.dtype)), dim=1
             )
-        wanted = any(slot is not None and slot.settings.trace_top for slot in slots)
-        shown = large if fused is None else fused.logits
-        top_ids, top_probabilities = _top_tokens(large, shown, TOP_TOKENS if wanted else 0)
+        wanted = [row for row, slot in enumerate(slots) if slot is not None and slot.settings.trace_top]
+        top_ids, top_probabilities = _top_tokens(large, None if fused is None else fused.logits, wanted)
         batch = step.batch
         positions, fed = batch.positions[batch.logits_indices], batch.input_ids[batch.logits_indices]
         tensors = (positions, fed, values, top_ids, top_probabilities)
@@ -133,7 +134,9 @@ class TraceLog:
         for step in steps:
             if step.done is not None:
                 step.done.synchronize()
+            asked = iter(zip(step.top_ids, step.top_probabilities, strict=True))
             for row, slot in enumerate(step.slots):
+                tops = next(asked) if slot is not None and slot.settings.trace_top else None
                 if slot is None or slot.settings.trace is None or slot.settings.trace in self._ended:
                     continue
                 # The row at the prompt's last position gives the first generated token.
@@ -144,10 +147,9 @@ class TraceLog:
                     alpha[expert] = value
                 targets, results, fallback = values[-5:-3], values[-3:-1], bool(values[-1])
                 large_top = fused_top = None
-                if slot.settings.trace_top:
+                if tops is not None:
                     large_top, fused_top = (
-                        _pairs(ids, probabilities)
-                        for ids, probabilities in zip(step.top_ids[row], step.top_probabilities[row], strict=True)
+                        _pairs(ids, probabilities) for ids, probabilities in zip(*tops, strict=True)
                     )
                 self._rows[slot.settings.trace].append(
                     TraceRow(
@@ -158,17 +160,24 @@ class TraceLog:
             self._rows.pop(next(iter(self._rows)))
 
 
-def _top_tokens(large: torch.Tensor, fused: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and probabilities [N, 2, number] of the likeliest tokens under both logits [N, V]."""
-    if number == 0:
-        nothing = large.new_empty((large.shape[0], 2, 0))
+def _top_tokens(large: torch.Tensor, fused: torch.Tensor | None, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and probabilities [len(rows), 2, TOP_TOKENS] of the likeliest tokens of some rows under both logits [N, V].
+
+    Of those rows alone: the others' requests did not ask, and their rows may be many.
+    """
+    if not rows:
+        nothing = large.new_empty((0, 2, 0))
         return nothing, nothing
-    ids, probabilities = [], []
-    for logits in (large, fused):
-        values, found = logits.float().topk(min(number, logits.shape[1]), dim=1)
-        ids.append(found)
-        probabilities.append((values - logits.float().logsumexp(1, keepdim=True)).exp())
-    return torch.stack(ids, dim=1), torch.stack(probabilities, dim=1)
+    index = torch_utils.async_tensor_h2d(np.array(rows, dtype=np.int64), device=large.device)
+    before = _likeliest(large[index])
+    after = before if fused is None else _likeliest(fused[index])
+    return torch.stack((before[0], after[0]), dim=1), torch.stack((before[1], after[1]), dim=1)
+
+
+def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = logits.float()
+    values, ids = logits.topk(min(TOP_TOKENS, logits.shape[1]), dim=1)
+    return ids, (values - logits.logsumexp(1, keepdim=True)).exp()
 
 
 def _pairs(ids: torch.Tensor, probabilities: torch.Tensor) -> Top:

@@ -45,6 +45,20 @@ def test_mixtures_of_experts_over_data_parallel_ranks(tmp_path: Path) -> None:
         check(make(sparse_members, tmp_path), "engine.data_parallel_size=2")
 
 
+@pytest.mark.parametrize(
+    "override", ["engine.spec_method=ngram", "engine.spec_tokens=2", "engine.offload_group_size=2"]
+)
+def test_what_no_member_could_follow(family: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{override.partition('=')[0]} cannot be set: "):
+        check(family, override)
+
+
+def test_compiled_code_that_names_layers(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_USE_LAYERNAME", "0")
+    with pytest.raises(ConfigError, match="VLLM_USE_LAYERNAME=0"):
+        check(family)
+
+
 def test_connectors_by_another_name(family: Path) -> None:
     with pytest.raises(ConfigError, match=r"engine\.kv_offloading_size cannot be set"):
         check(family, "engine.kv_offloading_size=1")

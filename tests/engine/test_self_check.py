@@ -35,7 +35,7 @@ def step(of: Batch) -> Step:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_right_step_is_right(dtype: torch.dtype) -> None:
     right = step(batch(dtype=dtype))
-    assert judge([right]) == Judgement(right.fused.logits.argmax(-1).tolist(), [])
+    assert judge([right]) == Judgement([[int(token)] for token in right.fused.logits.argmax(-1)], [])
 
 
 @pytest.mark.parametrize("member", [0, 1, 2])
@@ -73,15 +73,58 @@ def test_a_wrong_kernel_is_told_by_its_weighting(monkeypatch: pytest.MonkeyPatch
     assert fault.startswith("kl: fused logits are off by 0.5")
 
 
+def decoded(spoiled: int | None = None) -> list[Step]:
+    """One row each: four steps that generate, and the last one's token read as a prompt; `spoiled` is a member."""
+    last = batch(rows=1)
+    again = last._replace(
+        large=last.large.clone(), base=last.base.clone(), experts=[expert.clone() for expert in last.experts]
+    )
+    if spoiled is not None:
+        logits = [again.large, again.base, *again.experts][spoiled]
+        logits.copy_(logits.roll(1, dims=1))
+    return [step(each) for each in (batch(rows=1),) * 3 + (last, again)]
+
+
+def test_what_was_generated_is_what_is_read() -> None:
+    steps = decoded()
+    assert judge(steps).faults == []
+    # Rounding of another kernel.
+    steps[-1] = step(steps[-1].batch._replace(large=steps[-1].batch.large * 1.001))
+    assert judge(steps).faults == []
+
+
+@pytest.mark.parametrize(("member", "name"), [(0, "the large model"), (1, "the base"), (3, "expert 1")])
+def test_a_member_that_generates_from_other_states(member: int, name: str) -> None:
+    (fault,) = judge(decoded(member)).faults
+    assert fault.startswith(f"{name} is ")
+    assert "nats off while it generates" in fault
+
+
+def test_equal_logits_may_fall_either_way() -> None:
+    level = batch(rows=1, experts=1)
+    level.large.zero_()
+    level.base.copy_(level.experts[0])
+    assert judge([step(level)]).tokens == [list(range(200))]
+
+
 @pytest.mark.parametrize(
     ("judged", "words"),
     [
         ([], "answered by the large model alone"),
-        ([Judgement([5], ["kl: off"])], "kl: off"),
-        ([Judgement([7], [])], r"sampled token \[5\], the fused logits' likeliest is \[7\]"),
+        ([Judgement([[5]], ["kl: off"])], "kl: off"),
+        ([Judgement([[7]], [])], r"sampled tokens \[5\], the fused logits' likeliest are \[\[7\]\]"),
+        ([Judgement([[5], [5]], [])], r"sampled tokens \[5\], .* are \[\[5\], \[5\]\]"),
     ],
 )
 def test_what_ends_the_start(judged: list[Judgement], words: str) -> None:
     with pytest.raises(ServerError, match=words):
         self_check._compare([5], judged)
-    self_check._compare([5], [Judgement([5], [])])
+    self_check._compare([5], [Judgement([[4, 5]], [])])
+
+
+def test_two_engines_may_have_a_request_each() -> None:
+    tokens = [3, 1, 4, 1, 5]
+    judged = [Judgement([[3], [1], [4], [1]], []), Judgement([[5]], [])]
+    self_check._compare(tokens, judged)
+    with pytest.raises(ServerError, match=r"sampled tokens \[5\]"):
+        self_check._compare(tokens, [judged[0], Judgement([[6]], [])])

@@ -7,6 +7,8 @@ import inspect
 from importlib.metadata import entry_points
 from typing import Any
 
+import pytest
+import torch
 import vllm
 import vllm.v1.worker.cpu.shm
 from vllm import SamplingParams
@@ -38,6 +40,7 @@ from vllm.v1.worker.utils import AttentionGroup
 from evaluation.decoding import GREEDY
 from server.engine.checks.generation import NAMES
 from server.engine.extension import FusionWorkerExtension
+from server.engine.member import RESOLVED_LATE, SmallMember
 from server.engine.plugin import register
 
 
@@ -159,9 +162,26 @@ def test_builders_of_metadata_can_be_copied_for_some_layers() -> None:
     ]
 
 
+def test_what_a_cache_configuration_learns_late() -> None:
+    """A member's copy is made before, and its attention backend reads it after."""
+    assert set(RESOLVED_LATE) <= {field.name for field in dataclasses.fields(CacheConfig)}
+    with pytest.raises(ValueError, match="not been resolved"):
+        CacheConfig().get_resolved_kv_cache_layout()
+
+
+def test_a_members_builders_know_the_engines_cache() -> None:
+    engine, own = CacheConfig(), CacheConfig(block_size=32, sliding_window=7)
+    engine.kv_cache_layout, engine.num_gpu_blocks, engine.block_size = "NHD", 99, 16
+    model: Any = None
+    config = VllmConfig(cache_config=own)
+    member = SmallMember("base.", model, config, None)
+    member.take_groups([], engine, torch.device("cpu"))
+    assert (own.kv_cache_layout, own.num_gpu_blocks, own.block_size, own.sliding_window) == ("NHD", 99, 16, 7)
+
+
 def test_a_forward_context_can_be_put_around_a_member() -> None:
     assert {"attn_metadata", "vllm_config", "slot_mapping"} <= set(inspect.signature(create_forward_context).parameters)
-    assert {"all_moe_layers", "slot_mapping"} <= {field.name for field in dataclasses.fields(ForwardContext)}
+    assert "slot_mapping" in {field.name for field in dataclasses.fields(ForwardContext)}
     assert callable(override_forward_context)
 
 

@@ -34,6 +34,11 @@ def test_arguments_that_do_not_fit_are_named(name: str, value: object, message: 
         case.fuse(None)
 
 
+def test_it_warms_up_where_a_model_is_loaded_on_another_device() -> None:
+    with torch.device("meta"):
+        warm_up()
+
+
 def test_the_custom_op_is_well_formed() -> None:
     case = make(0, number=2)
     arguments = (case.large, case.base, case.experts, case.kind, case.use, case.alpha, case.alpha_max, "cpu")
