@@ -16,12 +16,11 @@ import yaml
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "helm"
 TOOLS = ROOT / ".venv/deploy-tools/bin"
-CASES = {
+CASES: dict[str, Path | None] = {
     "default": None,
-    "gpu": CHART / "values-gpu.yaml",
-    "gpu-70b": CHART / "values-gpu-70b.yaml",
-    "multi-node": CHART / "values-multi-node.yaml",
-} | {path.stem: path for path in sorted((CHART / "ci").glob("*.yaml"))}
+    **{path.stem.removeprefix("values-"): path for path in sorted(CHART.glob("values-*.yaml"))},
+    **{path.stem: path for path in sorted((CHART / "ci").glob("*.yaml"))},
+}
 
 Object = dict[str, Any]
 

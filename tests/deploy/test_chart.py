@@ -141,7 +141,9 @@ def test_by_default_the_demo_models(default: Release) -> None:
     }
 
 
-@pytest.mark.parametrize(("case", "count"), [("gpu", 1), ("gpu-70b", 8), ("multi-node", 8)])
+@pytest.mark.parametrize(
+    ("case", "count"), [("gpu", 1), ("qwen2.5-32b", 2), ("llama-3.1-70b", 4), ("gpu-70b", 8), ("multi-node", 8)]
+)
 def test_gpus(case: str, count: int) -> None:
     release = rendered_cases()[case]
     for pod in release.pods:
