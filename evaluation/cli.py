@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.errors import ConfigError, ServerError
+from server.errors import ConfigError, ServerError, nearest
 from server.logs import quiet_libraries
 from server.options import KeyOption, key_or_old
 from zoo import FAMILY
@@ -33,6 +33,9 @@ def evaluate(
     url: Annotated[str | None, typer.Option(help="Ask this running server instead of starting one.")] = None,
     upper_url: Annotated[str | None, typer.Option(help="The running server of the fine-tuned large models.")] = None,
     key: KeyOption = None,
+    expert: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Ask what was held out of this expert's training.")
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the results; a stopped run goes on here.")] = Path(
         "eval-results"
     ),
@@ -57,6 +60,12 @@ def evaluate(
     if config is not None and url is not None:
         raise ConfigError("--config starts a server and --url asks a running one: give one of them")
     key = key_or_old(key)
+    if expert is not None:
+        if url is not None:
+            raise ConfigError(
+                "--expert starts a server of its own; with --url, name the expert's suite.yaml by --suite"
+            )
+        suite = _suite_of(expert, config)
     chosen = narrow(load_suite(suite), task or (), limit, shots)
     upper = None
     # Beside a running server, of whatever models, the suite's own upper bound says nothing.
@@ -65,7 +74,24 @@ def evaluate(
     evaluation = Evaluation(chosen, Source(url, config or chosen.config, key), upper, out, concurrency)
     if fresh:
         (out / "records.jsonl").unlink(missing_ok=True)
-    _report(_run(evaluation), out, seed)
+    _report(_run(evaluation), out, seed, advised=expert is not None)
+
+
+def _suite_of(expert: str, config: Path | None) -> Path:
+    """The suite that training left beside an expert's weights."""
+    from server.config import load_config
+
+    experts = load_config(config).experts
+    if expert not in experts:
+        raise ConfigError(f"--expert {expert}: the configuration has no such expert; {nearest(expert, experts)}")
+    source = experts[expert].adapter or experts[expert].model
+    suite = Path(source or "") / "suite.yaml"
+    if not suite.is_file():
+        raise ConfigError(
+            f"--expert {expert}: there is no {suite}, which `logit-fusion expert train` leaves; "
+            "--suite names another one"
+        )
+    return suite
 
 
 def _run(evaluation: Evaluation) -> Results:
@@ -92,17 +118,20 @@ def _run(evaluation: Evaluation) -> Results:
             raise ServerError("stopped; the same command goes on from here") from None
 
 
-def _report(results: Results, out: Path, seed: int) -> None:
+def _report(results: Results, out: Path, seed: int, advised: bool) -> None:
     """Write everything that is not written yet, and print the tables."""
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from evaluation import advice
     from evaluation.markdown import to_markdown
     from evaluation.report import as_json, summarise
 
     reports = summarise(results, seed)
     (out / "results.json").write_text(json.dumps(as_json(results, reports, seed)) + "\n")
     text = to_markdown(reports)
+    if advised:
+        text += "\n" + advice.to_markdown(advice.advise(results, seed))
     (out / "results.md").write_text(text)
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(Markdown(text))

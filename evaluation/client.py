@@ -73,8 +73,8 @@ class Client:
         """Tokenise an example behind its shots; `what` names it in errors."""
         candidates = example.choices or (example.answer,)
         if task.chat:
-            turns = [turn for shot in shots for turn in (*_user(shot.prompt), *_assistant(shot.answer))]
-            turns += _user(example.prompt)
+            turns = [turn for shot in shots for turn in (*shot.before, *_user(shot.prompt), *_assistant(shot.answer))]
+            turns += [*example.before, *_user(example.prompt)]
             prompt = await self._tokens(what, {"messages": turns, "add_generation_prompt": True})
             bodies = [{"messages": turns + _assistant(c), "add_generation_prompt": False} for c in candidates]
         else:

@@ -23,6 +23,8 @@ class Example:
     answer: str
     choices: tuple[str, ...] = ()
     right: int | None = None
+    before: tuple[dict[str, str], ...] = ()
+    """Messages that stand before the prompt, which is the last one."""
 
 
 def load_examples(suite: Suite) -> dict[str, list[Example]]:
@@ -74,17 +76,39 @@ def _row(line: str) -> dict[str, Any]:
 
 
 def _example(task: Task, row: Mapping[str, Any]) -> Example:
-    prompt, answer = _filled("prompt", task, row), _filled("answer", task, row)
+    answer = _filled("answer", task, row)
+    before: list[dict[str, str]] = []
+    if task.messages is None:
+        prompt = _filled("prompt", task, row)
+    else:
+        *before, prompt = _conversation(task, _value("messages", task.messages, row))
     if task.choices is None:
         if task.metric == "exact" and extract(task, answer) is None:
             raise ValueError(f"extract {task.extract!r} finds nothing in the right answer {answer!r:.100}")
-        return Example(prompt, answer)
+        return Example(prompt, answer, before=tuple(before))
     found = _value("choices", task.choices, row)
     if not isinstance(found, list) or len(found) < 2:
         raise ValueError(f"choices: field '{task.choices}' must be a list of two texts or more, not {found!r:.100}")
     choices = tuple(_cleaned(task, str(choice)) for choice in found)
     right = _right(task, row, answer, choices)
-    return Example(prompt, choices[right], choices, right)
+    return Example(prompt, choices[right], choices, right, tuple(before))
+
+
+def _conversation(task: Task, found: Any) -> list[Any]:
+    """The messages but the last, and the last one's content, which is the user's."""
+    if not isinstance(found, list) or not found:
+        raise ValueError(f"messages: field '{task.messages}' must be a list of messages, not {found!r:.100}")
+    for message in found:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise ValueError(
+                f'messages: a message is {{"role": ..., "content": ...}}, both texts, not {message!r:.100}'
+            )
+    if not task.chat:
+        # Without a chat's form the conversation is one text.
+        return ["\n\n".join(message["content"] for message in found)]
+    if found[-1]["role"] != "user":
+        raise ValueError(f"messages: the last one must be the user's, not the {found[-1]['role']}'s")
+    return [*({key: message[key] for key in ("role", "content")} for message in found[:-1]), found[-1]["content"]]
 
 
 def _right(task: Task, row: Mapping[str, Any], answer: str, choices: tuple[str, ...]) -> int:

@@ -76,7 +76,7 @@ def _summarise_table(results: Results, table: TablePlan, draws: dict[str, Draws]
     for name in table.tasks:
         records = {c: results.records[table.cells[name, c]] for c in columns if (name, c) in table.cells}
         metric = results.suite.tasks[name].metric
-        scores[name] = {c: _score(draws[name], metric, found) for c, found in records.items()}
+        scores[name] = {c: score_records(draws[name], metric, found) for c, found in records.items()}
         gaps[name] = _gaps(results.suite, scores[name])
         # The fine-tuned models' server has other members beside them: its speed says nothing here.
         speeds = {c: _tokens_per_second(found) for c, found in records.items() if c != TUNED}
@@ -113,7 +113,8 @@ def _row(
     )
 
 
-def _score(draws: Draws, metric: Metric, records: list[Record]) -> Scores:
+def score_records(draws: Draws, metric: Metric, records: list[Record]) -> Scores:
+    """Return a cell's score: in percent, or in nats per token."""
     values, weights = (np.array([record[key] for record in records], float) for key in ("value", "weight"))
     return draws.score(values, weights) * (1.0 if metric == "nll" else 100.0)
 

@@ -48,7 +48,8 @@ class Task(Section):
 
     data: ExistingFile
     metric: Metric
-    prompt: str
+    prompt: str = ""
+    messages: str | None = None
     answer: str
     choices: str | None = None
     chat: bool = False
@@ -61,6 +62,12 @@ class Task(Section):
     expert: str | None = None
     upper: str | None = None
     train: ExistingFile | None = None
+
+    @model_validator(mode="after")
+    def _asks_one_way(self) -> Self:
+        if (self.messages is None) == ("prompt" not in self.model_fields_set):
+            raise ValueError("one of prompt, a template, and messages, the field that holds a conversation, is needed")
+        return self
 
     @model_validator(mode="after")
     def _keys_fit_the_metric(self) -> Self:

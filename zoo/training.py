@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
+from training.anchor import drift
 from zoo.corpus import Answered
 from zoo.induction import keep_induction_head
 from zoo.recipe import Schedule
@@ -82,9 +83,8 @@ class Anchor:
         inputs, _ = next(self.batches)
         everywhere = torch.ones_like(inputs, dtype=torch.bool)
         with torch.no_grad():
-            wanted = _logits(self.frozen, inputs, everywhere).log_softmax(-1)
-        found = _logits(model, inputs, everywhere).log_softmax(-1)
-        return self.weight * functional.kl_div(found, wanted, reduction="batchmean", log_target=True)
+            wanted = _logits(self.frozen, inputs, everywhere)
+        return self.weight * drift(_logits(model, inputs, everywhere), wanted)
 
 
 def train(

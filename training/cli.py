@@ -1,0 +1,160 @@
+"""`logit-fusion expert`."""
+
+from __future__ import annotations
+
+import logging
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from server.cli import EXIT_CODES, ConfigOption
+from server.errors import ConfigError, ServerError
+from server.logs import quiet_libraries
+
+# Nothing slow is imported up here: `--help` should answer at once.
+if TYPE_CHECKING:
+    from server.config import Config
+    from training.data import Data
+    from training.output import Place
+    from training.trainer import Trained
+
+NEEDED = ("trl", "peft", "datasets", "ruamel.yaml")
+
+app = typer.Typer(no_args_is_help=True, help="Small experts of your own: from a data set to what a server loads.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `train` a command of the group, however many there are."""
+
+
+@app.command(epilog=EXIT_CODES)
+def train(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA.jsonl", help="Examples: lines with messages, or with prompt and completion.")
+    ],
+    name: Annotated[str, typer.Option(help="What the expert, and the preset with it, will be called.")],
+    config: ConfigOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="For the expert.", show_default="experts/NAME beside the configuration"),
+    ] = None,
+    held_out: Annotated[Path | None, typer.Option(metavar="FILE", help="Examples to judge it by, from a file.")] = None,
+    share: Annotated[
+        float, typer.Option("--held-out-share", min=0.01, max=0.5, help="Else the share of DATA that is held out.")
+    ] = 0.2,
+    full: Annotated[bool, typer.Option("--full", help="Train all weights instead of a LoRA adapter.")] = False,
+    rank: Annotated[int, typer.Option(min=1, max=512, help="Rank of the adapter.")] = 32,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="At most so often through the data; it stops when it is best.")
+    ] = 20,
+    rate: Annotated[
+        float | None, typer.Option("--learning-rate", min=1e-9, help="Peak.", show_default="by the base's width")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Examples per step, on each device.")] = 8,
+    hold: Annotated[
+        float,
+        typer.Option("--hold-weight", min=0.0, help="What staying as the base is off the task counts; 0: nothing."),
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split, the weights and the order.")] = 0,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Add it and a preset to this configuration; a new file begins as a copy."),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, whatever was trained in the folder.")] = False,
+) -> None:
+    """Train an expert over the configured base, and judge it by what the fusion makes of it.
+
+    A part of the data is held out. Training stops when the large model, steered by the expert, no longer gets better
+    on that part. The same command goes on where a stopped run was.
+    """
+    _require_extra()
+    quiet_libraries("error")
+    logging.disable(logging.WARNING)
+    from server.config import load_config
+    from server.config.load import zoo_config
+    from training.data import read_data
+    from training.output import Place, add_to, lines
+
+    loaded = load_config(config)
+    _check_name(name, loaded)
+    home = (write or config or Path("here")).parent
+    place = Place(name, out or home / "experts" / name)
+    examples = read_data(data, held_out, share, seed)
+    if fresh:
+        place.clear()
+    options = {"full": full, "rank": rank, "epochs": epochs, "learning_rate": rate, "batch_size": batch_size}
+    trained = _run(loaded, examples, {**options, "hold_weight": hold, "seed": seed}, place)
+    added = lines(place, "model" if full else "adapter", home)
+    if write is not None:
+        add_to(write, added, config or zoo_config(), loaded)
+    _tell(trained, place, added, config, write)
+
+
+def _run(config: Config, data: Data, options: dict[str, Any], place: Place) -> Trained | None:
+    """Train, showing what is under way; an option that is `None` is chosen here."""
+    from server.progress import Phases, say
+
+    say(f"{len(data.trained)} examples to train on, {len(data.held_out)} held out")
+    with Phases() as phases:
+        phases.begin("checking large and base")
+        from training.job import checked, learning_rate, run
+        from training.trainer import Settings
+
+        report = checked(config)
+        if options["learning_rate"] is None:
+            options["learning_rate"] = learning_rate(report.members.needed_base, options["full"])
+        settings = Settings(**options)
+        say(f"settings: {', '.join(f'{key} {value}' for key, value in vars(settings).items())}")
+        try:
+            return run(report, data, settings, place, phases, say)
+        except KeyboardInterrupt:
+            raise ServerError("stopped; the same command goes on from the last evaluation") from None
+
+
+def _tell(
+    trained: Trained | None, place: Place, added: dict[str, Any], config: Path | None, written: Path | None
+) -> None:
+    import yaml
+
+    if trained is None:
+        typer.echo(f"{place.folder} has this expert already; --fresh trains it anew.")
+    else:
+        best = trained.best
+        typer.echo(
+            f"{place.folder}: the weights of step {trained.step}. Held-out nats per token: large alone "
+            f"{best.large:.3f}, expert alone {best.expert:.3f}, fused by kl {best.fused:.3f}."
+        )
+        if best.fused >= best.large:
+            typer.echo("The fusion is no better than the large model alone here: this expert does not help.")
+    if written is not None:
+        typer.echo(f"{written} has the expert '{place.name}' and a preset of that name.")
+    else:
+        typer.echo(f"Add to {config or 'a configuration'} (--write FILE does it):\n")
+        typer.echo(yaml.safe_dump(added, sort_keys=False, default_flow_style=None))
+    served = written or config or "YOUR.yaml"
+    typer.echo(f"Next: logit-fusion eval --config {served} --expert {place.name}")
+
+
+def _require_extra() -> None:
+    missing = [package for package in NEEDED if find_spec(package.partition(".")[0]) is None]
+    if missing:
+        raise ConfigError(
+            f"training needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed here: "
+            "make setup-train in a checkout, or pip install 'logit-fusion[train]'"
+        )
+
+
+def _check_name(name: str, config: Config) -> None:
+    from pydantic import TypeAdapter, ValidationError
+
+    from server.config.schema import ExpertName
+
+    try:
+        TypeAdapter(ExpertName).validate_python(name)
+    except ValidationError as error:
+        raise ConfigError(f"--name: {error.errors()[0]['ctx']['error']}") from None
+    if config.base is None:
+        raise ConfigError("the configuration has no base, the model that experts are trained from: base: {model: ...}")
