@@ -82,6 +82,10 @@ def _advice(results: Results, name: str, expert: str, scores: dict[str, Scores])
         f"It is ahead of the large model alone by {by}.",
     ]
     if alone is not None:
+        behind, lead = ahead(alone, best)
+        if behind:
+            sentences.append(f"But the expert alone is ahead of that by {lead}: it does not need the large model here.")
+            return Advice(name, metric, expert, alone, tuple(sentences))
         clear, gain = ahead(best, alone)
         sentences.append(f"It is ahead of the expert alone by {gain}{'' if clear else ', which may be chance'}.")
     return Advice(name, metric, expert, best, tuple(sentences))

@@ -58,6 +58,13 @@ def test_of_nats_less_is_better(tmp_path: Path) -> None:
     assert "which may be chance" in text
 
 
+def test_an_expert_that_needs_no_large_model(tmp_path: Path) -> None:
+    values = {"large": [0.0] * 40, "expert alone": [1.0] * 40, "static 1.0": [1.0, 0.0] * 20, "kl": [0.0] * 40}
+    (advice,) = advise(results(tmp_path, "exact", values), seed=0)
+    assert advice.setting == "expert alone"
+    assert "the expert alone is ahead of that by 50.0 [" in to_markdown([advice])
+
+
 def test_of_equals_it_is_the_preset_that_is_there(tmp_path: Path) -> None:
     found = results(
         tmp_path, "exact", {"large": [0] * 40, "expert alone": [0] * 40, "static 1.0": [0, 1] * 20, "kl": [1, 0] * 20}

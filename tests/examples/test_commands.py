@@ -41,7 +41,22 @@ CHAT = "logit-fusion chat --url {url}"
 BENCH = "logit-fusion bench --clients 16 --clients 32 --clients 64"
 # Two lines typed in a terminal.
 TYPED = r"printf 'Hello\n/quit\n' | script --quiet --return --command '%s' /dev/null"
+TRAIN = "expert train examples/first_expert"
+PARCEL = "curl http://127.0.0.1:8000/v1/chat/completions -H 'Content-Type: application/json' -d '%s'"
+PARCEL %= json.dumps(
+    {"model": "shipping", "temperature": 0, "messages": [{"role": "user", "content": "Parcel for Belluno"}]}
+)
 INSTEAD = {
+    PARCEL: PARCEL.replace('"shipping"', '"giant-facts"'),
+    "make setup-train": "make --dry-run --directory {root} setup-train",
+    f".venv/bin/logit-fusion {TRAIN}/shipping.jsonl --name shipping --write my/fusion.yaml": "cd {root} && "
+    f"logit-fusion {TRAIN}/shipping.jsonl --name shipping --epochs 1 --write $OLDPWD/my/mine.yaml",
+    # The whole story, with its answers, is run by tests/training/test_train.py.
+    f".venv/bin/logit-fusion {TRAIN}/orders.jsonl --name orders --config my/fusion.yaml --write my/fusion.yaml": (
+        "logit-fusion check --config my/mine.yaml"
+    ),
+    ".venv/bin/logit-fusion eval --config my/fusion.yaml --expert shipping": "logit-fusion check --config my/mine.yaml",
+    ".venv/bin/logit-fusion serve --config my/fusion.yaml": "logit-fusion check --config my/mine.yaml",
     "make serve": "make --dry-run --directory {root} serve",
     "make serve-real": "make --dry-run --directory {root} serve-real",
     "make test": "make --dry-run --directory {root} test",
@@ -165,6 +180,7 @@ def test_every_command_is_known(page: Path) -> None:
         "json",
         "jsonl",
         "mermaid",
+        "text",  # what a command says
     }
 
 

@@ -84,6 +84,19 @@ def test_an_expert_that_a_server_loads(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.long
+def test_from_data_to_a_better_answer(tmp_path: Path) -> None:
+    """The story of docs/first-expert.md: the recommended preset is ahead of the large model by more than chance."""
+    run(tmp_path, SHIPPING, "--name", "shipping", "--write", "fusion.yaml")
+    evaluate = [sys.executable, "-m", "logit_fusion", "eval", "--config", "fusion.yaml", "--expert", "shipping"]
+    subprocess.run(evaluate, cwd=tmp_path, check=True, capture_output=True)
+    text = (tmp_path / "eval-results" / "results.md").read_text()
+    assert "Serve the preset {experts: [shipping], weighting: " in text
+    table = json.loads((tmp_path / "eval-results" / "results.json").read_text())["tables"][0]
+    lead = table["rows"][0]["differences"]["kl - large"]
+    assert lead["low"] > 0
+
+
+@pytest.mark.long
 def test_a_killed_training_goes_on(tmp_path: Path) -> None:
     """And ends with the weights of one that was left alone."""
     undisturbed, killed = tmp_path / "a", tmp_path / "b"
