@@ -76,11 +76,12 @@ def run(report: Report, data: Data, settings: Settings, place: Place, phases: Ph
         transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     held = HeldOut(kept)
     phases.begin(f"asking the large model for {len(held)} held-out answers")
-    large = _load(report.members.large)
+    large = _load(report.members.large, halved=True)
     held.ask_large(large)
     del large
     phases.begin("asking the base")
-    model = _load(base)
+    # All weights are trained in float32; an adapter's own are float32 anyway.
+    model = _load(base, halved=not settings.full)
     held.ask_base(model)
     texts = _texts(model, coder, data, settings) if settings.hold_weight else None
     # The trainer draws a bar of its own.
@@ -105,9 +106,10 @@ def _texts(model: Any, coder: ChatTokenizer, data: Data, settings: Settings) -> 
     return kept if len(kept) else None
 
 
-def _load(member: Member) -> Any:
+def _load(member: Member, halved: bool) -> Any:
+    """A member's model, in bfloat16 where the device is made for it and `halved` allows it."""
     on_gpu = torch.cuda.is_available()
-    dtype = torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
+    dtype = torch.bfloat16 if halved and on_gpu and torch.cuda.is_bf16_supported() else torch.float32
     # Only where there is a GPU: it takes a library to spread a model over several.
     spread = {"device_map": "auto"} if on_gpu else {}
     return AutoModelForCausalLM.from_pretrained(member.folder, dtype=dtype, **spread)

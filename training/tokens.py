@@ -44,7 +44,8 @@ class ChatTokenizer:
         found = []
         for example in examples:
             prompt, answer = self._texts(example)
-            prompt_ids, answer_ids = self._ids(prompt), self._ids(answer)
+            # What a tokenizer puts around plain text by itself, a chat template writes out.
+            prompt_ids, answer_ids = self._ids(prompt, around=not self.chats), self._ids(answer)
             if len(prompt_ids) + len(answer_ids) > self._context:
                 raise ConfigError(
                     f"{example.file}:{example.line}: prompt and answer have {len(prompt_ids):,} and "
@@ -63,8 +64,7 @@ class ChatTokenizer:
         """What stands before a user's first words; a beginning of text at least."""
         mark = "a user's first words"
         text = self._rendered([{"role": "user", "content": mark}], False).partition(mark)[0] if self.chats else ""
-        start = self.tokenizer.bos_token_id
-        return self._ids(text) or [self.tokenizer.eos_token_id if start is None else start]
+        return self._ids(text, around=not self.chats) or [self.tokenizer.eos_token_id]
 
     def _texts(self, example: Example) -> tuple[str, str]:
         """The prompt, and what the model is to say after it, its end token included."""
@@ -72,7 +72,7 @@ class ChatTokenizer:
         if not self.chats:
             text = "\n\n".join(turn["content"] for turn in example.turns)
             space = "" if text[-1:].isspace() or example.answer[:1].isspace() else " "
-            return str(self.tokenizer.bos_token or "") + text, space + example.answer + end
+            return text, space + example.answer + end
         turns = list(example.turns)
         prompt = self._rendered(turns, True)
         whole = self._rendered([*turns, {"role": "assistant", "content": example.answer}], False)
@@ -88,6 +88,6 @@ class ChatTokenizer:
         text: str = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=begin_answer)
         return text
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    def _ids(self, text: str, around: bool = False) -> list[int]:
+        ids: list[int] = self.tokenizer(text, add_special_tokens=around)["input_ids"]
         return ids

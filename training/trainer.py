@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,9 +136,20 @@ def train(
         callbacks=[EarlyStoppingCallback(PATIENCE), _Lines(say)],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=any(work.glob("checkpoint-*")) or None)
+    trainer.train(resume_from_checkpoint=_whole_checkpoints(work) or None)
     best = trainer.accelerator.unwrap_model(trainer.model)
     return Trained(first, held_out.score(best), trainer.state.best_global_step or 0, trainer.state.global_step), best
+
+
+def _whole_checkpoints(work: Path) -> bool:
+    """Whether there is a checkpoint to go on from; one whose writing was cut off lacks what comes last, and goes."""
+    whole = False
+    for folder in work.glob("checkpoint-*"):
+        if (folder / "trainer_state.json").is_file():
+            whole = True
+        else:
+            shutil.rmtree(folder)
+    return whole
 
 
 def _arguments(settings: Settings, work: Path, every: int) -> SFTConfig:

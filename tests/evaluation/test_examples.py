@@ -97,3 +97,32 @@ def test_files_that_hold_no_examples(tmp_path: Path, line: str, message: str) ->
 )
 def test_extract(tmp_path: Path, pattern: str | None, text: str, found: str | None) -> None:
     assert extract(task_of(tmp_path, extract=pattern), text) == found
+
+
+TURNS = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+
+
+def conversation(folder: Path, **keys: Any) -> Task:
+    (folder / "rows.jsonl").touch()
+    task = {"data": "rows.jsonl", "metric": "exact", "messages": "turns", "answer": "{answer}", "chat": True}
+    return Task.model_validate(task | keys, context={"folder": folder})
+
+
+def test_a_conversation_ends_in_the_question(tmp_path: Path) -> None:
+    row = {"turns": TURNS, "answer": "So."}
+    assert read(tmp_path, conversation(tmp_path), row) == [Example("Why?", "So.", before=(TURNS[0],))]
+    assert read(tmp_path, conversation(tmp_path, chat=False), row) == [Example("Be brief.\n\nWhy?", "So.")]
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        ([], "messages: field 'turns' must be a list of messages, not []"),
+        ([{"role": "user"}], 'messages: a message is {"role": ..., "content": ...}, both texts'),
+        ([*TURNS, {"role": "assistant", "content": "So."}], "the last one must be the user's, not the assistant's"),
+    ],
+)
+def test_what_is_no_conversation_is_named(tmp_path: Path, turns: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        read(tmp_path, conversation(tmp_path), {"turns": turns, "answer": "So."})
+    assert message in str(error.value)

@@ -78,7 +78,12 @@ def test_upper_bounds_are_a_column(tmp_path: Path) -> None:
         ({"taks": {}}, "unknown key 'taks'; did you mean 'tasks'?"),
         ({"tasks": {}}, "tasks: at least one task is needed"),
         ({"tasks": {"quiz": {**TASK, "promt": "x"}}}, "unknown key 'promt' in tasks.quiz; did you mean 'prompt'?"),
-        ({"tasks": {"quiz": {"data": "rows.jsonl", "metric": "exact"}}}, "tasks.quiz lacks the key 'prompt'"),
+        ({"tasks": {"quiz": {"data": "rows.jsonl", "metric": "exact"}}}, "tasks.quiz lacks the key 'answer'"),
+        (
+            {"tasks": {"quiz": {"data": "rows.jsonl", "metric": "exact", "answer": "{answer}"}}},
+            "tasks.quiz: one of prompt, a template, and messages, the field that holds a conversation, is needed",
+        ),
+        ({"tasks": {"quiz": {**TASK, "messages": "turns"}}}, "tasks.quiz: one of prompt, a template, and messages"),
         ({"tasks": {"quiz": {**TASK, "data": "none.jsonl"}}}, "tasks.quiz.data: there is no file 'none.jsonl'"),
         ({"tasks": {"quiz": {**TASK, "metric": "exactly"}}}, "'exactly' is not one of exact, choice, nll; did you"),
         ({"tasks": {"quiz": {**TASK, "metric": "choice"}}}, "metric 'choice' needs choices"),

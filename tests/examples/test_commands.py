@@ -98,6 +98,7 @@ HELP_ONLY = {
     "python -m bench.overhead": "bench.overhead",
     "python -m bench.prefixes": "bench.prefixes",
     "python -m bench.runner": "bench.runner",
+    "python -m bench.start": "bench.start",
     "python -m bench.throughput": "bench.throughput",
     "python -m tests.families.run": "tests.families.run",
     "python -m zoo.lengths facts 30000 60000 120000": "zoo.lengths",

@@ -15,7 +15,8 @@ from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, LimitsConfig
 from tests.examples.pages import FENCE, PAGES, ROOT, blocks
 
-FOLDERS = ("server", "fusion_kernels", "evaluation", "bench", "zoo", "deploy", "helm", "tests", "docs", "requirements")
+CODE = ("server", "fusion_kernels", "evaluation", "training", "bench", "zoo")
+FOLDERS = (*CODE, "deploy", "helm", "tests", "docs", "requirements")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

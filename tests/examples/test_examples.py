@@ -30,6 +30,7 @@ def test_every_example_is_tested() -> None:
         "async_stream_trace.py",
         "langchain_chat.py",
         "evaluation",
+        "first_expert",
     }
 
 

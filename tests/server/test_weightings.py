@@ -65,7 +65,7 @@ assert [sample.labels["weighting"] for sample in tokens.samples] == ["half"]
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the source with one weighting more."""
     folder = tmp_path_factory.mktemp("half")
-    for package in ("logit_fusion", "server", "fusion_kernels", "evaluation", "bench", "zoo"):
+    for package in ("logit_fusion", "server", "fusion_kernels", "evaluation", "training", "bench", "zoo"):
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "models", "*.csv")
         )
