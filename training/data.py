@@ -55,13 +55,14 @@ def read_data(path: Path, held_out: Path | None, share: float, seed: int) -> Dat
         ConfigError: a file or one of its lines is not as it should be, there are too few examples, or a question of
             the held-out file is trained on.
     """
-    examples = read_examples(path)
-    digest = sha256(path.read_bytes())
+    content = _read(path)
+    examples, digest = _examples(path, content), sha256(content)
     if held_out is None:
         trained, kept = _split(examples, share, random.Random(seed))
     else:
-        trained, kept = examples, read_examples(held_out)
-        digest.update(held_out.read_bytes())
+        content = _read(held_out)
+        trained, kept = examples, _examples(held_out, content)
+        digest.update(content)
         known = {example.question: example.line for example in trained}
         for example in kept:
             if example.question in known:
@@ -84,10 +85,17 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         ConfigError: the file cannot be read, is not UTF-8, or holds no example, or a line is none.
     """
+    return _examples(path, _read(path))
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _examples(path: Path, content: bytes) -> list[Example]:
     examples: list[Example] = []
     for number, raw in enumerate(content.split(b"\n"), start=1):
         try:

@@ -58,12 +58,8 @@ class HeldOut:
     def score(self, model: Any) -> Score:
         """Score the expert alone, and fused by `kl`: logits = large + alpha (expert - base)."""
         expert = self._logits(model)
-        fused = torch.cat(
-            [
-                _fused(*parts)
-                for parts in zip(*(torch.split(x, ROWS) for x in (self._large, self._base, expert)), strict=True)
-            ]
-        )
+        parts = zip(*(torch.split(x, ROWS) for x in (self._large, self._base, expert)), strict=True)
+        fused = torch.cat([fuse_alike(large, base, [own], Weighting.KL) for large, base, own in parts])
         return Score(self._nats(expert), self._nats(fused), self._nats(self._large))
 
     def _logits(self, model: Any) -> Tensor:
@@ -83,9 +79,15 @@ class HeldOut:
         return -float(chosen.mean())
 
 
-def _fused(large: Tensor, base: Tensor, expert: Tensor) -> Tensor:
-    rows = len(large)
-    kind = torch.full((rows,), int(Weighting.KL), dtype=torch.int8)
-    use, alpha = torch.ones(rows, 1, dtype=torch.bool), torch.zeros(rows, 1)
-    alpha_max = torch.full((rows,), ALPHA_MAX)
-    return fuse_logits(large, base, [expert], kind=kind, use=use, alpha=alpha, alpha_max=alpha_max).logits
+def fuse_alike(large: Tensor, base: Tensor, experts: Sequence[Tensor], kind: Weighting, alpha: float = 0.0) -> Tensor:
+    """[N, V]: N rows of logits fused by one weighting and all `experts`; `alpha` counts for `STATIC` alone."""
+    rows, number = len(large), len(experts)
+    return fuse_logits(
+        large,
+        base,
+        experts,
+        kind=torch.full((rows,), int(kind), dtype=torch.int8),
+        use=torch.ones(rows, number, dtype=torch.bool),
+        alpha=torch.full((rows, number), alpha),
+        alpha_max=torch.full((rows,), ALPHA_MAX),
+    ).logits

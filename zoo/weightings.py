@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from evaluation.bootstrap import Draws, Scores, gap_closed
-from fusion_kernels import Weighting, fuse_logits
+from fusion_kernels import Weighting
+from training.fused import fuse_alike
 from zoo import FAMILY
 from zoo.build import DATA, GSM8K_TEST, GSM8K_TRAIN
 from zoo.examples import Example
@@ -75,16 +76,7 @@ class Answers:
 
 def fused(members: dict[str, Tensor], names: Sequence[str], kind: Weighting, alpha: float) -> Tensor:
     """[N, V]: the fusion with those experts."""
-    rows, number = len(members["large"]), len(names)
-    return fuse_logits(
-        members["large"],
-        members["base"],
-        [members[name] for name in names],
-        kind=torch.full((rows,), kind, dtype=torch.int8),
-        use=torch.ones(rows, number, dtype=torch.bool),
-        alpha=torch.full((rows, number), alpha),
-        alpha_max=torch.full((rows,), 2.0),
-    ).logits
+    return fuse_alike(members["large"], members["base"], [members[name] for name in names], kind, alpha)
 
 
 def line(scores: dict[str, Tensor], large: dict[str, Tensor], upper: dict[str, Tensor], draws: Draws) -> str:
