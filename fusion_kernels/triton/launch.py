@@ -1,28 +1,49 @@
-"""The launch of the fusion on a GPU: no copies to the host."""
+"""The launches of the fusion on a GPU, without a copy to the host."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from fusion_kernels.batch import Batch, Fused
-from fusion_kernels.triton.kernel import fuse_kernel
+from fusion_kernels.triton.advance import advance_kernel, finish_kernel
+from fusion_kernels.triton.merging import WIDTH
+from fusion_kernels.triton.scan import scan_kernel
+from fusion_kernels.triton.state import STATE
+from fusion_kernels.triton.write import write_kernel
 
-# Ids per step of a pass: four per thread. The sweep's 27 running sums in each lane are 108 of the 128 registers that a
-# thread has with 16 warps; whether all else fits beside them has not been compiled for a card.
-BLOCK_IDS = 2048
-WARPS = 16
+CHUNK_IDS = 4096
+"""Ids of a program. Fixed, so that a row's result does not depend on the rows beside it."""
+BLOCK_IDS = 512
+"""Ids per step of a sweep: two per thread, whose 27 sums are 54 of its registers."""
+WIDE_IDS = 1024
+"""Ids per step of what waits for memory."""
+COMPILED_WITH = {"num_warps": 8, "maxnreg": 128}
+"""So that a multiprocessor has two programs at least, one of which computes while the other waits for memory."""
+PASSES = 2
+"""Passes of all programs that follow the first sweep: few searches want more."""
+SLOTS = 8
+"""Experts that a compiled kernel has room for, at least: no number of them in use needs a kernel of its own."""
 ALIGNMENT = 16
 
 
+class Launch(NamedTuple):
+    """One kernel's launch."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+
+    def run(self) -> None:
+        """Have the device do it, some time."""
+        self.kernel[self.grid](**self.arguments, **COMPILED_WITH)
+
+
 def fuse(batch: Batch) -> Fused:
-    """`fuse_logits` in one launch, without a copy to the host."""
+    """`fuse_logits` in `PASSES` + 3 launches, without a copy to the host."""
     rows, number = batch.use.shape
-    experts = batch.experts
-    if len({expert.dtype for expert in experts}) > 1:
-        experts = [expert.float() for expert in experts]
-    members = [
-        member if member.stride(1) == 1 else member.contiguous() for member in [batch.large, batch.base, *experts]
-    ]
     device = batch.large.device
     out = Fused(
         logits=torch.empty(batch.large.shape, dtype=torch.float32, device=device),
@@ -31,26 +52,76 @@ def fuse(batch: Batch) -> Fused:
         kl_fused=torch.empty(rows, 2, dtype=torch.float32, device=device),
         broken=torch.empty(rows, dtype=torch.int8, device=device),
     )
-    if rows == 0:
-        return out
-    fuse_kernel[(rows,)](
-        *out,
-        *members[:2],
-        tuple(members[2:]),
-        tuple(member.stride(0) for member in members),
-        tuple(expert.shape[1] for expert in experts),
-        batch.kind.contiguous(),
-        batch.use.contiguous().view(torch.int8),
-        batch.alpha.contiguous(),
-        batch.alpha_max.contiguous(),
-        batch.large.shape[1],
-        batch.common,
-        COLUMNS=triton.next_power_of_2(number),
-        ALIGNED=all(_aligned(member) for member in members[2:]),
-        BLOCK=BLOCK_IDS,
-        num_warps=WARPS,
-    )
+    if rows > 0:
+        for launch in launches(batch, out):
+            launch.run()
     return out
+
+
+def launches(batch: Batch, out: Fused) -> Iterator[Launch]:
+    """What fills `out`, in this order."""
+    rows, number = batch.use.shape
+    arguments = _arguments(batch, out)
+    programs = rows * arguments["chunks"]
+    for kernel, grid in (
+        (scan_kernel, (programs, number)),
+        *[(advance_kernel, (programs, number))] * PASSES,
+        (finish_kernel, (rows, number)),
+        (write_kernel, (programs,)),
+    ):
+        yield Launch(kernel, grid, {name: arguments[name] for name in kernel.arg_names})
+
+
+def _arguments(batch: Batch, out: Fused) -> dict[str, Any]:
+    """All that any of the kernels takes, by name."""
+    rows, number = batch.use.shape
+    experts = batch.experts
+    if len({expert.dtype for expert in experts}) > 1:
+        experts = [expert.float() for expert in experts]
+    large, base, *experts = (
+        member if member.stride(1) == 1 else member.contiguous() for member in (batch.large, batch.base, *experts)
+    )
+    vocabulary = large.shape[1]
+    chunks, columns = triton.cdiv(vocabulary, CHUNK_IDS), max(SLOTS, triton.next_power_of_2(number))
+    # The slots past the last expert hold the first one again, and nobody reads them.
+    slots = [*experts, *experts[:1] * (columns - number)]
+
+    def scratch(*shape: int) -> Tensor:
+        return torch.empty(rows, *shape, dtype=torch.float32, device=large.device)
+
+    return {
+        "logits": out.logits,
+        "out_alpha": out.alpha,
+        "kl_target": out.kl_target,
+        "kl_fused": out.kl_fused,
+        "broken_member": out.broken,
+        "lines": scratch(number, chunks, WIDTH.value),
+        "states": scratch(number, STATE.value),
+        "notes": scratch(2),
+        "counters": torch.zeros(rows, 1 + number, dtype=torch.int32, device=large.device),
+        "large": large,
+        "base": base,
+        "experts": tuple(slots),
+        "large_stride": large.stride(0),
+        "base_stride": base.stride(0),
+        "strides": tuple(slot.stride(0) for slot in slots),
+        "lengths": tuple(slot.shape[1] for slot in slots),
+        "kind": batch.kind.contiguous(),
+        "use": batch.use.contiguous().view(torch.int8),
+        "alpha": batch.alpha.contiguous(),
+        "alpha_max": batch.alpha_max.contiguous(),
+        "number": number,
+        "vocabulary": vocabulary,
+        "common": batch.common,
+        "chunks": chunks,
+        "COLUMNS": columns,
+        "ALIGNED": all(_aligned(member) for member in (large, base, *experts)),
+        "ALIGNED_OUT": _aligned(out.logits),
+        "CHUNK": CHUNK_IDS,
+        "BLOCK": BLOCK_IDS,
+        "WIDE": WIDE_IDS,
+        "SPLITS": triton.next_power_of_2(chunks),
+    }
 
 
 def _aligned(member: Tensor) -> bool:

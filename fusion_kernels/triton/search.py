@@ -1,6 +1,9 @@
-"""The search of `fusion_kernels.search` for one row in Triton, and the paper's grid."""
+"""The search of `fusion_kernels.search` for one row and expert in Triton, and the paper's grid, step by step.
+
+Between two passes over the vocabulary a search is a `State`: it says which sums it wants next, and `after_sweep`,
+`after_grid` or `after_newton` takes it on from there. So a pass may be one program's, or that of all programs of a row.
+"""
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
-# ruff: noqa: N803  (Triton writes compile-time arguments in capitals)
 
 from typing import Any, NamedTuple
 
@@ -8,7 +11,8 @@ import triton
 import triton.language as tl
 
 from fusion_kernels import search as shared
-from fusion_kernels.triton.moments import INF, POINTS, at, highest, moments, points
+from fusion_kernels.triton.state import DONE, GRID, NEWTON, SWEEP, Best, Goal, Next, State
+from fusion_kernels.triton.sums import INF, POINTS, at
 
 GRID_POINTS = tl.constexpr(shared.GRID_POINTS)
 GRID_STEP = tl.constexpr(1.0 / shared.GRID_STEPS_PER_UNIT)
@@ -24,24 +28,6 @@ FLOOR = tl.constexpr(shared.FLOOR)
 TAME = tl.constexpr(shared.TAME)
 
 
-class Goal(NamedTuple):
-    """What a row aims at, and where A starts."""
-
-    a: Any
-    b: Any
-    start: Any  # A(0) as computed, which every A is relative to
-    mean: Any  # A'(0)
-
-
-class Best(NamedTuple):
-    """The best weight so far."""
-
-    x: Any
-    loss: Any
-    f: Any
-    g: Any
-
-
 class Ends(NamedTuple):
     """The points of a sweep, [16] of which the first POINTS are meant: the left or right ends of its cells."""
 
@@ -52,12 +38,30 @@ class Ends(NamedTuple):
     g: Any
 
 
-class Bracket(NamedTuple):
-    """Where the minimum is: a guess, and the ends of the interval that Newton stays in."""
+@triton.jit
+def first_points(limit, grid):
+    """The step of the first sweep, which starts at 0, and the largest weight that it reaches."""
+    step = tl.where(grid, GRID_STEP, limit / CELLS)
+    return step, tl.where(grid, 3 * POINTS * GRID_STEP, limit)
 
-    guess: Any
-    low: Any
-    high: Any
+
+@triton.jit
+def started(facts, a, b, limit, grid, trust):
+    """The `State` of a search before its first sweep, for the targets a and b."""
+    zero = tl.full((), 0.0, tl.float32)
+    step, furthest = first_points(limit, grid)
+    loss = (a * a + b * b) * tl.where(grid, 1.0, 1 - MARGIN)
+    going = (facts.top > -INF) & (grid | ((limit > 0) & (loss >= ABSOLUTE)))
+    phase = tl.where(going, tl.where(grid, GRID, SWEEP), DONE).to(tl.float32)
+    return State(
+        facts.top,
+        facts.centre,
+        (furthest * facts.reach <= TAME).to(tl.float32),
+        trust,
+        Goal(a, b, limit, zero, zero),
+        Best(zero, loss, zero, zero),
+        Next(phase, zero, zero, zero, zero, step),
+    )
 
 
 @triton.jit
@@ -91,74 +95,79 @@ def _best_of(best, x, loss, f, g):
 
 
 @triton.jit
-def _started(goal, first, value, mean):
+def _goal(state, value, mean):
     """The goal, with A and A' at 0 from the first sweep."""
-    return Goal(goal.a, goal.b, tl.where(first, at(value, 0), goal.start), tl.where(first, at(mean, 0), goal.mean))
+    goal, first = state.goal, state.next.turn == 0
+    return Goal(
+        goal.a,
+        goal.b,
+        goal.limit,
+        tl.where(first, at(value, 0), goal.start),
+        tl.where(first, at(mean, 0), goal.mean),
+    )
 
 
 @triton.jit
-def search_on_grid(line, reach, a, b, limit, BLOCK: tl.constexpr):
-    """The `Best` of the first smallest L on the grid of Algorithm 1."""
-    zero = tl.full((), 0.0, tl.float32)
-    best, goal = Best(zero, a * a + b * b, zero, zero), Goal(a, b, zero, zero)
+def after_grid(state, value, mean):
+    """The search after POINTS more of the weights of Algorithm 1: the first smallest L counts."""
     index = tl.arange(0, 16)
-    tame = 3 * POINTS * GRID_STEP * reach <= TAME
-    group = 0
-    while (group * POINTS < GRID_POINTS) & (group * POINTS * GRID_STEP <= limit):
-        first = zero + group * POINTS * GRID_STEP
-        value, mean, _ = points(line, first, zero + GRID_STEP, tame, BLOCK)
-        goal = _started(goal, group == 0, value, mean)
-        k = group * POINTS + index
-        # The same float32 as k / 10 rounded once.
-        x = k.to(tl.float32) / (1 / GRID_STEP)
-        f, g = _divergences(x, value - goal.start, mean, goal)
-        counts = (index < POINTS) & (k > 0) & (k < GRID_POINTS) & (x <= limit)
-        best = _best_of(best, x, tl.where(counts, _loss(f, g, goal), INF), f, g)
-        group += 1
-    return best
+    goal = _goal(state, value, mean)
+    k = state.next.turn.to(tl.int32) * POINTS + index
+    # The same float32 as k / 10 rounded once.
+    x = k.to(tl.float32) / (1 / GRID_STEP)
+    f, g = _divergences(x, value - goal.start, mean, goal)
+    counts = (index < POINTS) & (k > 0) & (k < GRID_POINTS) & (x <= goal.limit)
+    best = _best_of(state.best, x, tl.where(counts, _loss(f, g, goal), INF), f, g)
+    turn = state.next.turn + 1
+    more = (turn * POINTS < GRID_POINTS) & (turn * POINTS * GRID_STEP <= goal.limit)
+    phase = tl.where(more, GRID, DONE).to(tl.float32)
+    zero = tl.full((), 0.0, tl.float32)
+    following = Next(phase, turn, turn * POINTS * GRID_STEP, zero, zero, state.next.step)
+    return State(state.top, state.centre, state.tame, state.trust, goal, best, following)
 
 
 @triton.jit
-def search(line, reach, a, b, limit, BLOCK: tl.constexpr):
-    """The `Best` of the smallest L on [0, limit]."""
-    zero = tl.full((), 0.0, tl.float32)
-    best, goal = Best(zero, (a * a + b * b) * (1 - MARGIN), zero, zero), Goal(a, b, zero, zero)
-    bracket = Bracket(zero, zero, zero)
-    tame = limit * reach <= TAME
+def after_sweep(state, value, mean, spread):
+    """The search after a sweep, of which these are A, A' and A''."""
     index = tl.arange(0, 16)
-    low, high = zero, limit
-    level, polish = 0, tl.full((), 0, tl.int32)
-    going = ((limit > 0) & (best.loss >= ABSOLUTE)).to(tl.int32)
-    while going:
-        step = (high - low) / CELLS
-        value, mean, spread = points(line, low, step, tame, BLOCK)
-        goal = _started(goal, level == 0, value, mean)
-        x = low + step * index.to(tl.float32)
-        value -= goal.start
-        f, g = _divergences(x, value, mean, goal)
-        best = _best_of(best, x, tl.where(index < POINTS, _loss(f, g, goal), INF), f, g)
-        left = Ends(value, mean, spread, f, g)
-        right = _following(left)
-        alive = (index < CELLS) & _may_hold_less(left, right, best, goal)
-        worst = tl.max(tl.where(alive, _roughness(left, right, x, step, goal), 0.0), 0)
-        cell, bent = _lowest(_interpolated(left, right, x, step, alive, goal))
+    goal = _goal(state, value, mean)
+    low, step, level = state.next.at, state.next.step, state.next.turn
+    x = low + step * index.to(tl.float32)
+    value -= goal.start
+    f, g = _divergences(x, value, mean, goal)
+    best = _best_of(state.best, x, tl.where(index < POINTS, _loss(f, g, goal), INF), f, g)
+    left = Ends(value, mean, spread, f, g)
+    right = _following(left)
+    alive = (index < CELLS) & _may_hold_less(left, right, best, goal)
+    worst = tl.max(tl.where(alive, _roughness(left, right, x, step, goal), 0.0), 0)
+    cell, bent = _lowest(_interpolated(left, right, x, step, alive, goal))
 
-        some = tl.max(alive.to(tl.int32), 0)
-        polish = some & ((worst <= ROUGH) | (level == LEVELS - 1)).to(tl.int32)
-        bracket = Bracket(
-            low + step * (cell + bent / MESH),
-            low + step * tl.maximum(cell - 1, 0),
-            low + step * tl.minimum(cell + 2, CELLS),
-        )
-        going = some & (1 - polish)
-        first = tl.min(tl.where(alive, index, CELLS), 0)
-        last = tl.max(tl.where(alive, index, 0), 0)
-        wide = last + 1 - first > CELLS // 2
-        first = tl.where(wide, tl.maximum(cell - 1, 0), first)
-        last = tl.where(wide, tl.minimum(cell + 1, CELLS - 1), last)
-        low, high = low + step * first, low + step * (last + 1)
-        level += 1
-    return _newton(line, tame, goal, bracket, best, polish, BLOCK)
+    some = tl.max(alive.to(tl.int32), 0) > 0
+    settled = (worst <= ROUGH) | (level == LEVELS - 1)
+    first = tl.min(tl.where(alive, index, CELLS), 0)
+    last = tl.max(tl.where(alive, index, 0), 0)
+    wide = last + 1 - first > CELLS // 2
+    first = tl.where(wide, tl.maximum(cell - 1, 0), first)
+    last = tl.where(wide, tl.minimum(cell + 1, CELLS - 1), last)
+    phase = tl.where(some, tl.where(settled, NEWTON, SWEEP), DONE).to(tl.float32)
+    following = Next(
+        phase,
+        tl.where(settled, 0.0, level + 1),
+        tl.where(settled, low + step * (cell + bent / MESH), low + step * first),
+        low + step * tl.maximum(cell - 1, 0),
+        low + step * tl.minimum(cell + 2, CELLS),
+        step * (last + 1 - first) / CELLS,
+    )
+    return State(state.top, state.centre, state.tame, state.trust, goal, best, following)
+
+
+@triton.jit
+def after_points(state, value, mean, spread):
+    """The search after the points that it wanted, of which these are A, A' and A''."""
+    if state.next.phase == GRID:
+        return after_grid(state, value, mean)
+    else:  # noqa: RET505  (Triton returns from both branches of an `if`, or from none)
+        return after_sweep(state, value, mean, spread)
 
 
 @triton.jit
@@ -223,41 +232,43 @@ def _lowest(mesh):
 
 
 @triton.jit
-def _newton(line, tame, goal, bracket, best, polish, BLOCK: tl.constexpr):
-    """The `Best` of the minimum of L in the bracket, where `polish` is 1; never worse than `best`."""
-    x, low, high = bracket.guess, bracket.low, bracket.high
-    turns = 0
-    while polish & (turns < NEWTON_STEPS):
-        shift = tl.full((), 0.0, tl.float32)
-        if not tame:
-            shift = highest(line, x, BLOCK)
-        m0, m1, m2, m3 = moments(line, x, shift, BLOCK)
-        mean, square, cube = m1 / m0, m2 / m0, m3 / m0
-        gain = tl.log(m0) + shift - goal.start
-        spread = tl.maximum(square - mean * mean, 0.0)
-        skew = cube - 3 * mean * square + 2 * mean * mean * mean
-        f, g = _divergences(x, gain, mean, goal)
-        loss = _loss(f, g, goal)
-        best = _better(best, x, loss, f, g)
-        slope_f, slope_g = x * spread, mean - goal.mean
-        slope = (f - goal.a) * slope_f + (g - goal.b) * slope_g
-        steady = slope_f * slope_f + slope_g * slope_g
-        bend = steady + (f - goal.a) * (spread + x * skew) + (g - goal.b) * spread
-        bend = tl.where(bend < 0.1 * steady, steady, bend)
-        high, low = tl.where(slope > 0, x, high), tl.where(slope > 0, low, x)
-        wanted = x - slope / tl.where(bend > 0, bend, 1.0)
-        inside = (wanted >= low) & (wanted <= high) & (bend > 0)
-        at_end = (wanted > high) & (high - x < 1e-9 + 1e-7 * x)
-        then = tl.where(inside, wanted, tl.where(at_end, high, 0.5 * (low + high)))
-        step = then - x
-        error = step * step * tl.maximum(tl.sqrt(spread), tl.abs(skew) / (spread + 1e-30))
-        # Without a bend nothing is known of the error: at 0, where L is always level, or where f and g are saturated.
-        settled = (bend > 0) & (bend * error * error <= RELATIVE * loss + 1e-9)
-        # The last step needs no evaluation: A is known there by its Taylor series.
-        gain += step * (mean + step * (spread / 2 + step * skew / 6))
-        f, g = _divergences(then, gain, mean + step * (spread + step * skew / 2), goal)
-        best = _better(best, then, tl.where(settled, _loss(f, g, goal), INF), f, g)
-        polish = polish & (settled == 0).to(tl.int32)
-        x = then
-        turns += 1
-    return best
+def after_newton(state, m0, m1, m2, m3, shift):
+    """The search after the moments, times exp(-shift), at the weight where Newton was; never worse than before."""
+    goal, best, x = state.goal, state.best, state.next.at
+    low, high = state.next.low, state.next.high
+    mean, square, cube = m1 / m0, m2 / m0, m3 / m0
+    gain = tl.log(m0) + shift - goal.start
+    spread = tl.maximum(square - mean * mean, 0.0)
+    skew = cube - 3 * mean * square + 2 * mean * mean * mean
+    f, g = _divergences(x, gain, mean, goal)
+    loss = _loss(f, g, goal)
+    best = _better(best, x, loss, f, g)
+    slope_f, slope_g = x * spread, mean - goal.mean
+    slope = (f - goal.a) * slope_f + (g - goal.b) * slope_g
+    steady = slope_f * slope_f + slope_g * slope_g
+    bend = steady + (f - goal.a) * (spread + x * skew) + (g - goal.b) * spread
+    bend = tl.where(bend < 0.1 * steady, steady, bend)
+    high, low = tl.where(slope > 0, x, high), tl.where(slope > 0, low, x)
+    wanted = x - slope / tl.where(bend > 0, bend, 1.0)
+    inside = (wanted >= low) & (wanted <= high) & (bend > 0)
+    at_end = (wanted > high) & (high - x < 1e-9 + 1e-7 * x)
+    then = tl.where(inside, wanted, tl.where(at_end, high, 0.5 * (low + high)))
+    step = then - x
+    error = step * step * tl.maximum(tl.sqrt(spread), tl.abs(skew) / (spread + 1e-30))
+    # Without a bend nothing is known of the error: at 0, where L is always level, or where f and g are saturated.
+    settled = (bend > 0) & (bend * error * error <= RELATIVE * loss + 1e-9)
+    # The last step needs no evaluation: A is known there by its Taylor series.
+    gain += step * (mean + step * (spread / 2 + step * skew / 6))
+    f, g = _divergences(then, gain, mean + step * (spread + step * skew / 2), goal)
+    best = _better(best, then, tl.where(settled, _loss(f, g, goal), INF), f, g)
+    turn = state.next.turn + 1
+    phase = tl.where(settled | (turn == NEWTON_STEPS), DONE, NEWTON).to(tl.float32)
+    return State(
+        state.top,
+        state.centre,
+        state.tame,
+        state.trust,
+        goal,
+        best,
+        Next(phase, turn, then, low, high, state.next.step),
+    )

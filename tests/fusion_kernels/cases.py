@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fusion_kernels import Fused, Weighting, fuse_logits, reference
@@ -34,6 +33,11 @@ class Case:
             name: getattr(self, name).to(device) for name in ("large", "base", "kind", "use", "alpha", "alpha_max")
         }
         return Case(experts=experts, **moved)
+
+    def row_alone(self, i: int) -> "Case":
+        rows = slice(i, i + 1)
+        settings = {name: getattr(self, name)[rows] for name in ("kind", "use", "alpha", "alpha_max")}
+        return Case(self.large[rows], self.base[rows], [expert[rows] for expert in self.experts], **settings)
 
     def common(self) -> int:
         return min(member.shape[1] for member in [self.large, self.base, *self.experts])
@@ -88,23 +92,6 @@ def make(
         torch.rand(rows, number, generator=generator) < 0.7,
         torch.rand(rows, number, generator=generator) * 3 - 1,
         alpha_max,
-    )
-
-
-def cases(max_vocabulary: int = 300, max_rows: int = 6, max_experts: int = 4) -> st.SearchStrategy[Case]:
-    """Cases over shapes, dtypes, vocabularies of unequal length, masks, and logits from tiny to 1e4."""
-    return st.builds(
-        make,
-        seed=st.integers(0, 2**31),
-        rows=st.integers(1, max_rows),
-        vocabulary=st.one_of(st.integers(2, 8), st.integers(9, max_vocabulary)),
-        number=st.integers(1, max_experts),
-        scale=st.sampled_from([0.1, 1.0, 3.0, 10.0]),
-        spread=st.sampled_from([0.0, 1e-3, 0.1, 1.0, 3.0, 10.0]),
-        kinds=st.permutations(KINDS).map(tuple),
-        dtype=st.sampled_from(DTYPES),
-        paddings=st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple),
-        masked=st.sampled_from([0.0, 0.0, 0.2, 0.9]),
     )
 
 

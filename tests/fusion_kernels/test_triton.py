@@ -13,7 +13,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 
 from fusion_kernels import Weighting
-from tests.fusion_kernels.cases import Case, cases, judge, make
+from fusion_kernels.triton import launch
+from tests.fusion_kernels.cases import KINDS, Case, judge, make
+from tests.fusion_kernels.strategies import cases
 
 NATIVE = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -21,12 +23,30 @@ DEVICE = "cuda" if NATIVE else "cpu"
 runs = pytest.mark.skipif(not NATIVE and not INTERPRETED, reason="runs in the process of test_under_the_interpreter")
 
 
-@pytest.mark.skipif(NATIVE or INTERPRETED, reason="the tests below run in this process")
-def test_under_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+def interpret(marked: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.skipif(NATIVE or INTERPRETED, reason="the tests below run in this process")
+def test_under_the_interpreter() -> None:
+    interpret("not long")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(NATIVE or INTERPRETED, reason="the tests below run in this process")
+def test_long_ones_under_the_interpreter() -> None:
+    interpret("long")
+
+
+@pytest.fixture
+def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a few hundred ids have many chunks, with whole blocks and with rests."""
+    monkeypatch.setattr(launch, "CHUNK_IDS", 64)
+    monkeypatch.setattr(launch, "BLOCK_IDS", 32)
+    monkeypatch.setattr(launch, "WIDE_IDS", 64)
 
 
 @runs
@@ -42,6 +62,41 @@ def test_keeps_its_promises(case: Case) -> None:
 @pytest.mark.parametrize("number", [1, 8])
 def test_mixed_rows_over_several_blocks(number: int) -> None:
     judge(make(number, rows=5, vocabulary=5003, number=number, paddings=(0, 5, 2), masked=0.1), "triton", DEVICE)
+
+
+@runs
+@pytest.mark.usefixtures("short_chunks")
+@pytest.mark.parametrize(
+    ("seed", "shape"),
+    [
+        (1, {"vocabulary": 200, "number": 2, "paddings": (0, 150, 3, 90)}),
+        (2, {"vocabulary": 256, "number": 1, "dtype": torch.bfloat16}),
+        (3, {"vocabulary": 150, "number": 2, "masked": 0.9, "scale": 10.0}),
+        (4, {"vocabulary": 150, "number": 1, "spread": 10.0, "scale": 10.0}),
+    ],
+)
+def test_rows_of_many_chunks(seed: int, shape: dict[str, object]) -> None:
+    judge(make(seed, rows=len(KINDS), **shape), "triton", DEVICE)  # type: ignore[arg-type]
+
+
+@runs
+@pytest.mark.usefixtures("short_chunks")
+def test_chunks_without_any_token_of_a_member() -> None:
+    case = make(9, rows=len(KINDS), vocabulary=200, number=2)
+    case.use[:] = True
+    case.large[:, :64] = case.base[:, 64:128] = -torch.inf
+    case.experts[0][:, 128:] = case.experts[1][:, :70] = -torch.inf
+    judge(case, "triton", DEVICE)
+
+
+@runs
+@pytest.mark.usefixtures("short_chunks")
+def test_a_row_is_the_same_whatever_is_beside_it() -> None:
+    case = make(6, rows=len(KINDS), vocabulary=180, number=2, spread=3.0)
+    together = case.to(DEVICE).fuse("triton")
+    for i in range(len(KINDS)):
+        for one, many in zip(case.row_alone(i).to(DEVICE).fuse("triton"), together, strict=True):
+            assert torch.equal(one[0], many[i])
 
 
 @runs
@@ -61,10 +116,13 @@ def test_huge_logits() -> None:
 
 
 @runs
-@pytest.mark.skipif(not NATIVE, reason="needs a GPU")
+@pytest.mark.long
 @pytest.mark.parametrize("vocabulary", [32_000, 50_257, 152_064, 262_144])
-def test_large_vocabularies(vocabulary: int) -> None:
-    judge(make(1, rows=10, vocabulary=vocabulary, number=2, dtype=torch.bfloat16), "triton", DEVICE)
+@pytest.mark.parametrize("number", [1, 2, 8])
+def test_large_vocabularies(vocabulary: int, number: int) -> None:
+    rows = len(KINDS) if NATIVE or number == 1 else 1
+    case = make(1, rows=rows, vocabulary=vocabulary, number=number, dtype=torch.bfloat16, kinds=KINDS[2:] + KINDS[:2])
+    judge(case, "triton", DEVICE)
 
 
 @runs

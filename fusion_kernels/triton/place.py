@@ -1,0 +1,74 @@
+"""Where a program is, what its row asks for, and where the row's logits are."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# ruff: noqa: N803  (Triton writes compile-time arguments in capitals)
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from fusion_kernels.weighting import Weighting
+
+NONE = tl.constexpr(int(Weighting.NONE))
+STATIC = tl.constexpr(int(Weighting.STATIC))
+KL_GRID = tl.constexpr(int(Weighting.KL_GRID))
+KL_SAFE = tl.constexpr(int(Weighting.KL_SAFE))
+ALONE = tl.constexpr(int(Weighting.ALONE))
+
+
+class Place(NamedTuple):
+    """Where a program is, and what its row asks for."""
+
+    index: Any  # of the row, int64
+    chunk: Any
+    used: Any  # [COLUMNS] int32: 1 where the row uses an expert
+    weighting: Any
+    limit: Any  # the largest weight
+
+
+class Members(NamedTuple):
+    """A row of each member."""
+
+    large: Any
+    base: Any
+    experts: Any  # COLUMNS pointers; those past T are never read
+
+
+@triton.jit
+def place_of(kind, use, alpha_max, number, chunks, COLUMNS: tl.constexpr):
+    """The `Place` of a program whose first number counts rows and chunks."""
+    index = (tl.program_id(0) // chunks).to(tl.int64)
+    columns = tl.arange(0, COLUMNS)
+    used = tl.load(use + index * number + columns, mask=columns < number, other=0).to(tl.int32)
+    limit = tl.maximum(tl.load(alpha_max + index), 0.0)
+    return Place(index, tl.program_id(0) % chunks, used, tl.load(kind + index), limit)
+
+
+@triton.jit
+def at_row(member, index, stride, ALIGNED: tl.constexpr):
+    """The row of a matrix."""
+    row = member + index * stride
+    if ALIGNED:
+        row = tl.multiple_of(row, 16)
+    return row
+
+
+@triton.jit
+def members_at(large, base, experts, large_stride, base_stride, strides, index, ALIGNED: tl.constexpr):
+    """The `Members` at a row."""
+    rows = ()
+    for t in tl.static_range(len(experts)):
+        rows = rows + (at_row(experts[t], index, strides[t], ALIGNED),)  # noqa: RUF005
+    return Members(at_row(large, index, large_stride, ALIGNED), at_row(base, index, base_stride, ALIGNED), rows)
+
+
+@triton.jit
+def expert_at(members, t, ALIGNED: tl.constexpr):
+    """The row of expert t, chosen at run time: unrolled over the experts, the kernel would be as many times as long."""
+    address = members.experts[0].to(tl.int64)
+    for i in tl.static_range(1, len(members.experts)):
+        address = tl.where(t == i, members.experts[i].to(tl.int64), address)
+    row = address.to(tl.pointer_type(members.experts[0].dtype.element_ty))
+    if ALIGNED:
+        row = tl.multiple_of(row, 16)
+    return row

@@ -1,0 +1,154 @@
+"""The last kernel: the weights, the fused logits, and how far they moved."""
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# ruff: noqa: N803  (Triton writes compile-time arguments in capitals)
+
+import triton
+import triton.language as tl
+
+from fusion_kernels.triton import merging, moving, sums
+from fusion_kernels.triton.place import (
+    ALONE,
+    KL_SAFE,
+    NONE,
+    STATIC,
+    at_row,
+    expert_at,
+    members_at,
+    place_of,
+)
+from fusion_kernels.triton.state import STATE, load_best, load_trust
+from fusion_kernels.triton.sums import INF, at
+
+
+@triton.jit
+def _weights(place, states, alpha, weighting, number, COLUMNS: tl.constexpr):
+    """[COLUMNS] weights of a row, and f and g where its one search knows them."""
+    columns, zero = tl.arange(0, COLUMNS), tl.full((), 0.0, tl.float32)
+    weights, f, g, least = tl.zeros([COLUMNS], tl.float32), zero, zero, zero + INF
+    if weighting == STATIC:
+        mask = (columns < number) & (place.used > 0)
+        weights = tl.load(alpha + place.index * number + columns, mask=mask, other=0.0)
+    elif weighting != NONE:
+        for t in tl.range(0, number):
+            if at(place.used, t) > 0:
+                state = states + (place.index * number + t) * STATE
+                best = load_best(state)
+                if weighting == KL_SAFE:
+                    weights = tl.where(columns == t, best.x * load_trust(state), weights)
+                elif best.loss < least:
+                    least = best.loss
+                    weights = tl.where(columns == t, best.x, 0.0)
+                    f, g = best.f, best.g
+    return weights, f, g
+
+
+@triton.jit
+def _fused(members, weights, ids, common, end, MASKED: tl.constexpr):
+    """large + sum_t alpha_t delta_t at `ids`."""
+    fused = sums.load(members.large, ids, end, MASKED)
+    for t in tl.static_range(len(members.experts)):
+        if weights[t] != 0:
+            base = sums.load(members.base, ids, common, MASKED)
+            delta = sums.delta_of(base, sums.load(members.experts[t], ids, common, MASKED))
+            fused = tl.fma(delta, weights[t], fused)
+    return fused
+
+
+@triton.jit
+def _write(out, members, weights, first, common, end, BLOCK: tl.constexpr):
+    """Write a chunk's fused logits; return the largest of them among the common ids."""
+    top = tl.full([BLOCK], -INF, tl.float32)
+    middle = sums.whole_blocks(first, tl.minimum(common, end), BLOCK)
+    for start in tl.range(first, middle, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        fused = _fused(members, weights, ids, common, end, False)
+        tl.store(out + ids, fused)
+        top = tl.maximum(top, fused)
+    for start in tl.range(middle, end, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        fused = _fused(members, weights, ids, common, end, True)
+        tl.store(out + ids, fused, mask=ids < end)
+        top = tl.maximum(top, tl.where(ids < common, fused, -INF))
+    return tl.max(top, 0)
+
+
+@triton.jit
+def _copy(out, expert, first, length, end, BLOCK: tl.constexpr):
+    """Write a chunk of an expert's own logits, -inf past its length."""
+    for start in tl.range(first, end, BLOCK):
+        ids = start + tl.arange(0, BLOCK)
+        tl.store(out + ids, sums.load(expert, ids, length, True), mask=ids < end)
+
+
+@triton.jit
+def write_kernel(
+    logits,  # [B, V] float32, out
+    out_alpha,  # [B, T] float32, out
+    kl_fused,  # [B, 2] float32, out
+    lines,  # as in `scan_kernel`
+    states,
+    notes,
+    counters,
+    large,
+    base,
+    experts,
+    large_stride,
+    base_stride,
+    strides,
+    lengths,
+    kind,
+    use,
+    alpha,  # [B, T] float32
+    alpha_max,
+    number,
+    vocabulary,
+    common,
+    chunks,
+    COLUMNS: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    ALIGNED_OUT: tl.constexpr,  # the same of `logits`
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WIDE: tl.constexpr,
+    SPLITS: tl.constexpr,
+):
+    """Programs (row and chunk): write the fused logits, and how far they moved."""
+    place = place_of(kind, use, alpha_max, number, chunks, COLUMNS)
+    index, columns = place.index, tl.arange(0, COLUMNS)
+    weighting, top = tl.load(notes + 2 * index), tl.load(notes + 2 * index + 1)
+    members = members_at(large, base, experts, large_stride, base_stride, strides, index, ALIGNED)
+    out = at_row(logits, index, vocabulary, ALIGNED_OUT)
+    first = place.chunk * CHUNK
+    end, kl_fused = tl.minimum(first + CHUNK, vocabulary), kl_fused + 2 * index
+    cells, one = out_alpha + index * number + columns, place.chunk == 0
+    if weighting == ALONE:
+        t = tl.argmax(place.used, 0)
+        length = vocabulary
+        for i in tl.static_range(COLUMNS):
+            length = tl.where(t == i, lengths[i], length)
+        _copy(out, expert_at(members, t, ALIGNED), first, length, end, BLOCK)
+        if one:
+            tl.store(cells, tl.where(columns == t, 1.0, 0.0), mask=columns < number)
+            tl.store(kl_fused, 0.0)
+            tl.store(kl_fused + 1, 0.0)
+    else:
+        weights, f, g = _weights(place, states, alpha, weighting, number, COLUMNS)
+        if one:
+            tl.store(cells, weights, mask=columns < number)
+        each = ()
+        for t in tl.static_range(COLUMNS):
+            each = each + (at(weights, t),)  # noqa: RUF005
+        fused_top = _write(out, members, each, first, common, end, WIDE)
+        # One search knows how far it goes; fixed weights, and those of several searches, have to be measured.
+        if ((weighting == STATIC) | (weighting == KL_SAFE)) & (top > -INF):
+            lines += index * number * chunks * merging.WIDTH
+            tl.debug_barrier()
+            move = moving.move_of(out, members.large, first, tl.minimum(end, common), top, fused_top, BLOCK)
+            moving.write_move(lines + place.chunk * merging.WIDTH, move)
+            if merging.arrive(counters + index * (1 + number), chunks):
+                f, g = moving.merge_move(lines, chunks, SPLITS)
+                tl.store(kl_fused, f)
+                tl.store(kl_fused + 1, g)
+        elif one:
+            tl.store(kl_fused, f)
+            tl.store(kl_fused + 1, g)

@@ -1,0 +1,22 @@
+"""Random cases, for hypothesis to draw."""
+
+from hypothesis import strategies as st
+
+from tests.fusion_kernels.cases import DTYPES, KINDS, Case, make
+
+
+def cases(max_vocabulary: int = 300, max_rows: int = 6, max_experts: int = 4) -> st.SearchStrategy[Case]:
+    """Cases over shapes, dtypes, vocabularies of unequal length, masks, and logits from tiny to 1e4."""
+    return st.builds(
+        make,
+        seed=st.integers(0, 2**31),
+        rows=st.integers(1, max_rows),
+        vocabulary=st.one_of(st.integers(2, 8), st.integers(9, max_vocabulary)),
+        number=st.integers(1, max_experts),
+        scale=st.sampled_from([0.1, 1.0, 3.0, 10.0]),
+        spread=st.sampled_from([0.0, 1e-3, 0.1, 1.0, 3.0, 10.0]),
+        kinds=st.permutations(KINDS).map(tuple),
+        dtype=st.sampled_from(DTYPES),
+        paddings=st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple),
+        masked=st.sampled_from([0.0, 0.0, 0.2, 0.9]),
+    )
