@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from fusion_kernels.triton import merging, search, sums
-from fusion_kernels.triton.place import ALONE, NONE, STATIC, expert_at, members_at, place_of
+from fusion_kernels.triton.place import ALONE, ANY_SIZE, NONE, STATIC, expert_at, members_at, place_of
 from fusion_kernels.triton.state import DONE, NEWTON, STATE, load_state, store_state
 from fusion_kernels.triton.sums import Line, at
 
@@ -18,7 +18,7 @@ def _is_searching(place, notes, t):
     return searching & (at(place.used, t) > 0)
 
 
-@triton.jit
+@triton.jit(**ANY_SIZE)
 def advance_kernel(
     lines,  # as in `scan_kernel`
     states,
@@ -73,7 +73,7 @@ def advance_kernel(
                 store_state(states, state)
 
 
-@triton.jit
+@triton.jit(**ANY_SIZE)
 def finish_kernel(
     states,  # as in `scan_kernel`
     notes,

@@ -15,6 +15,16 @@ KL_GRID = tl.constexpr(int(Weighting.KL_GRID))
 KL_SAFE = tl.constexpr(int(Weighting.KL_SAFE))
 ALONE = tl.constexpr(int(Weighting.ALONE))
 
+# A kernel is compiled once for all sizes and places of its arguments: what it may take for granted of them, wide loads
+# for instance, is in its compile-time arguments.
+ANY_SIZE = {
+    "do_not_specialize": [
+        *("number", "vocabulary", "common", "chunks"),
+        *("large_stride", "base_stride", "strides", "lengths"),
+    ],
+    "do_not_specialize_on_alignment": ["large", "base", "experts", "kind", "use", "alpha", "alpha_max"],
+}
+
 
 class Place(NamedTuple):
     """Where a program is, and what its row asks for."""
@@ -72,3 +82,19 @@ def expert_at(members, t, ALIGNED: tl.constexpr):
     if ALIGNED:
         row = tl.multiple_of(row, 16)
     return row
+
+
+@triton.jit
+def length_of(lengths, t):
+    """V_t, chosen at run time."""
+    length = lengths[0]
+    for i in tl.static_range(1, len(lengths)):
+        length = tl.where(t == i, lengths[i], length)
+    return length
+
+
+@triton.jit
+def store_pair(place, one, other):
+    """Write two numbers."""
+    tl.store(place, one)
+    tl.store(place + 1, other)

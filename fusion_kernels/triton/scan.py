@@ -8,7 +8,19 @@ import triton.language as tl
 from fusion_kernels.batch import BASE as BASE_NUMBER
 from fusion_kernels.batch import FIRST_EXPERT as FIRST_EXPERT_NUMBER
 from fusion_kernels.triton import merging, search, sums
-from fusion_kernels.triton.place import ALONE, KL_GRID, KL_SAFE, NONE, STATIC, expert_at, members_at, place_of
+from fusion_kernels.triton.place import (
+    ALONE,
+    ANY_SIZE,
+    KL_GRID,
+    KL_SAFE,
+    NONE,
+    STATIC,
+    expert_at,
+    length_of,
+    members_at,
+    place_of,
+    store_pair,
+)
 from fusion_kernels.triton.state import DONE, STATE, store_state
 from fusion_kernels.triton.sums import BASE, INF, LARGE, Line, at
 
@@ -47,7 +59,7 @@ def _look(
 
 
 @triton.jit
-def _begin(place, lines, states, notes, kl_target, number, chunks, COLUMNS: tl.constexpr, SPLITS: tl.constexpr):
+def _begin(place, lines, states, notes, kl_target, number, chunks, SPLITS: tl.constexpr):
     """From all chunks' first looks: the row's targets, and the `State` of each search. Return the broken member."""
     count = tl.sum(place.used, 0)
     zero = tl.full((), 0.0, tl.float32)
@@ -63,10 +75,8 @@ def _begin(place, lines, states, notes, kl_target, number, chunks, COLUMNS: tl.c
             found = tl.where(facts.broken & BASE > 0, BROKEN_BASE, tl.where(facts.broken > 0, t + BROKEN_EXPERT, 0))
             bad = tl.where(bad == 0, found, bad)
     whole = (bad == 0) & (bad_large == 0)
-    tl.store(notes, tl.where(whole, place.weighting, NONE).to(tl.float32))
-    tl.store(notes + 1, top)
-    tl.store(kl_target, tl.where(whole, a, 0.0))
-    tl.store(kl_target + 1, tl.where(whole, b, 0.0))
+    store_pair(notes, tl.where(whole, place.weighting, NONE).to(tl.float32), top)
+    store_pair(kl_target, tl.where(whole, a, 0.0), tl.where(whole, b, 0.0))
     if whole & (place.weighting != STATIC):
         for t in tl.range(0, number):
             if at(place.used, t) > 0:
@@ -93,7 +103,7 @@ def _begin_search(place, lines, a, b, chunks, SPLITS: tl.constexpr):
     return state
 
 
-@triton.jit
+@triton.jit(**ANY_SIZE)
 def scan_kernel(
     lines,  # [B, T, chunks, WIDTH] float32, scratch
     states,  # [B, T, STATE] float32, out
@@ -131,18 +141,14 @@ def scan_kernel(
     lines += index * number * chunks * merging.WIDTH
     if (place.weighting == NONE) | (count == 0):
         if (place.chunk == 0) & (t == 0):
-            tl.store(notes, 0.0 + NONE)
-            tl.store(kl_target, 0.0)
-            tl.store(kl_target + 1, 0.0)
+            store_pair(notes, 0.0 + NONE, 0.0)
+            store_pair(kl_target, 0.0, 0.0)
             tl.store(broken_member + index, 0)
     elif (at(place.used, t) > 0) & ((alone == 0) | (t == first)):
         members = members_at(large, base, experts, large_stride, base_stride, strides, index, ALIGNED)
         expert, mine = expert_at(members, t, ALIGNED), lines + (t * chunks + place.chunk) * merging.WIDTH
         if alone:
-            length = vocabulary
-            for i in tl.static_range(COLUMNS):
-                length = tl.where(first == i, tl.minimum(lengths[i], vocabulary), length)
-            begin = place.chunk * CHUNK
+            begin, length = place.chunk * CHUNK, tl.minimum(length_of(lengths, t), vocabulary)
             flag = sums.broken(expert, begin, tl.minimum(begin + CHUNK, length), BLOCK)
             tl.store(mine + merging.TOPS + 5, flag.to(tl.float32))
         else:
@@ -150,11 +156,10 @@ def scan_kernel(
         if merging.arrive(counters + index * (1 + number), chunks * tl.where(alone, 1, count)):
             if alone:
                 sound = merging.is_sound(lines + t * chunks * merging.WIDTH, chunks, SPLITS)
-                tl.store(notes, tl.where(sound, ALONE, NONE).to(tl.float32))
-                tl.store(kl_target, 0.0)
-                tl.store(kl_target + 1, 0.0)
+                store_pair(notes, tl.where(sound, ALONE, NONE).to(tl.float32), 0.0)
+                store_pair(kl_target, 0.0, 0.0)
                 tl.store(broken_member + index, tl.where(sound, 0, first + BROKEN_EXPERT).to(tl.int8))
             else:
                 states += index * number * STATE
-                bad = _begin(place, lines, states, notes, kl_target, number, chunks, COLUMNS, SPLITS)
+                bad = _begin(place, lines, states, notes, kl_target, number, chunks, SPLITS)
                 tl.store(broken_member + index, bad.to(tl.int8))

@@ -8,13 +8,16 @@ import triton.language as tl
 from fusion_kernels.triton import merging, moving, sums
 from fusion_kernels.triton.place import (
     ALONE,
+    ANY_SIZE,
     KL_SAFE,
     NONE,
     STATIC,
     at_row,
     expert_at,
+    length_of,
     members_at,
     place_of,
+    store_pair,
 )
 from fusion_kernels.triton.state import STATE, load_best, load_trust
 from fusion_kernels.triton.sums import INF, at
@@ -57,16 +60,19 @@ def _fused(members, weights, ids, common, end, MASKED: tl.constexpr):
 @triton.jit
 def _write(out, members, weights, first, common, end, BLOCK: tl.constexpr):
     """Write a chunk's fused logits; return the largest of them among the common ids."""
+    each = ()
+    for t in tl.static_range(len(members.experts)):
+        each = each + (at(weights, t),)  # noqa: RUF005
     top = tl.full([BLOCK], -INF, tl.float32)
     middle = sums.whole_blocks(first, tl.minimum(common, end), BLOCK)
     for start in tl.range(first, middle, BLOCK):
         ids = start + tl.arange(0, BLOCK)
-        fused = _fused(members, weights, ids, common, end, False)
+        fused = _fused(members, each, ids, common, end, False)
         tl.store(out + ids, fused)
         top = tl.maximum(top, fused)
     for start in tl.range(middle, end, BLOCK):
         ids = start + tl.arange(0, BLOCK)
-        fused = _fused(members, weights, ids, common, end, True)
+        fused = _fused(members, each, ids, common, end, True)
         tl.store(out + ids, fused, mask=ids < end)
         top = tl.maximum(top, tl.where(ids < common, fused, -INF))
     return tl.max(top, 0)
@@ -81,6 +87,19 @@ def _copy(out, expert, first, length, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _measure(lines, counter, out, large, first, stop, tops, chunk, chunks, BLOCK: tl.constexpr, SPLITS: tl.constexpr):
+    """(f, g, whether they are known): by the last program of a row, from what all of them wrote."""
+    tl.debug_barrier()
+    move = moving.move_of(out, large, first, stop, tops[0], tops[1], BLOCK)
+    moving.write_move(lines + chunk * merging.WIDTH, move)
+    known = merging.arrive(counter, chunks)
+    f, g = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
+    if known:
+        f, g = moving.merge_move(lines, chunks, SPLITS)
+    return f, g, known
+
+
+@triton.jit(**ANY_SIZE)
 def write_kernel(
     logits,  # [B, V] float32, out
     out_alpha,  # [B, T] float32, out
@@ -123,32 +142,22 @@ def write_kernel(
     cells, one = out_alpha + index * number + columns, place.chunk == 0
     if weighting == ALONE:
         t = tl.argmax(place.used, 0)
-        length = vocabulary
-        for i in tl.static_range(COLUMNS):
-            length = tl.where(t == i, lengths[i], length)
-        _copy(out, expert_at(members, t, ALIGNED), first, length, end, BLOCK)
+        _copy(out, expert_at(members, t, ALIGNED), first, length_of(lengths, t), end, BLOCK)
         if one:
             tl.store(cells, tl.where(columns == t, 1.0, 0.0), mask=columns < number)
-            tl.store(kl_fused, 0.0)
-            tl.store(kl_fused + 1, 0.0)
+            store_pair(kl_fused, 0.0, 0.0)
     else:
         weights, f, g = _weights(place, states, alpha, weighting, number, COLUMNS)
         if one:
             tl.store(cells, weights, mask=columns < number)
-        each = ()
-        for t in tl.static_range(COLUMNS):
-            each = each + (at(weights, t),)  # noqa: RUF005
-        fused_top = _write(out, members, each, first, common, end, WIDE)
+        fused_top = _write(out, members, weights, first, common, end, WIDE)
         # One search knows how far it goes; fixed weights, and those of several searches, have to be measured.
+        known = one
         if ((weighting == STATIC) | (weighting == KL_SAFE)) & (top > -INF):
-            lines += index * number * chunks * merging.WIDTH
-            tl.debug_barrier()
-            move = moving.move_of(out, members.large, first, tl.minimum(end, common), top, fused_top, BLOCK)
-            moving.write_move(lines + place.chunk * merging.WIDTH, move)
-            if merging.arrive(counters + index * (1 + number), chunks):
-                f, g = moving.merge_move(lines, chunks, SPLITS)
-                tl.store(kl_fused, f)
-                tl.store(kl_fused + 1, g)
-        elif one:
-            tl.store(kl_fused, f)
-            tl.store(kl_fused + 1, g)
+            mine, counter = lines + index * number * chunks * merging.WIDTH, counters + index * (1 + number)
+            stop, tops = tl.minimum(end, common), (top, fused_top)
+            f, g, known = _measure(
+                mine, counter, out, members.large, first, stop, tops, place.chunk, chunks, BLOCK, SPLITS
+            )
+        if known:
+            store_pair(kl_fused, f, g)
