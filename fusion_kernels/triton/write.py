@@ -87,10 +87,15 @@ def _copy(out, expert, first, length, end, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _measure(lines, counter, out, large, first, stop, tops, chunk, chunks, BLOCK: tl.constexpr, SPLITS: tl.constexpr):
-    """(f, g, whether they are known): by the last program of a row, from what all of them wrote."""
+def _measure(out, large, first, stop, top, fused_top, BLOCK: tl.constexpr):
+    """The `Move` of a chunk that was just written."""
     tl.debug_barrier()
-    move = moving.move_of(out, large, first, stop, tops[0], tops[1], BLOCK)
+    return moving.move_of(out, large, first, stop, top, fused_top, BLOCK)
+
+
+@triton.jit
+def _conclude(move, lines, chunk, counter, chunks, SPLITS: tl.constexpr):
+    """(f, g, whether they are known): the last program of a row knows them, from what all of them found."""
     moving.write_move(lines + chunk * merging.WIDTH, move)
     known = merging.arrive(counter, chunks)
     f, g = tl.full((), 0.0, tl.float32), tl.full((), 0.0, tl.float32)
@@ -154,10 +159,8 @@ def write_kernel(
         # One search knows how far it goes; fixed weights, and those of several searches, have to be measured.
         known = one
         if ((weighting == STATIC) | (weighting == KL_SAFE)) & (top > -INF):
-            mine, counter = lines + index * number * chunks * merging.WIDTH, counters + index * (1 + number)
-            stop, tops = tl.minimum(end, common), (top, fused_top)
-            f, g, known = _measure(
-                mine, counter, out, members.large, first, stop, tops, place.chunk, chunks, BLOCK, SPLITS
-            )
+            lines += index * number * chunks * merging.WIDTH
+            move = _measure(out, members.large, first, tl.minimum(end, common), top, fused_top, BLOCK)
+            f, g, known = _conclude(move, lines, place.chunk, counters + index * (1 + number), chunks, SPLITS)
         if known:
             store_pair(kl_fused, f, g)
