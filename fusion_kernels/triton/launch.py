@@ -17,11 +17,11 @@ from fusion_kernels.triton.write import write_kernel
 CHUNK_IDS = 4096
 """Ids of a program. Fixed, so that a row's result does not depend on the rows beside it."""
 BLOCK_IDS = 512
-"""Ids per step of a sweep: two per thread, whose 27 sums are 54 of its registers."""
+"""Ids per step of a sweep: four per thread, whose 27 sums are 108 of its registers."""
 WIDE_IDS = 1024
 """Ids per step of what waits for memory."""
-COMPILED_WITH = {"num_warps": 8, "maxnreg": 128}
-"""So that a multiprocessor has two programs at least, one of which computes while the other waits for memory."""
+COMPILED_WITH = {"num_warps": 4, "maxnreg": 168}
+"""So that a multiprocessor has three programs: one computes while the others wait for memory."""
 PASSES = 2
 """Passes of all programs that follow the first sweep: few searches want more."""
 SLOTS = 8

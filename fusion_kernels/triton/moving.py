@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from fusion_kernels.triton.merging import column
-from fusion_kernels.triton.sums import INF, load
+from fusion_kernels.triton.sums import INF, exp, load
 
 
 class Move(NamedTuple):
@@ -30,10 +30,10 @@ def move_of(out, large, first, stop, large_top, fused_top, BLOCK: tl.constexpr):
         ids = start + tl.arange(0, BLOCK)
         before, after = load(large, ids, stop, True) - large_top, load(out, ids, stop, True) - shift
         ratio = tl.where(before > -INF, after - before, 0.0)
-        p += tl.exp(before)
-        fused += tl.exp(after)
-        p_mean += tl.exp(before) * ratio
-        fused_mean += tl.exp(after) * ratio
+        p += exp(before)
+        fused += exp(after)
+        p_mean += exp(before) * ratio
+        fused_mean += exp(after) * ratio
     return Move(fused_top, tl.sum(p, 0), tl.sum(fused, 0), tl.sum(p_mean, 0), tl.sum(fused_mean, 0))
 
 
