@@ -68,8 +68,8 @@ def advance_kernel(
                     state = search.after_newton(state, m0, m1, m2, m3, 0.0)
                 else:
                     s0, s1, s2 = merging.merge_sweep(lines, chunks, SPLITS)
-                    value, mean, spread = sums.cumulants(s0, s1, s2)
-                    state = search.after_points(state, value, mean, spread)
+                    value, mean, spread = sums.cumulants(s0, s1, s2, sums.POINTS)
+                    state = search.after_points(state, value, mean, spread, sums.POINTS)
                 store_state(states, state)
 
 
@@ -111,8 +111,8 @@ def finish_kernel(
                 else:
                     if state.tame > 0:
                         s0, s1, s2 = sums.sweep(line, state.next.at, state.next.step, BLOCK)
-                        value, mean, spread = sums.cumulants(s0, s1, s2)
+                        value, mean, spread = sums.cumulants(s0, s1, s2, sums.POINTS)
                     else:
                         value, mean, spread = sums.wild_sweep(line, state.next.at, state.next.step, BLOCK)
-                    state = search.after_points(state, value, mean, spread)
+                    state = search.after_points(state, value, mean, spread, sums.POINTS)
             store_state(states, state)

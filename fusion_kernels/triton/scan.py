@@ -98,8 +98,8 @@ def _begin_search(place, lines, a, b, chunks, SPLITS: tl.constexpr):
         step = state.next.step
         s0, s1, s2, swept = merging.merge_first_sweep(lines, chunks, facts.top, facts.centre, step, SPLITS)
         if swept:
-            value, mean, spread = sums.cumulants(s0, s1, s2)
-            state = search.after_points(state, value, mean, spread)
+            value, mean, spread = sums.cumulants(s0, s1, s2, sums.FIRST_POINTS)
+            state = search.after_points(state, value, mean, spread, sums.FIRST_POINTS)
     return state
 
 

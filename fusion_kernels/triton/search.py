@@ -4,6 +4,7 @@ Between two passes over the vocabulary a search is a `State`: it says which sums
 `after_grid` or `after_newton` takes it on from there. So a pass may be one program's, or that of all programs of a row.
 """
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
+# ruff: noqa: N803  (Triton writes compile-time arguments in capitals)
 
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import triton.language as tl
 
 from fusion_kernels import search as shared
 from fusion_kernels.triton.state import DONE, GRID, NEWTON, SWEEP, Best, Goal, Next, State
-from fusion_kernels.triton.sums import INF, POINTS, at
+from fusion_kernels.triton.sums import FIRST_POINTS, INF, POINTS, at
 
 GRID_POINTS = tl.constexpr(shared.GRID_POINTS)
 GRID_STEP = tl.constexpr(1.0 / shared.GRID_STEPS_PER_UNIT)
@@ -40,8 +41,8 @@ class Ends(NamedTuple):
 
 @triton.jit
 def first_points(limit, grid):
-    """The step of the first sweep, which starts at 0, and the largest weight that it reaches."""
-    step = tl.where(grid, GRID_STEP, limit / CELLS)
+    """The step of the first sweep, which starts at 0, and the largest weight that any sweep reaches."""
+    step = tl.where(grid, GRID_STEP, limit / (FIRST_POINTS - 1))
     return step, tl.where(grid, 3 * POINTS * GRID_STEP, limit)
 
 
@@ -108,27 +109,29 @@ def _goal(state, value, mean):
 
 
 @triton.jit
-def after_grid(state, value, mean):
+def after_grid(state, value, mean, POINTS: tl.constexpr):
     """The search after POINTS more of the weights of Algorithm 1: the first smallest L counts."""
     index = tl.arange(0, 16)
     goal = _goal(state, value, mean)
-    k = state.next.turn.to(tl.int32) * POINTS + index
+    # Turns count points here.
+    k = state.next.turn.to(tl.int32) + index
     # The same float32 as k / 10 rounded once.
     x = k.to(tl.float32) / (1 / GRID_STEP)
     f, g = _divergences(x, value - goal.start, mean, goal)
     counts = (index < POINTS) & (k > 0) & (k < GRID_POINTS) & (x <= goal.limit)
     best = _best_of(state.best, x, tl.where(counts, _loss(f, g, goal), INF), f, g)
-    turn = state.next.turn + 1
-    more = (turn * POINTS < GRID_POINTS) & (turn * POINTS * GRID_STEP <= goal.limit)
+    turn = state.next.turn + POINTS
+    more = (turn < GRID_POINTS) & (turn * GRID_STEP <= goal.limit)
     phase = tl.where(more, GRID, DONE).to(tl.float32)
     zero = tl.full((), 0.0, tl.float32)
-    following = Next(phase, turn, turn * POINTS * GRID_STEP, zero, zero, state.next.step)
+    following = Next(phase, turn, turn * GRID_STEP, zero, zero, state.next.step)
     return State(state.top, state.centre, state.tame, state.trust, goal, best, following)
 
 
 @triton.jit
-def after_sweep(state, value, mean, spread):
+def after_sweep(state, value, mean, spread, POINTS: tl.constexpr):
     """The search after a sweep, of which these are A, A' and A''."""
+    cells: tl.constexpr = POINTS - 1
     index = tl.arange(0, 16)
     goal = _goal(state, value, mean)
     low, step, level = state.next.at, state.next.step, state.next.turn
@@ -138,36 +141,36 @@ def after_sweep(state, value, mean, spread):
     best = _best_of(state.best, x, tl.where(index < POINTS, _loss(f, g, goal), INF), f, g)
     left = Ends(value, mean, spread, f, g)
     right = _following(left)
-    alive = (index < CELLS) & _may_hold_less(left, right, best, goal)
+    alive = (index < cells) & _may_hold_less(left, right, best, goal)
     worst = tl.max(tl.where(alive, _roughness(left, right, x, step, goal), 0.0), 0)
     cell, bent = _lowest(_interpolated(left, right, x, step, alive, goal))
 
     some = tl.max(alive.to(tl.int32), 0) > 0
     settled = (worst <= ROUGH) | (level == LEVELS - 1)
-    first = tl.min(tl.where(alive, index, CELLS), 0)
+    first = tl.min(tl.where(alive, index, cells), 0)
     last = tl.max(tl.where(alive, index, 0), 0)
-    wide = last + 1 - first > CELLS // 2
+    wide = last + 1 - first > cells // 2
     first = tl.where(wide, tl.maximum(cell - 1, 0), first)
-    last = tl.where(wide, tl.minimum(cell + 1, CELLS - 1), last)
+    last = tl.where(wide, tl.minimum(cell + 1, cells - 1), last)
     phase = tl.where(some, tl.where(settled, NEWTON, SWEEP), DONE).to(tl.float32)
     following = Next(
         phase,
         tl.where(settled, 0.0, level + 1),
         tl.where(settled, low + step * (cell + bent / MESH), low + step * first),
         low + step * tl.maximum(cell - 1, 0),
-        low + step * tl.minimum(cell + 2, CELLS),
+        low + step * tl.minimum(cell + 2, cells),
         step * (last + 1 - first) / CELLS,
     )
     return State(state.top, state.centre, state.tame, state.trust, goal, best, following)
 
 
 @triton.jit
-def after_points(state, value, mean, spread):
+def after_points(state, value, mean, spread, POINTS: tl.constexpr):
     """The search after the points that it wanted, of which these are A, A' and A''."""
     if state.next.phase == GRID:
-        return after_grid(state, value, mean)
+        return after_grid(state, value, mean, POINTS)
     else:  # noqa: RET505  (Triton returns from both branches of an `if`, or from none)
-        return after_sweep(state, value, mean, spread)
+        return after_sweep(state, value, mean, spread, POINTS)
 
 
 @triton.jit

@@ -20,7 +20,9 @@ from triton.language.extra import libdevice
 
 from fusion_kernels.search import CELLS
 
+# Of a sweep. The first one looks at fewer: Newton follows it in nearly every row, and needs no more than a start.
 POINTS = tl.constexpr(CELLS + 1)
+FIRST_POINTS = tl.constexpr(CELLS // 2 + 1)
 INF = tl.constexpr(float("inf"))
 INTERPRETED = tl.constexpr(knobs.runtime.interpret)
 
@@ -210,7 +212,7 @@ def moments(line, x, shift, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _no_points(BLOCK: tl.constexpr):
+def _no_points(POINTS: tl.constexpr, BLOCK: tl.constexpr):
     # The sums stay in lanes until the end.
     sums = ()
     for _ in tl.static_range(3 * POINTS):
@@ -219,7 +221,7 @@ def _no_points(BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _add_points(sums, w, factor, d):
+def _add_points(sums, w, factor, d, POINTS: tl.constexpr):
     # One exp(step d) per token; each further point is a multiplication.
     dd = d * d
     new = ()
@@ -230,7 +232,7 @@ def _add_points(sums, w, factor, d):
 
 
 @triton.jit
-def _total(sums):
+def _total(sums, POINTS: tl.constexpr):
     """[16] vectors of S_0, S_1, S_2, of which the first POINTS are meant."""
     index = tl.arange(0, 16)
     s0, s1, s2 = tl.zeros([16], tl.float32), tl.zeros([16], tl.float32), tl.zeros([16], tl.float32)
@@ -244,7 +246,7 @@ def _total(sums):
 @triton.jit
 def _add_sweep(sums, line, first, step, ids, MASKED: tl.constexpr):
     log_p, d = _weigh(line, ids, MASKED)
-    return _add_points(sums, exp(log_p + first * d), exp(step * d), d)
+    return _add_points(sums, exp(log_p + first * d), exp(step * d), d, POINTS)
 
 
 @triton.jit
@@ -253,13 +255,13 @@ def sweep(line, first, step, BLOCK: tl.constexpr):
 
     Only for lines whose weights stay below exp(TAME): `fusion_kernels.search`.
     """
-    sums = _no_points(BLOCK)
+    sums = _no_points(POINTS, BLOCK)
     middle = whole_blocks(line.first, line.stop, BLOCK)
     for start in tl.range(line.first, middle, BLOCK):
         sums = _add_sweep(sums, line, first, step, start + tl.arange(0, BLOCK), False)
     if middle < line.stop:
         sums = _add_sweep(sums, line, first, step, middle + tl.arange(0, BLOCK), True)
-    return _total(sums)
+    return _total(sums, POINTS)
 
 
 @triton.jit
@@ -280,14 +282,14 @@ def _add_first_look(masses, sums, line, tops, step, ids, MASKED: tl.constexpr):
         masses.level + q_t * below,
     )
     d = delta - line.centre
-    return masses, _add_points(sums, exp(large - line.top), exp(step * d), d)
+    return masses, _add_points(sums, exp(large - line.top), exp(step * d), d, FIRST_POINTS)
 
 
 @triton.jit
 def first_look(line, tops, step, BLOCK: tl.constexpr):
-    """The `Masses` of a chunk, all 0 where no token is unmasked; what a `sweep` from 0 returns, nonsense if wild."""
+    """The `Masses` of a chunk, all 0 where no token is unmasked; the sums of the first sweep, nonsense if wild."""
     zero = tl.zeros([BLOCK], tl.float32)
-    masses, sums = Masses(zero, zero, zero, zero, zero), _no_points(BLOCK)
+    masses, sums = Masses(zero, zero, zero, zero, zero), _no_points(FIRST_POINTS, BLOCK)
     middle = whole_blocks(line.first, line.stop, BLOCK)
     for start in tl.range(line.first, middle, BLOCK):
         masses, sums = _add_first_look(masses, sums, line, tops, step, start + tl.arange(0, BLOCK), False)
@@ -300,7 +302,7 @@ def first_look(line, tops, step, BLOCK: tl.constexpr):
         tl.sum(masses.expert_mean, 0),
         tl.sum(masses.level, 0),
     )
-    s0, s1, s2 = _total(sums)
+    s0, s1, s2 = _total(sums, FIRST_POINTS)
     return masses, s0, s1, s2
 
 
@@ -330,8 +332,8 @@ def wild_sweep(line, first, step, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def cumulants(s0, s1, s2):
-    """[16]: A, A', A'' from the sums of a `sweep`; 0 past its points."""
+def cumulants(s0, s1, s2, POINTS: tl.constexpr):
+    """[16]: A, A', A'' from the sums of a sweep; 0 past its points."""
     meant = tl.arange(0, 16) < POINTS
     s0 = tl.where(meant, s0, 1.0)
     mean = s1 / s0
