@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
 from torch import Tensor
 
@@ -177,6 +176,8 @@ def scaling() -> list[dict[str, object]]:
 
 
 def plot(lines: list[dict[str, object]], path: Path) -> None:
+    import matplotlib as mpl
+
     mpl.use("agg")
     from matplotlib import pyplot as plt
 

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.members import make_members
 from bench.results_file import store
 from server.config import load_config
@@ -28,7 +30,9 @@ PROMPT_TOKENS = 32
 NEW_TOKENS = 32
 
 
-async def measure(folder: Path, num_experts: int, rounds: int, weightings: Sequence[str]) -> list[dict[str, Any]]:
+async def measure(
+    folder: Path, num_experts: int, rounds: int, weightings: Sequence[str], graphs: str | None = None
+) -> list[dict[str, Any]]:
     """Rates of the plain engine and of every weighting by number of requests, as rows of the table."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
@@ -36,7 +40,10 @@ async def measure(folder: Path, num_experts: int, rounds: int, weightings: Seque
     from server.engine.launch import start_engine
     from server.engine.members import resolve_members
 
-    config = load_config(make_members(folder, num_experts))
+    overrides = []
+    if graphs is not None:
+        overrides = ["engine.enforce_eager=false", f"engine.compilation_config={{cudagraph_mode: {graphs}}}"]
+    config = load_config(make_members(folder, num_experts), overrides)
 
     def plain() -> Any:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what vLLM itself runs on CPUs
@@ -115,11 +122,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--experts", type=int, default=1)
     parser.add_argument("--weightings", nargs="+", default=["static", "kl-grid", "kl"])
+    parser.add_argument("--graphs", choices=["PIECEWISE", "FULL_AND_PIECEWISE"], help="compiled, with CUDA graphs")
     args = parser.parse_args()
-    rows = asyncio.run(measure(args.folder, args.experts, args.rounds, args.weightings))
+    rows = asyncio.run(measure(args.folder, args.experts, args.rounds, args.weightings, args.graphs))
     for row in rows:
         print("  ".join(f"{key} {value}" for key, value in row.items()))
-    print(f"stored in {store('throughput', rows)}")
+    name = "throughput" if args.graphs is None else f"throughput-{args.graphs.lower()}"
+    print(f"stored in {store(f'gpu/{name}' if torch.cuda.is_available() else name, rows)}")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch import Tensor
 from fusion_kernels.batch import Batch, Fused
 from fusion_kernels.triton.advance import advance_kernel, finish_kernel
 from fusion_kernels.triton.merging import WIDTH
+from fusion_kernels.triton.place import SCALE
 from fusion_kernels.triton.scan import scan_kernel
 from fusion_kernels.triton.state import STATE
 from fusion_kernels.triton.write import write_kernel
@@ -104,8 +105,8 @@ def _arguments(batch: Batch, out: Fused) -> dict[str, Any]:
         "experts": tuple(slots),
         "large_stride": large.stride(0),
         "base_stride": base.stride(0),
-        "strides": tuple(slot.stride(0) for slot in slots),
-        "lengths": tuple(slot.shape[1] for slot in slots),
+        "strides": tuple(slot.stride(0) * SCALE.value for slot in slots),
+        "lengths": tuple(slot.shape[1] * SCALE.value for slot in slots),
         "kind": batch.kind.contiguous(),
         "use": batch.use.contiguous().view(torch.int8),
         "alpha": batch.alpha.contiguous(),

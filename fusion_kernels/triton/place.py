@@ -18,12 +18,12 @@ ALONE = tl.constexpr(int(Weighting.ALONE))
 # A kernel is compiled once for all sizes and places of its arguments: what it may take for granted of them, wide loads
 # for instance, is in its compile-time arguments.
 ANY_SIZE = {
-    "do_not_specialize": [
-        *("number", "vocabulary", "common", "chunks"),
-        *("large_stride", "base_stride", "strides", "lengths"),
-    ],
+    "do_not_specialize": ["number", "vocabulary", "common", "chunks", "large_stride", "base_stride"],
     "do_not_specialize_on_alignment": ["large", "base", "experts", "kind", "use", "alpha", "alpha_max"],
 }
+
+# Triton heeds that for single arguments alone, and looks into tuples: multiples of 16 are all one to it.
+SCALE = tl.constexpr(16)
 
 
 class Place(NamedTuple):
@@ -68,7 +68,7 @@ def members_at(large, base, experts, large_stride, base_stride, strides, index, 
     """The `Members` at a row."""
     rows = ()
     for t in tl.static_range(len(experts)):
-        rows = rows + (at_row(experts[t], index, strides[t], ALIGNED),)  # noqa: RUF005
+        rows = rows + (at_row(experts[t], index, strides[t] // SCALE, ALIGNED),)  # noqa: RUF005
     return Members(at_row(large, index, large_stride, ALIGNED), at_row(base, index, base_stride, ALIGNED), rows)
 
 
@@ -90,7 +90,7 @@ def length_of(lengths, t):
     length = lengths[0]
     for i in tl.static_range(1, len(lengths)):
         length = tl.where(t == i, lengths[i], length)
-    return length
+    return length // SCALE
 
 
 @triton.jit

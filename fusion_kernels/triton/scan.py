@@ -116,8 +116,8 @@ def scan_kernel(
     experts,  # COLUMNS pointers to [B, V_t] of one float type, of which T are meant
     large_stride,  # elements per row
     base_stride,
-    strides,  # COLUMNS of them
-    lengths,  # COLUMNS: V_t
+    strides,  # COLUMNS of them, times SCALE
+    lengths,  # COLUMNS: V_t, times SCALE
     kind,  # [B] int8
     use,  # [B, T] int8
     alpha_max,  # [B] float32

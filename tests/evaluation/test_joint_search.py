@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from bench.cases import Case, make
 from evaluation.joint_search import fuse_jointly
 from fusion_kernels import Weighting, reference
-from tests.fusion_kernels.cases import Case, make
 
 
 def joint(case: Case, limit: float) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from tests.fusion_kernels.cases import DTYPES, KINDS, Case, make
+from bench.cases import DTYPES, KINDS, Case, make
 
 
 def cases(max_vocabulary: int = 300, max_rows: int = 6, max_experts: int = 4) -> st.SearchStrategy[Case]:

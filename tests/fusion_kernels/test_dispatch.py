@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from bench.cases import Case, make
 from fusion_kernels import Weighting, fuse_logits, warm_up
-from tests.fusion_kernels.cases import Case, make
 
 
 def test_default_for_the_cpu_is_the_cpu_version() -> None:

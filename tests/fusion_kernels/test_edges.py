@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.cases import make
 from fusion_kernels import Fused, Weighting, fuse_logits
-from tests.fusion_kernels.cases import make
 
 IMPLEMENTATIONS = ["reference", "torch", "cpu"]
 SEARCHED = [Weighting.KL, Weighting.KL_GRID]

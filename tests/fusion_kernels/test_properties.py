@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from tests.fusion_kernels.cases import Case, judge, make
+from bench.cases import Case, judge, make
 from tests.fusion_kernels.strategies import cases
 
 IMPLEMENTATIONS = ["torch", "cpu"]

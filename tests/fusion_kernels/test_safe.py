@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from bench.cases import Case, make
 from fusion_kernels import Weighting, reference
-from tests.fusion_kernels.cases import Case, make
 
 IMPLEMENTATIONS = ["reference", "torch", "cpu"]
 

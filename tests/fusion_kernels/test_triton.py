@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
+from bench.cases import KINDS, Case, judge, make
 from fusion_kernels import Weighting
 from fusion_kernels.triton import launch
-from tests.fusion_kernels.cases import KINDS, Case, judge, make
 from tests.fusion_kernels.strategies import cases
 
 NATIVE = torch.cuda.is_available()
@@ -44,7 +44,7 @@ def test_long_ones_under_the_interpreter() -> None:
 @pytest.fixture
 def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of a few hundred ids have many chunks, with whole blocks and with rests."""
-    monkeypatch.setattr(launch, "CHUNK_IDS", 64)
+    monkeypatch.setattr(launch, "CHUNK_IDS", 96)
     monkeypatch.setattr(launch, "BLOCK_IDS", 32)
     monkeypatch.setattr(launch, "WIDE_IDS", 64)
 
@@ -59,9 +59,10 @@ def test_keeps_its_promises(case: Case) -> None:
 
 
 @runs
-@pytest.mark.parametrize("number", [1, 8])
-def test_mixed_rows_over_several_blocks(number: int) -> None:
-    judge(make(number, rows=5, vocabulary=5003, number=number, paddings=(0, 5, 2), masked=0.1), "triton", DEVICE)
+@pytest.mark.parametrize(("number", "kinds"), [(1, KINDS), (8, (Weighting.KL_SAFE, Weighting.KL))])
+def test_rows_of_several_blocks(number: int, kinds: tuple[Weighting, ...]) -> None:
+    case = make(number, len(kinds), 4_500, number, kinds=kinds, paddings=(0, 5, 2), masked=0.1)
+    judge(case, "triton", DEVICE)
 
 
 @runs
@@ -84,8 +85,8 @@ def test_rows_of_many_chunks(seed: int, shape: dict[str, object]) -> None:
 def test_chunks_without_any_token_of_a_member() -> None:
     case = make(9, rows=len(KINDS), vocabulary=200, number=2)
     case.use[:] = True
-    case.large[:, :64] = case.base[:, 64:128] = -torch.inf
-    case.experts[0][:, 128:] = case.experts[1][:, :70] = -torch.inf
+    case.large[:, :96] = case.base[:, 96:192] = -torch.inf
+    case.experts[0][:, 192:] = case.experts[1][:, :100] = -torch.inf
     judge(case, "triton", DEVICE)
 
 

@@ -31,7 +31,7 @@ HALF = {
 KERNEL = """
 import torch
 from fusion_kernels import Weighting
-from tests.fusion_kernels.cases import make
+from bench.cases import make
 
 case = make(0, rows=3, number=2, kinds=(Weighting.HALF,))
 torch.testing.assert_close(case.fuse("torch").alpha, case.fuse("reference").alpha, rtol=1e-3, atol=1e-4)
