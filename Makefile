@@ -10,7 +10,7 @@ TRAIN_STAMP := $(VENV)/.train-installed
 REAL_STAMP := $(VENV)/.real-installed
 TORCH_CPU_INDEX := https://download.pytorch.org/whl/cpu
 
-.PHONY: help setup setup-dev setup-train setup-real serve serve-real test test-long test-peers lint format lock clean
+.PHONY: help setup setup-dev setup-train setup-real serve serve-real test test-long test-peers gpu-check lint format lock clean
 
 setup: $(STAMP) ## sets up .venv with what serving needs, from the pinned locks
 setup-dev: $(DEV_STAMP) ## the same, and what tests, linters and benchmarks need
@@ -58,6 +58,9 @@ test-long: setup-dev ## the same, and the soaks and large random draws
 # vLLM's own HTTP tests, against this server and against vLLM's: about 20 minutes for each (docs/peers.md).
 test-peers: setup-dev ## runs vLLM's own HTTP tests, here and on vLLM's server (docs/peers.md)
 	$(BIN)/python -m tests.peers.run
+
+gpu-check: setup-dev ## on a machine with an NVIDIA card: kernels, times and engine, in at most ten minutes
+	$(BIN)/python -m bench.gpu.check
 
 lint: setup-dev ## runs ruff and mypy, as CI does
 	$(BIN)/ruff check .

@@ -169,7 +169,8 @@ class FusionCompletionRequest(FusionRequest, CompletionRequest):
     @classmethod
     def _without_a_prompt(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """OpenAI's reference lets `prompt` be `null`, which vLLM's model refuses: nothing stands before the text."""
-        blank = isinstance(data, dict) and "prompt" in data and data["prompt"] is None and not data.get("prompt_embeds")
+        blank = isinstance(data, dict) and "prompt" in data and data["prompt"] is None
+        blank = blank and data.get("prompt_embeds") is None
         request = handler({**data, "prompt": [0]} if blank else data)
         request._begins_a_document = blank
         return request

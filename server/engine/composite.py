@@ -158,8 +158,9 @@ class LogitFusionForCausalLM(nn.Module):
         return fused.logits
 
     def _compile_kernels(self, large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor]) -> None:
-        """Have the kernel compiled for every smaller number of experts too, while no request waits for it."""
-        for number in range(1, len(experts)):
+        """Have the kernel compiled for smaller numbers of experts too, while no request waits for it."""
+        # Powers of two are all that it is compiled for.
+        for number in (1 << power for power in range((len(experts) - 1).bit_length())):
             rows = self.state.table.dearest_rows(large.shape[0]).of_experts(list(range(number)))
             _fuse(large, base, experts[:number], rows)
 

@@ -55,6 +55,7 @@ WRONG: list[tuple[str, dict[str, Any], int, str, str]] = [
     (TEXT, {"model": "giant-red", "prompt": [9] * 400}, 400, "prompt", "maximum context length"),
     (RESPONSES, {"model": "giant-red", "input": LONG}, 400, "input", "maximum context length"),
     (CHAT, chat(temperature=-1), 400, "temperature", "non-negative"),
+    (TEXT, {"model": "giant-red", "prompt": None, "prompt_embeds": []}, 400, "prompt", "must be provided"),
     (TEXT, {"model": "giant-red", "prompt": [9] * 256}, 400, "prompt", "whole context of 256 tokens"),
     (TEXT, {"model": "giant-red", "prompt": [9] * 256, "max_tokens": None}, 400, "prompt", "whole context"),
     (RESPONSES, {"model": "giant-red", "input": "hi", "max_output_tokens": 0}, 400, "max_output_tokens", "at least 1"),

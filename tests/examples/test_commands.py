@@ -69,6 +69,7 @@ INSTEAD = {
     ".venv/bin/pre-commit install": ".venv/bin/pre-commit validate-config {root}/.pre-commit-config.yaml",
     ".venv/bin/pytest tests/server/test_config.py": ".venv/bin/pytest {root}/tests/server/test_config.py -k reference",
     "make test-peers": "make --dry-run --directory {root} test-peers",
+    "make gpu-check": "make --dry-run --directory {root} gpu-check",
     ".venv/bin/logit-fusion serve --config fusion.yaml": CHECK,
     "logit-fusion serve --config FILE": CHECK,
     "logit-fusion serve --config my-zoo/zoo.yaml": "logit-fusion check --config my-zoo/zoo.yaml",
@@ -93,6 +94,7 @@ INSTEAD = {
 # Minutes of work: their options are read, all in one process that loads the libraries once.
 HELP_ONLY = {
     "python -m bench.fairness": "bench.fairness",
+    "python -m bench.gpu.check --without-card": "bench.gpu.check",
     "python -m bench.load": "bench.load",
     "python -m bench.members_in_use": "bench.members_in_use",
     "python -m bench.overhead": "bench.overhead",

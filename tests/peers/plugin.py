@@ -41,7 +41,10 @@ class Peer(utils.RemoteOpenAIServer):  # type: ignore[misc]
         else:
             command = _our_command(self._parsed(model, arguments), model, arguments)
         print("starting:", " ".join(command))
-        self.proc = subprocess.Popen(command, env=os.environ | (env_dict or {}), start_new_session=True)
+        environment = os.environ | (env_dict or {})
+        if "VLLM_API_KEY" in environment:
+            environment["LOGIT_FUSION_API_KEY"] = environment["VLLM_API_KEY"]
+        self.proc = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def _parsed(self, model: str, arguments: list[str]) -> Namespace:
         commands = FlexibleArgumentParser().add_subparsers(dest="subparser")  # type: ignore[no-untyped-call]
@@ -62,12 +65,16 @@ def _our_command(parsed: Namespace, model: str, arguments: list[str]) -> list[st
             engine[root] = (
                 value if isinstance(value, str | int | float | bool) else json.loads(json.dumps(value, default=vars))
             )
-        elif root not in ("port", "host", "lora_modules"):
+            if root == "structured_outputs_config":  # there is one backend here, and it is not to be chosen
+                engine[root].pop("backend", None)
+        elif root not in ("port", "host", "lora_modules", "root_path"):
             print("no counterpart here:", name)
     (name, *others) = parsed.served_model_name or [model]
     large = {"model": str(Path(model).resolve())}
     presets: dict[str, Any] = {other: {"weighting": "none"} for other in (name, *others)}
     config: dict[str, Any] = {"large": large, "presets": presets, "engine": engine}
+    if parsed.root_path is not None:
+        config["http"] = {"root_path": parsed.root_path}
     for module in parsed.lora_modules or ():
         config["base"] = large
         config.setdefault("experts", {})[module.name] = {"adapter": str(Path(module.path).resolve())}

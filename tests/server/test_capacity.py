@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.devices import CARDS, devices
-from server.engine.checks.capacity import GIB, format_bytes, measure_capacity, relative_speed
+from server.engine.checks.capacity import GIB, format_bytes, logit_bytes, measure_capacity, relative_speed
 from server.errors import ConfigError
 from tests.server.family import check
 
@@ -22,9 +22,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_share_of_memory(family: Path) -> None:
-    report = check(family, SHARE, "engine.gpu_memory_utilization=0.5")
+    report = check(family, SHARE, "engine.gpu_memory_utilization=0.5", "engine.max_num_seqs=100")
     capacity = measure_capacity(report)
-    assert capacity.kv_bytes == 5 * GIB - report.weight_bytes - GIB
+    # Float32 logits of all members, and the fused ones.
+    logits = 100 * report.vocabulary * 4 * (len(report.reports) + 1)
+    assert capacity.kv_bytes == 5 * GIB - report.weight_bytes - logits - GIB
+    assert "of logits and about 1.00 GiB to work in" in capacity.budget
     tokens = capacity.kv_bytes // report.kv_bytes_per_token // 128 * 128
     assert (capacity.kv_tokens, capacity.requests) == (tokens, tokens // 256)
 
@@ -82,7 +85,8 @@ def test_cards_that_are_not_there(family: Path) -> None:
     report = check(family, SHARE, "engine.tensor_parallel_size=2")
     capacity = measure_capacity(report, devices("2xh100-80gb"))
     assert capacity.device == "2xH100-80GB"
-    assert capacity.kv_bytes == math.ceil(80 * GIB * 0.92) - capacity.weight_bytes - GIB
+    rows = int(report.config.engine.get("max_num_seqs") or 1024)
+    assert capacity.kv_bytes == math.ceil(80 * GIB * 0.92) - capacity.weight_bytes - logit_bytes(report, rows) - GIB
     assert capacity.kv_tokens == capacity.kv_bytes // capacity.kv_bytes_per_token // 16 * 16
     assert capacity.tokens_idle == pytest.approx(3350e9 / capacity.weight_bytes)
     read = capacity.weight_bytes + capacity.requests * 256 * capacity.kv_bytes_per_token

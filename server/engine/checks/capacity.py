@@ -13,8 +13,10 @@ from server.engine.checks.architecture import kv_dtype_bytes
 from server.errors import ConfigError
 
 GIB = 1 << 30
-# What a worker takes beside weights and cache: libraries, activations of a step, on GPUs also CUDA graphs. Rough.
+# What a worker takes beside weights, logits and cache: libraries, activations, on GPUs also CUDA graphs. Rough.
 OVERHEAD = GIB
+# What vLLM 0.32 sets for servers: on CPUs, and on cards of 70 GiB and more; others get 256.
+DEFAULT_SEQUENCES = {"cpu": 128, "gpu": 1024}
 DEFAULT_UTILIZATION = 0.92
 BLOCK_SIZE = {"cpu": 128, "gpu": 16}
 
@@ -62,7 +64,8 @@ def measure_capacity(report: Report, devices: Devices | None = None) -> Capacity
     else:
         cpu, device = False, str(devices)
         memory = devices.card.gib * GIB, devices.card.gib * GIB
-    kv_bytes, budget = _cache_bytes(engine, weights, cpu, *memory)
+    logits = logit_bytes(report, int(engine.get("max_num_seqs") or DEFAULT_SEQUENCES["cpu" if cpu else "gpu"]))
+    kv_bytes, budget = _cache_bytes(engine, weights, logits, cpu, *memory)
     block = int(engine.get("block_size") or BLOCK_SIZE["cpu" if cpu else "gpu"])
     tokens = max(0, kv_bytes // per_token // block * block)
     blocks_of_one = math.ceil(report.max_model_len / block) * block
@@ -93,6 +96,16 @@ def measure_capacity(report: Report, devices: Devices | None = None) -> Capacity
     )
 
 
+def logit_bytes(report: Report, rows: int) -> int:
+    """Say what the logits of a step take on each device: every member's in the models' dtype, and the fused ones.
+
+    rows x vocabulary x (members x bytes per number + 4), whatever the tensor parallel size: each device fuses whole
+    rows.
+    """
+    number = 4 if report.dtype == "float32" else 2
+    return rows * report.vocabulary * (len(report.reports) * number + 4)
+
+
 def relative_speed(report: Report, cached_tokens: int) -> float:
     """Say which share of the large model's own decoding speed the fused model reaches at best.
 
@@ -119,7 +132,9 @@ def format_bytes(count: int) -> str:
     return f"{size:.2f} GiB"
 
 
-def _cache_bytes(engine: dict[str, Any], weights: int, cpu: bool, total: int, available: int) -> tuple[int, str]:
+def _cache_bytes(
+    engine: dict[str, Any], weights: int, logits: int, cpu: bool, total: int, available: int
+) -> tuple[int, str]:
     """Return the bytes that vLLM will give the KV cache of one device, and why."""
     # On CPU the environment wins over the engine's argument.
     space = os.environ.get("VLLM_CPU_KVCACHE_SPACE") if cpu else None
@@ -140,8 +155,9 @@ def _cache_bytes(engine: dict[str, Any], weights: int, cpu: bool, total: int, av
             f"memory: engine.gpu_memory_utilization reserves {share:g} of {format_bytes(total)}, but "
             f"{format_bytes(available)} are free; {works:g} is the largest value that works"
         )
-    rest = reserved - weights - OVERHEAD
-    return rest, f"{share:g} of {format_bytes(total)}, less the weights and about {format_bytes(OVERHEAD)} to work in"
+    rest = reserved - weights - logits - OVERHEAD
+    less = f"less the weights, {format_bytes(logits)} of logits and about {format_bytes(OVERHEAD)} to work in"
+    return rest, f"{share:g} of {format_bytes(total)}, {less}"
 
 
 def _memory(cpu: bool) -> tuple[int, int]:
