@@ -69,9 +69,6 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "models", "*.csv")
         )
-    (folder / "tests" / "fusion_kernels").mkdir(parents=True)
-    for file in ("__init__.py", "fusion_kernels/__init__.py", "fusion_kernels/cases.py"):
-        shutil.copy(ROOT / "tests" / file, folder / "tests" / file)
     for name, (before, text) in HALF.items():
         source = (folder / name).read_text()
         assert source.count(before) == 1
