@@ -5,8 +5,9 @@
 `vllm serve` (its module, which is the same server) and this server with the large embedded model alone, preset `giant`,
 both started once; in each round `vllm bench serve`'s own client loads one while the other waits, then the other. The
 model is so small that the servers' Python is most of what is timed: the overhead on a model of a real size is less.
-Prints and stores output tokens per second and the median time to the first token of each round, and the medians over
-the rounds of their ratio and difference, with the range of the middle half.
+Prints and stores output tokens per second, the median time to the first token and the processor's milliseconds for each
+token (all processes of the server) of each round, and the medians over the rounds of their ratios and difference, with
+the range of the middle half. On a machine that others use too the processor's time is the figure that can be relied on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from bench.results_file import store
 from server.launcher import Launched
@@ -60,7 +63,14 @@ def commands(folder: Path) -> dict[str, list[str]]:
     return {"vllm": theirs, "ours": ours}
 
 
-def measure(url: str, folder: Path, prompts: int, concurrency: int) -> dict[str, float]:
+def cpu_seconds(pid: int) -> float:
+    """What a server and all its processes have used of the processor."""
+    server = psutil.Process(pid)
+    times = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return float(sum(time.user + time.system for time in times))
+
+
+def measure(server: Launched, folder: Path, prompts: int, concurrency: int) -> dict[str, float]:
     """One run of vLLM's own client.
 
     Raises:
@@ -70,7 +80,7 @@ def measure(url: str, folder: Path, prompts: int, concurrency: int) -> dict[str,
     options: dict[str, Any] = {
         "backend": "openai",
         "endpoint": "/v1/completions",
-        "base-url": url,
+        "base-url": server.url,
         "model": MODEL,
         "served-model-name": "giant",
         "dataset-name": "random",
@@ -83,20 +93,27 @@ def measure(url: str, folder: Path, prompts: int, concurrency: int) -> dict[str,
     }
     command = [sys.executable, "-c", CLIENT, "--ignore-eos", "--save-result", "--disable-tqdm"]
     command += [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    before = cpu_seconds(server.process.pid)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    used = cpu_seconds(server.process.pid) - before
     if done.returncode:
         raise RuntimeError(f"vLLM's client failed:\n{done.stderr[-2000:]}")
     found = json.loads(result.read_text())
     assert found["completed"] == prompts, found
-    return {"tokens_s": found["output_throughput"], "first_token_ms": found["median_ttft_ms"]}
+    return {
+        "tokens_s": found["output_throughput"],
+        "first_token_ms": found["median_ttft_ms"],
+        "cpu_ms_per_token": used * 1000 / (prompts * OUTPUT_TOKENS),
+    }
 
 
 def compare(rounds: list[dict[str, dict[str, float]]]) -> dict[str, float]:
     """Medians over the rounds, and of the pairs' ratios and differences with their quartiles."""
     ratios = [pair["ours"]["tokens_s"] / pair["vllm"]["tokens_s"] for pair in rounds]
     later = [pair["ours"]["first_token_ms"] - pair["vllm"]["first_token_ms"] for pair in rounds]
+    work = [pair["ours"]["cpu_ms_per_token"] / pair["vllm"]["cpu_ms_per_token"] for pair in rounds]
     found: dict[str, float] = {}
-    for name, values in (("ratio", ratios), ("first_token_later_ms", later)):
+    for name, values in (("ratio", ratios), ("first_token_later_ms", later), ("cpu_ratio", work)):
         low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
         found |= {name: middle, f"{name}_q1": low, f"{name}_q3": high}
     return found
@@ -112,29 +129,30 @@ def main() -> None:
     pairs: dict[int, list[dict[str, dict[str, float]]]] = {concurrency: [] for _, concurrency in loads}
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
-        urls = {
-            server: stack.enter_context(Launched(command, folder / f"{server}.log", ENVIRONMENT)).url
-            for server, command in commands(folder).items()
+        servers = {
+            name: stack.enter_context(Launched(command, folder / f"{name}.log", ENVIRONMENT))
+            for name, command in commands(folder).items()
         }
-        for url in urls.values():
-            measure(url, folder, 64, 16)  # warms up
+        for server in servers.values():
+            measure(server, folder, 64, 16)  # warms up
         for round_number in range(options.rounds):
             # Who goes first alternates too.
-            order = list(urls) if round_number % 2 == 0 else list(urls)[::-1]
+            order = list(servers) if round_number % 2 == 0 else list(servers)[::-1]
             for prompts, concurrency in loads:
-                pair = {server: measure(urls[server], folder, prompts, concurrency) for server in order}
+                pair = {name: measure(servers[name], folder, prompts, concurrency) for name in order}
                 pairs[concurrency].append(pair)
                 print(round_number, concurrency, pair, flush=True)
     rows: list[dict[str, Any]] = []
     for concurrency, rounds in pairs.items():
         for number, pair in enumerate(rounds):
-            rows += [{"concurrency": concurrency, "round": number, "server": name} | pair[name] for name in urls]
+            rows += [{"concurrency": concurrency, "round": number, "server": name} | pair[name] for name in servers]
         found = compare(rounds)
         rows.append({"concurrency": concurrency, "round": "median"} | found)
         print(
             f"{concurrency} at once: {found['ratio']:.3f} [{found['ratio_q1']:.3f}, {found['ratio_q3']:.3f}] of vLLM's "
             f"tokens per second, first token {found['first_token_later_ms']:+.2f} "
-            f"[{found['first_token_later_ms_q1']:+.2f}, {found['first_token_later_ms_q3']:+.2f}] ms"
+            f"[{found['first_token_later_ms_q1']:+.2f}, {found['first_token_later_ms_q3']:+.2f}] ms, "
+            f"{found['cpu_ratio']:.3f} [{found['cpu_ratio_q1']:.3f}, {found['cpu_ratio_q3']:.3f}] of its processor time"
         )
     rounded = [
         {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()} for row in rows

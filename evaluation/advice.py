@@ -69,6 +69,12 @@ def _advice(results: Results, name: str, expert: str, scores: dict[str, Scores])
         digits = 3 if metric == "nll" else 1
         return gain.low > 0, f"{gain.value:.{digits}f} [{gain.low:.{digits}f}, {gain.high:.{digits}f}] {unit}"
 
+    if alone is not None and ahead(alone, best)[0] and ahead(alone, large)[0]:
+        text = (
+            f"The expert alone does best, ahead by {ahead(alone, best)[1]} of the best way of weighting it ('{best}'): "
+            f"it does not need the large model here. Serve it by itself."
+        )
+        return Advice(name, metric, expert, alone, (text,))
     helps, by = ahead(best, large)
     if not helps:
         text = (
@@ -82,10 +88,6 @@ def _advice(results: Results, name: str, expert: str, scores: dict[str, Scores])
         f"It is ahead of the large model alone by {by}.",
     ]
     if alone is not None:
-        behind, lead = ahead(alone, best)
-        if behind:
-            sentences.append(f"But the expert alone is ahead of that by {lead}: it does not need the large model here.")
-            return Advice(name, metric, expert, alone, tuple(sentences))
         clear, gain = ahead(best, alone)
         sentences.append(f"It is ahead of the expert alone by {gain}{'' if clear else ', which may be chance'}.")
     return Advice(name, metric, expert, best, tuple(sentences))

@@ -57,7 +57,8 @@ def fuse_logits(
 def warm_up() -> None:
     """Compile the CPU code, or load it from the cache, so that the first request does not wait for it.
 
-    A GPU's kernel is compiled at the first call with the dtypes and the number of experts in question: make one.
+    A GPU's kernels are compiled at the first call with the dtypes, the vocabulary's size and the alignment in question:
+    make one. More than eight experts, and more than sixteen, need others.
     """
     if _implementation("cpu") == "cpu":
         _backend("cpu").warm_up()

@@ -12,9 +12,10 @@ member's logits once, and the fused ones once.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
-from bench.gpu.resources import Resources, compile_all, example
+from bench.gpu.resources import Loop, Resources, compile_all, example
 from fusion_kernels.triton.launch import BLOCK_IDS, CHUNK_IDS, COMPILED_WITH, WIDE_IDS
 
 SHAPES = [(rows, vocabulary) for vocabulary in (32_000, 128_256, 152_064) for rows in (1, 16, 64, 256)]
@@ -101,26 +102,38 @@ def predict(rows: int, vocabulary: int, kernels: dict[str, Resources], card: Car
     return Prediction(rows, vocabulary, steps, launches, (inputs + outputs) / card.memory_tb_s / 1e6)
 
 
+@cache
 def kernels_of(card: Card = H200) -> dict[str, Resources]:
     """The kernels for one expert, compiled for a card."""
     return {kernel.kernel: kernel for kernel in compile_all(card.architecture, example())}
 
 
 def work_of(kernel: Resources) -> tuple[float, int]:
-    """A chunk's instructions for each of a program's warps, and how often it waits for memory."""
+    """A chunk's instructions for each of a program's warps, and how often it waits for memory.
+
+    Raises:
+        ValueError: the kernel has other loops than those that were looked for, with another version of Triton perhaps.
+    """
     threads = 32 * WARPS
     wide, block = CHUNK_IDS / WIDE_IDS, CHUNK_IDS / BLOCK_IDS
     if kernel.kernel == "scan_kernel":
-        tops = next(loop for loop in kernel.loops if loop.loads == 3 and loop.exponentials == 0)
-        look = next(loop for loop in kernel.loops if loop.exponentials == 4 * BLOCK_IDS // threads)
+        tops = _loop(kernel, loads=3, exponentials=0)
+        look = _loop(kernel, exponentials=4 * BLOCK_IDS // threads)
         return wide * tops.all + block * look.all + REDUCTION * REDUCTIONS[kernel.kernel], int(wide)
     if kernel.kernel == "advance_kernel":
-        moments = next(loop for loop in kernel.loops if loop.exponentials == WIDE_IDS // threads)
+        moments = _loop(kernel, loads=3, exponentials=WIDE_IDS // threads)
         return wide * moments.all + REDUCTION * REDUCTIONS[kernel.kernel], int(wide)
     # The loop holds a branch for every slot, of which one is taken.
-    fused = next(loop for loop in kernel.loops if loop.stores == 2 and loop.loads == 17)
+    fused = _loop(kernel, loads=17, stores=2)
     taken = fused.all * 3 / fused.loads
     return wide * taken + REDUCTION * REDUCTIONS[kernel.kernel], int(wide)
+
+
+def _loop(kernel: Resources, **counts: int) -> Loop:
+    for loop in kernel.loops:
+        if all(getattr(loop, name) == count for name, count in counts.items()):
+            return loop
+    raise ValueError(f"{kernel.kernel} has no loop with {counts}: {kernel.loops}")
 
 
 def table(predictions: list[Prediction]) -> str:

@@ -123,16 +123,18 @@ def _empty(batch: Batch) -> Fused:
 
 def _resources(architecture: int, launch: Launch) -> Resources:
     types, constants = signature(launch)
-    # What the launch itself would take for granted: fresh memory starts at multiples of 16 bytes.
-    known = {
-        (index,): [["tt.divisibility", 16]]
-        for index, parameter in enumerate(launch.kernel.params)
-        if str(types[parameter.name]).startswith("*") and not parameter.do_not_specialize_on_alignment
-    }
+    # What the launch itself would take for granted: fresh memory, and what tuples hold, are multiples of 16.
+    known: dict[tuple[int, ...], Any] = {}
+    for index, parameter in enumerate(launch.kernel.params):
+        kind = types[parameter.name]
+        if isinstance(kind, tuple):
+            known |= {(index, place): [["tt.divisibility", 16]] for place in range(len(kind))}
+        elif kind.startswith("*") and not parameter.do_not_specialize_on_alignment:
+            known[index,] = [["tt.divisibility", 16]]
     compiled = triton.compile(
         ASTSource(launch.kernel, types, constants, known),
         target=GPUTarget("cuda", architecture, 32),
-        options=COMPILED_WITH,
+        options=launch.options,
     )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"

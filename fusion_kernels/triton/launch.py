@@ -1,6 +1,7 @@
 """The launches of the fusion on a GPU, without a copy to the host."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +17,15 @@ from fusion_kernels.triton.state import STATE
 from fusion_kernels.triton.write import write_kernel
 
 CHUNK_IDS = 4096
-"""Ids of a program. Fixed, so that a row's result does not depend on the rows beside it."""
+"""Ids of a program. Fixed, so that a row's result does not depend on how many rows are beside it."""
 BLOCK_IDS = 512
 """Ids per step of a sweep: four per thread, whose 27 sums are 108 of its registers."""
 WIDE_IDS = 1024
 """Ids per step of what waits for memory."""
-COMPILED_WITH = {"num_warps": 4, "maxnreg": 168}
+COMPILED_WITH = {"num_warps": 4, "maxnreg": 168, "enable_fp_fusion": True}
 """So that a multiprocessor has three programs: one computes while the others wait for memory."""
+COMPILED_ALONE_WITH = COMPILED_WITH | {"maxnreg": 255}
+"""For `finish`, whose programs are few."""
 PASSES = 2
 """Passes of all programs that follow the first sweep: few searches want more."""
 SLOTS = 8
@@ -36,10 +39,12 @@ class Launch(NamedTuple):
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
+    options: dict[str, int]
+    """What it is compiled with."""
 
     def run(self) -> None:
         """Have the device do it, some time."""
-        self.kernel[self.grid](**self.arguments, **COMPILED_WITH)
+        self.kernel[self.grid](**self.arguments, **self.options)
 
 
 def fuse(batch: Batch) -> Fused:
@@ -53,8 +58,9 @@ def fuse(batch: Batch) -> Fused:
         kl_fused=torch.empty(rows, 2, dtype=torch.float32, device=device),
         broken=torch.empty(rows, dtype=torch.int8, device=device),
     )
-    if rows > 0:
-        for launch in launches(batch, out):
+    # Triton launches on the current device, whatever the tensors' is.
+    with torch.cuda.device_of(batch.large) if batch.large.is_cuda else nullcontext():  # type: ignore[no-untyped-call]
+        for launch in launches(batch, out) if rows > 0 else ():
             launch.run()
     return out
 
@@ -70,7 +76,8 @@ def launches(batch: Batch, out: Fused) -> Iterator[Launch]:
         (finish_kernel, (rows, number)),
         (write_kernel, (programs,)),
     ):
-        yield Launch(kernel, grid, {name: arguments[name] for name in kernel.arg_names})
+        options = COMPILED_ALONE_WITH if kernel is finish_kernel else COMPILED_WITH
+        yield Launch(kernel, grid, {name: arguments[name] for name in kernel.arg_names}, options)
 
 
 def _arguments(batch: Batch, out: Fused) -> dict[str, Any]:

@@ -94,12 +94,16 @@ def _begin_search(place, lines, a, b, chunks, SPLITS: tl.constexpr):
     own, own_b = tl.where(safe, facts.a, a), tl.where(safe, facts.b, b)
     share = tl.where(facts.a > 0, facts.a / tl.maximum(facts.a + facts.entropy, 1e-30), 0.0)
     state = search.started(facts, own, own_b, place.limit, grid, tl.where(safe, tl.sqrt(share), 1.0))
-    if (state.next.phase != DONE) & (state.tame > 0):
+    lost = state.next.phase != DONE
+    if lost & (state.tame > 0):
         step = state.next.step
         s0, s1, s2, swept = merging.merge_first_sweep(lines, chunks, facts.top, facts.centre, step, SPLITS)
         if swept:
             value, mean, spread = sums.cumulants(s0, s1, s2, sums.FIRST_POINTS)
             state = search.after_points(state, value, mean, spread, sums.FIRST_POINTS)
+        lost = swept == 0
+    if lost:
+        state = search.again(state)
     return state
 
 

@@ -16,6 +16,7 @@ from fusion_kernels.triton.state import DONE, GRID, NEWTON, SWEEP, Best, Goal, N
 from fusion_kernels.triton.sums import FIRST_POINTS, INF, POINTS, at
 
 GRID_POINTS = tl.constexpr(shared.GRID_POINTS)
+STEPS_PER_UNIT = tl.constexpr(float(shared.GRID_STEPS_PER_UNIT))
 GRID_STEP = tl.constexpr(1.0 / shared.GRID_STEPS_PER_UNIT)
 CELLS = tl.constexpr(shared.CELLS)
 MESH = tl.constexpr(shared.MESH)
@@ -48,7 +49,7 @@ def first_points(limit, grid):
 
 @triton.jit
 def started(facts, a, b, limit, grid, trust):
-    """The `State` of a search before its first sweep, for the targets a and b."""
+    """The `State` of a search before its first sweep, for the targets a and b; `again` is for one that is lost."""
     zero = tl.full((), 0.0, tl.float32)
     step, furthest = first_points(limit, grid)
     loss = (a * a + b * b) * tl.where(grid, 1.0, 1 - MARGIN)
@@ -63,6 +64,15 @@ def started(facts, a, b, limit, grid, trust):
         Best(zero, loss, zero, zero),
         Next(phase, zero, zero, zero, zero, step),
     )
+
+
+@triton.jit
+def again(state):
+    """The `State` of a search whose first sweep could not be used: the next one has POINTS as all later ones."""
+    following = state.next
+    step = tl.where(following.phase == GRID, following.step, state.goal.limit / CELLS)
+    following = Next(following.phase, following.turn, following.at, following.low, following.high, step)
+    return State(state.top, state.centre, state.tame, state.trust, state.goal, state.best, following)
 
 
 @triton.jit
@@ -115,16 +125,17 @@ def after_grid(state, value, mean, POINTS: tl.constexpr):
     goal = _goal(state, value, mean)
     # Turns count points here.
     k = state.next.turn.to(tl.int32) + index
-    # The same float32 as k / 10 rounded once.
-    x = k.to(tl.float32) / (1 / GRID_STEP)
+    # Rounded once, as everywhere: a card's own division is not, and 0.9 would miss a largest weight of 0.9.
+    x = tl.div_rn(k.to(tl.float32), tl.full([16], STEPS_PER_UNIT, tl.float32))
     f, g = _divergences(x, value - goal.start, mean, goal)
     counts = (index < POINTS) & (k > 0) & (k < GRID_POINTS) & (x <= goal.limit)
     best = _best_of(state.best, x, tl.where(counts, _loss(f, g, goal), INF), f, g)
     turn = state.next.turn + POINTS
-    more = (turn < GRID_POINTS) & (turn * GRID_STEP <= goal.limit)
+    further = tl.div_rn(turn, tl.full((), STEPS_PER_UNIT, tl.float32))
+    more = (turn < GRID_POINTS) & (further <= goal.limit)
     phase = tl.where(more, GRID, DONE).to(tl.float32)
     zero = tl.full((), 0.0, tl.float32)
-    following = Next(phase, turn, turn * GRID_STEP, zero, zero, state.next.step)
+    following = Next(phase, turn, further, zero, zero, state.next.step)
     return State(state.top, state.centre, state.tame, state.trust, goal, best, following)
 
 
@@ -135,7 +146,8 @@ def after_sweep(state, value, mean, spread, POINTS: tl.constexpr):
     index = tl.arange(0, 16)
     goal = _goal(state, value, mean)
     low, step, level = state.next.at, state.next.step, state.next.turn
-    x = low + step * index.to(tl.float32)
+    # Sums of rounded steps may pass the limit by a bit of float32, and no weight may.
+    x = tl.minimum(low + step * index.to(tl.float32), goal.limit)
     value -= goal.start
     f, g = _divergences(x, value, mean, goal)
     best = _best_of(state.best, x, tl.where(index < POINTS, _loss(f, g, goal), INF), f, g)
@@ -156,9 +168,9 @@ def after_sweep(state, value, mean, spread, POINTS: tl.constexpr):
     following = Next(
         phase,
         tl.where(settled, 0.0, level + 1),
-        tl.where(settled, low + step * (cell + bent / MESH), low + step * first),
+        tl.minimum(tl.where(settled, low + step * (cell + bent / MESH), low + step * first), goal.limit),
         low + step * tl.maximum(cell - 1, 0),
-        low + step * tl.minimum(cell + 2, cells),
+        tl.minimum(low + step * tl.minimum(cell + 2, cells), goal.limit),
         step * (last + 1 - first) / CELLS,
     )
     return State(state.top, state.centre, state.tame, state.trust, goal, best, following)
@@ -167,10 +179,12 @@ def after_sweep(state, value, mean, spread, POINTS: tl.constexpr):
 @triton.jit
 def after_points(state, value, mean, spread, POINTS: tl.constexpr):
     """The search after the points that it wanted, of which these are A, A' and A''."""
+    # A `return` in each branch would not compile with Triton 3.6 and 3.7.
     if state.next.phase == GRID:
-        return after_grid(state, value, mean, POINTS)
-    else:  # noqa: RET505  (Triton returns from both branches of an `if`, or from none)
-        return after_sweep(state, value, mean, spread, POINTS)
+        state = after_grid(state, value, mean, POINTS)
+    else:
+        state = after_sweep(state, value, mean, spread, POINTS)
+    return state
 
 
 @triton.jit

@@ -147,6 +147,8 @@ def _add_peaks(peaks, line, ids, MASKED: tl.constexpr):
     delta = expert - base
     both = tl.abs(delta) < INF
     delta = tl.where(both, delta, 0.0)
+    # Lanes past the end and masked tokens count with their delta, 0 or not: they are in the sums too, with the weight
+    # exp(-inf), which times a factor that has overflown would be no number.
     higher = large > peaks.large
     return Peaks(
         tl.where(higher, large, peaks.large),
@@ -335,6 +337,6 @@ def wild_sweep(line, first, step, BLOCK: tl.constexpr):
 def cumulants(s0, s1, s2, POINTS: tl.constexpr):
     """[16]: A, A', A'' from the sums of a sweep; 0 past its points."""
     meant = tl.arange(0, 16) < POINTS
-    s0 = tl.where(meant, s0, 1.0)
+    s0, s1, s2 = tl.where(meant, s0, 1.0), tl.where(meant, s1, 0.0), tl.where(meant, s2, 0.0)
     mean = s1 / s0
     return tl.log(s0), mean, tl.maximum(s2 / s0 - mean * mean, 0.0)

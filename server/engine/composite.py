@@ -145,7 +145,8 @@ class LogitFusionForCausalLM(nn.Module):
         # `fuse_logits` compares over the ids that its arguments share. They must not depend on which experts other
         # requests of the batch use, so the base shows only the ids that all members share.
         if base_rows is None:  # every row is one expert's alone
-            base = large.new_zeros(number, self._common_size)
+            # Of an even stride, for which the kernel is compiled.
+            base = large.new_zeros(number, -(-self._common_size // 64) * 64)[:, : self._common_size]
         else:
             base = _all_rows(self.base, base_rows, number)[:, : self._common_size]
         if call.slots is None:
@@ -159,7 +160,7 @@ class LogitFusionForCausalLM(nn.Module):
 
     def _compile_kernels(self, large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor]) -> None:
         """Have the kernel compiled for smaller numbers of experts too, while no request waits for it."""
-        # Powers of two are all that it is compiled for.
+        # It has room for eight, sixteen and so on, and more kernels there are not.
         for number in (1 << power for power in range((len(experts) - 1).bit_length())):
             rows = self.state.table.dearest_rows(large.shape[0]).of_experts(list(range(number)))
             _fuse(large, base, experts[:number], rows)

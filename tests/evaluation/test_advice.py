@@ -62,7 +62,9 @@ def test_an_expert_that_needs_no_large_model(tmp_path: Path) -> None:
     values = {"large": [0.0] * 40, "expert alone": [1.0] * 40, "static 1.0": [1.0, 0.0] * 20, "kl": [0.0] * 40}
     (advice,) = advise(results(tmp_path, "exact", values), seed=0)
     assert advice.setting == "expert alone"
-    assert "the expert alone is ahead of that by 50.0 [" in to_markdown([advice])
+    text = to_markdown([advice])
+    assert "The expert alone does best, ahead by 50.0 [" in text
+    assert "preset" not in text
 
 
 def test_of_equals_it_is_the_preset_that_is_there(tmp_path: Path) -> None:
@@ -74,7 +76,8 @@ def test_of_equals_it_is_the_preset_that_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("metric", ["exact", "nll"])
 def test_no_help_is_said_plainly(tmp_path: Path, metric: str) -> None:
-    values = {"large": [1.0, 0.0] * 20, "expert alone": [0.0] * 40, "static 1.0": [0.0, 1.0] * 20, "kl": [0.5] * 40}
+    worst = [2.0 if metric == "nll" else 0.0] * 40
+    values = {"large": [1.0, 0.0] * 20, "expert alone": worst, "static 1.0": [0.0, 1.0] * 20, "kl": [0.5] * 40}
     (advice,) = advise(results(tmp_path, metric, values), seed=0)
     assert advice.setting is None
     assert "Fusion does not help here" in to_markdown([advice])

@@ -19,17 +19,23 @@ KERNELS = ["scan_kernel", "advance_kernel", "finish_kernel", "write_kernel"]
 
 
 @pytest.mark.parametrize(
-    ("architecture", "dtype"),
-    [(80, torch.bfloat16), (90, torch.bfloat16), (100, torch.bfloat16), (90, torch.float32)],
+    ("architecture", "batch"),
+    [
+        (80, {}),
+        (90, {}),
+        (100, {}),
+        (90, {"dtype": torch.float32, "vocabulary": 50_257}),
+        pytest.param(90, {"number": 9}, marks=pytest.mark.long),
+    ],
 )
-def test_nothing_is_spilled(architecture: int, dtype: torch.dtype) -> None:
-    kernels = compile_all(architecture, example(dtype=dtype))
+def test_nothing_is_spilled(architecture: int, batch: dict[str, Any]) -> None:
+    kernels = compile_all(architecture, example(**batch))
     assert [kernel.kernel for kernel in kernels] == KERNELS
     for kernel in kernels:
         assert kernel.spilled == 0, kernel
         assert kernel.registers * THREADS_PER_PROGRAM <= REGISTERS, kernel
         assert kernel.shared <= SHARED_LIMITS[architecture], kernel
-        assert kernel.programs >= 3, kernel
+        assert kernel.programs >= (2 if kernel.kernel == "finish_kernel" else 3), kernel
 
 
 def variants(batch: Batch) -> list[str]:

@@ -80,6 +80,41 @@ def test_rows_of_many_chunks(seed: int, shape: dict[str, object]) -> None:
     judge(make(seed, rows=len(KINDS), **shape), "triton", DEVICE)  # type: ignore[arg-type]
 
 
+def far(larger: float, *, padding: int = 0) -> Case:
+    """A row for which no weight is large enough, and whose deltas reach `larger` above the top token's."""
+    rows = Weighting.KL, Weighting.KL_SAFE, Weighting.KL_GRID
+    large = torch.tensor([[0.0, 0.0, -torch.inf] + [-30.0] * padding] * len(rows))
+    base = torch.tensor([[0.0, 0.0, 0.0] + [0.0] * padding] * len(rows))
+    expert = torch.tensor([[0.0, 1.0, larger] + [0.0] * padding] * len(rows))
+    return Case(
+        large,
+        base,
+        [expert],
+        torch.tensor(rows, dtype=torch.int8),
+        torch.ones(len(rows), 1, dtype=torch.bool),
+        torch.ones(len(rows), 1),
+        torch.tensor([2.0, 2.0, 0.9]),
+    )
+
+
+@runs
+@pytest.mark.parametrize("larger", [20.0, 40.0, 400.0])
+def test_no_weight_is_above_the_largest_one(larger: float) -> None:
+    case = far(larger)
+    judge(case, "triton", DEVICE)
+    # The third is the grid's own 0.9, which no rounding may lose.
+    assert case.to(DEVICE).fuse("triton").alpha[:, 0].cpu().tolist()[::2] == pytest.approx([2.0, 0.9], abs=1e-3)
+
+
+@runs
+@pytest.mark.usefixtures("short_chunks")
+def test_a_wild_chunk_of_a_tame_row() -> None:
+    # The second chunk's own top has a delta of -40, the row's and all others 0: reach 2 and 42.
+    case = far(2.0, padding=189)
+    case.large[:, 96], case.experts[0][:, 96] = -1.0, -40.0
+    judge(case, "triton", DEVICE)
+
+
 @runs
 @pytest.mark.usefixtures("short_chunks")
 def test_chunks_without_any_token_of_a_member() -> None:
