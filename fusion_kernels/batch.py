@@ -1,7 +1,8 @@
 """What a fusion takes and what it returns, for B rows, T experts and the V ids of the large model."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 # The members as `Fused.broken` numbers them.
@@ -44,6 +45,16 @@ class Fused(NamedTuple):
     broken: Tensor
     """[B] int8: the member whose NaN or +inf made the row fall back to the large model alone: `BASE`, or
     `FIRST_EXPERT` + t for expert t; the first one found where there are several, and 0 in every other row."""
+
+    @classmethod
+    def room_for(cls, batch: Batch) -> Self:
+        """Return uninitialised tensors for a batch's results, on its device."""
+        rows, number = batch.use.shape
+
+        def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.empty(rows, *shape, dtype=dtype, device=batch.large.device)
+
+        return cls(empty(batch.large.shape[1]), empty(number), empty(2), empty(2), empty(dtype=torch.int8))
 
     @property
     def fallback(self) -> Tensor:

@@ -72,7 +72,7 @@ class Resources(NamedTuple):
 def compile_all(architecture: int, batch: Batch) -> list[Resources]:
     """The kernels of a fusion, each once, for a compute capability such as 90."""
     kernels: dict[str, Resources] = {}
-    for launch in launches(batch, _empty(batch)):
+    for launch in launches(batch, Fused.room_for(batch)):
         name = launch.kernel.__name__
         if name not in kernels:
             kernels[name] = _resources(architecture, launch)
@@ -108,17 +108,6 @@ def signature(launch: Launch) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def _type(value: Any) -> str:
     return f"*{_TYPES[value.dtype]}" if isinstance(value, torch.Tensor) else "i32"
-
-
-def _empty(batch: Batch) -> Fused:
-    rows, number = batch.use.shape
-    return Fused(
-        torch.empty(batch.large.shape),
-        torch.empty(rows, number),
-        torch.empty(rows, 2),
-        torch.empty(rows, 2),
-        torch.empty(rows, dtype=torch.int8),
-    )
 
 
 def _resources(architecture: int, launch: Launch) -> Resources:

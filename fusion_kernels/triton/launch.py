@@ -49,18 +49,10 @@ class Launch(NamedTuple):
 
 def fuse(batch: Batch) -> Fused:
     """`fuse_logits` in `PASSES` + 3 launches, without a copy to the host."""
-    rows, number = batch.use.shape
-    device = batch.large.device
-    out = Fused(
-        logits=torch.empty(batch.large.shape, dtype=torch.float32, device=device),
-        alpha=torch.empty(rows, number, dtype=torch.float32, device=device),
-        kl_target=torch.empty(rows, 2, dtype=torch.float32, device=device),
-        kl_fused=torch.empty(rows, 2, dtype=torch.float32, device=device),
-        broken=torch.empty(rows, dtype=torch.int8, device=device),
-    )
+    out = Fused.room_for(batch)
     # Triton launches on the current device, whatever the tensors' is.
     with torch.cuda.device_of(batch.large) if batch.large.is_cuda else nullcontext():  # type: ignore[no-untyped-call]
-        for launch in launches(batch, out) if rows > 0 else ():
+        for launch in launches(batch, out) if len(batch.kind) > 0 else ():
             launch.run()
     return out
 

@@ -40,17 +40,9 @@ def test_nothing_is_spilled(architecture: int, batch: dict[str, Any]) -> None:
 
 def variants(batch: Batch) -> list[str]:
     """What Triton would look for among its compiled kernels, launch by launch."""
-    rows, number = batch.use.shape
     backend = make_backend(GPUTarget("cuda", 90, 32))
-    out = Fused(
-        torch.empty(batch.large.shape),
-        torch.empty(rows, number),
-        torch.empty(rows, 2),
-        torch.empty(rows, 2),
-        torch.empty(rows, dtype=torch.int8),
-    )
     found = []
-    for each in launch.launches(batch, out):
+    for each in launch.launches(batch, Fused.room_for(batch)):
         bind: Any = create_function_from_signature(each.kernel.signature, each.kernel.params, backend)
         found.append(f"{each.kernel.__name__} {bind(**each.arguments)[1]}")
     return found
