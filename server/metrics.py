@@ -138,6 +138,20 @@ class FusionMetrics(Collector):
                 if any(sizes) or Weighting.named(settings.weighting).fuses:
                     divergence.add_metric([preset, direction], _cumulative(KL_BUCKETS, sizes), total)
         yield from (tokens, failures, alpha, divergence)
+        if self._config.speculation is not None:
+            yield from self._collect_drafts()
+
+    def _collect_drafts(self) -> Iterator[Metric]:
+        drafted = CounterMetricFamily(
+            "fusion_drafted_tokens", "Tokens that a member drafted and the fused model verified.", labels=["preset"]
+        )
+        accepted = CounterMetricFamily(
+            "fusion_accepted_tokens", "Drafted tokens that were the fused model's own.", labels=["preset"]
+        )
+        for preset, numbers in zip(self._config.presets, self._counts["drafts"], strict=True):
+            for family, number in zip((drafted, accepted), numbers, strict=True):
+                family.add_metric([preset], number)
+        yield from (drafted, accepted)
 
     def _zero(self) -> Counts:
         presets, experts = range(len(self._names.presets)), range(len(self._names.experts))
@@ -148,6 +162,7 @@ class FusionMetrics(Collector):
             "alpha_sum": [[0.0 for _ in experts] for _ in presets],
             "kl": [[[0] * (len(KL_BUCKETS) + 1) for _ in DIVERGENCES] for _ in presets],
             "kl_sum": [[0.0 for _ in DIVERGENCES] for _ in presets],
+            "drafts": [[0, 0] for _ in presets],
         }
 
 

@@ -91,7 +91,7 @@ class Admission:
     def _weight(self, settings: FusionSettings) -> float:
         """Parameters of the members that a request runs, relative to the large model's."""
         large, *small = self._sizes
-        return (large + sum(small[member] for member in settings.members_used)) / large
+        return (large + sum(small[member] for member in settings.members_run)) / large
 
     def _take(self, client: Client, what: str, amount: float, per_minute: float | None) -> None:
         try:

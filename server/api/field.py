@@ -41,3 +41,8 @@ class FusionField(BaseModel):
         description='`true`: return the weights and divergences of every generated token. `"full"`: also the likeliest '
         "tokens before and after fusion.",
     )
+    speculate: bool | None = Field(
+        None,
+        description="`false`: no member drafts for this request. Default: as the server's configuration says. It "
+        "changes no token, only the speed.",
+    )

@@ -11,6 +11,7 @@ from server.api.field import FusionField
 from server.config import Config, PresetConfig, WeightingName
 from server.config.setting import SettingError, check_setting
 from server.engine.settings import FusionSettings
+from server.engine.speculation.drafter import with_drafter
 
 
 def resolve(field: FusionField | None, preset: PresetConfig, config: Config, allowed: Allowed) -> FusionSettings:
@@ -34,7 +35,7 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
         field_path = ".".join(("fusion", *error.field_path))
         raise RequestError(f"{field_path}: {error}", field_path) from None
     names = list(config.experts)
-    return FusionSettings(
+    settings = FusionSettings(
         weighting=Weighting.named(weighting),
         experts=tuple(names.index(name) for name in experts),
         alpha=() if alpha is None else tuple(alpha[name] if isinstance(alpha, dict) else alpha for name in experts),
@@ -43,6 +44,11 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
         preset=next((i for i, other in enumerate(config.presets.values()) if other is preset), 0),
         trace_top=field.trace == "full",
     )
+    if config.speculation is None:
+        if field.speculate:
+            raise RequestError("fusion.speculate: this server's configuration has no `speculation`", "fusion.speculate")
+        return settings
+    return settings if field.speculate is False else with_drafter(settings, config.speculation.draft, names)
 
 
 def _experts(field: FusionField, weighting: WeightingName, preset: PresetConfig) -> Sequence[str]:

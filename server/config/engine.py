@@ -21,7 +21,7 @@ _FUSED = "the fused model sets it"
 _LORA = "adapters are experts here: list them under experts"
 _WHOLE = "every device holds whole requests of all members; use tensor_parallel_size"
 _MULTIMODAL = "the members are text models"
-_DRAFTS = "counters and traces cannot tell drafted tokens from generated ones yet"
+_DRAFTS = "the members draft: see `speculation`"
 _PREFETCH = "vLLM fetches the layers of one model ahead; cpu_offload_gb takes those of all members"
 OWNED: dict[str, str] = {
     "model": _MEMBERS,

@@ -19,6 +19,7 @@ from server.config.http import HttpConfig
 from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig
 from server.config.section import Section
 from server.config.source import RULE
+from server.config.speculation import SpeculationConfig
 from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 
@@ -34,6 +35,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("admission.", AdmissionConfig),
     ("limits.", LimitsConfig),
     ("structures.", StructuresConfig),
+    ("speculation.", SpeculationConfig),
     ("auth.", AuthConfig),
     ("http.", HttpConfig),
 )

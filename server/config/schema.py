@@ -22,6 +22,7 @@ from server.config.setting import (
     check_setting,
 )
 from server.config.source import ModelSource
+from server.config.speculation import AUTO, BASE, SpeculationConfig
 from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 from server.errors import nearest
@@ -162,6 +163,9 @@ class Config(Section):
     structures: StructuresConfig = Field(
         StructuresConfig(), description="What the schemas, grammars and tools of one request may hold and cost."
     )
+    speculation: SpeculationConfig | None = Field(
+        None, description="Which member drafts tokens for the fused model to verify. Without it none does."
+    )
     auth: AuthConfig = Field(AuthConfig(), description="Who may ask.")
     http: HttpConfig = Field(
         HttpConfig(), description="Where the server is on the network: its names, its path, the browsers that may call."
@@ -182,6 +186,8 @@ class Config(Section):
                     raise _at(where, f"there is no expert '{part}'; {nearest(part, set(self.experts) - {name})}")
                 if self.experts[part].kind == "merge":
                     raise _at(where, f"'{part}' is a merge itself; name the experts that it is made of instead")
+        if self.speculation is not None:
+            self._check_drafter(self.speculation.draft)
         for name, preset in self.presets.items():
             for part in preset.experts:
                 if part not in self.experts:
@@ -189,6 +195,13 @@ class Config(Section):
                         ("presets", name, "experts"), f"there is no expert '{part}'; {nearest(part, self.experts)}"
                     )
         return self
+
+    def _check_drafter(self, draft: str) -> None:
+        if self.base is None:
+            raise _at(("speculation",), "without base and experts there is no member that could draft")
+        if draft not in (AUTO, BASE, *self.experts):
+            hint = nearest(draft, (AUTO, BASE, *self.experts))
+            raise _at(("speculation", "draft"), f"there is no expert '{draft}'; {hint}")
 
 
 def _check_revision(source: str | None, revision: str | None) -> None:

@@ -22,6 +22,7 @@ from fusion_kernels.batch import FIRST_EXPERT
 if TYPE_CHECKING:
     from fusion_kernels import Fused
     from server.engine.slots import SlotTable
+    from server.engine.speculation.outcome import Outcome
     from server.engine.step import Step
 
 ALPHA_BUCKETS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 4.0)
@@ -46,6 +47,7 @@ class Counts(TypedDict):
     alpha_sum: list[list[float]]  # [P, T]
     kl: list[list[list[int]]]  # [P, 2, buckets]: by KL(fused || large) and KL(large || fused)
     kl_sum: list[list[float]]  # [P, 2]
+    drafts: list[list[int]]  # [P, 2]: drafted tokens that were verified, and those of them that were accepted
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +62,22 @@ class _Fusion:
 
 
 @dataclass(frozen=True, slots=True)
+class _Drafts:
+    """What became of a step's drafts, by its B requests and N rows."""
+
+    presets: np.ndarray  # [B]
+    proposed: np.ndarray  # [B]
+    taken: torch.Tensor  # [B], with the token that follows the accepted drafts
+    delivered: torch.Tensor  # [N] bool
+
+
+@dataclass(slots=True)
 class _Step:
     slots: np.ndarray  # [N]
     labels: np.ndarray  # [N], see `SlotTable.labels`
     generates: np.ndarray  # [N] bool
     fusion: _Fusion | None
+    drafts: _Drafts | None = None
 
 
 class Aggregates:
@@ -76,6 +89,7 @@ class Aggregates:
         experts, device = table.num_experts, table.device
         self._pending: list[_Step] = []
         self._tokens = np.zeros(presets * len(Weighting), dtype=np.int64)
+        self._drafts = np.zeros((presets, 2), dtype=np.int64)
         # By slot: tokens that its request may still get, and those that it has got there.
         self._left = np.zeros(len(table.slots), dtype=np.int64)
         self._rows = np.zeros(len(table.slots), dtype=np.int64)
@@ -119,6 +133,13 @@ class Aggregates:
         if len(self._pending) >= MAX_PENDING_STEPS:
             self._fold(KEPT_STEPS)
 
+    def settle(self, outcome: Outcome) -> None:
+        """Note what became of the drafts of the step that was recorded last."""
+        if not self._pending:  # it was recorded before the counters were made new
+            return
+        presets = self._table.labels[outcome.batch.idx_mapping_np] // len(Weighting)
+        self._pending[-1].drafts = _Drafts(presets, outcome.proposed(), outcome.num_sampled, outcome.rows_delivered())
+
     def read(self) -> Counts:
         """All counters since the start; of the newest steps, while requests run, only at the next reading."""
         self._fold(KEPT_STEPS if self._table.occupied else 0)
@@ -129,6 +150,7 @@ class Aggregates:
             "alpha_sum": self._alpha_sum.tolist(),
             "kl": self._kl.tolist(),
             "kl_sum": self._kl_sum.tolist(),
+            "drafts": self._drafts.tolist(),
         }
 
     def _fold(self, kept: int) -> None:
@@ -136,6 +158,8 @@ class Aggregates:
         if whole <= 0:
             return
         steps, self._pending = self._pending[:whole], self._pending[whole:]
+        for step in steps:
+            self._count_drafts(step)
         labels = np.concatenate([step.labels[step.generates] for step in steps])
         self._tokens += np.bincount(labels, minlength=len(self._tokens))
         fusions = [(step, step.fusion) for step in steps if step.fusion is not None]
@@ -143,6 +167,17 @@ class Aggregates:
         fusions.sort(key=lambda pair: pair[1].experts)
         for experts, group in groupby(fusions, key=lambda pair: pair[1].experts):
             self._fold_alike(list(group), experts)
+
+    def _count_drafts(self, step: _Step) -> None:
+        """Take the rows of a step out that gave nobody a token, and count its drafts."""
+        drafts = step.drafts
+        if drafts is None:
+            return
+        # The step is over by now, so nothing waits for these copies.
+        step.generates &= drafts.delivered.cpu().numpy()
+        accepted = drafts.taken.cpu().numpy() - 1
+        for column, numbers in enumerate((drafts.proposed, np.where(drafts.proposed > 0, accepted, 0))):
+            self._drafts[:, column] += np.bincount(drafts.presets, numbers, self._presets).astype(np.int64)
 
     def _fold_alike(self, steps: list[tuple[_Step, _Fusion]], experts: tuple[int, ...]) -> None:
         """Fold steps over the same experts."""

@@ -130,5 +130,5 @@ def _salted(prompt: Any, settings: FusionSettings) -> Any:
     A request leaves holes in the KV cache of the members that it does not run: another must not read its blocks. What
     a client writes into `cache_salt` stands before the last slash, so it cannot be taken for a set of members.
     """
-    members = ",".join(map(str, settings.members_used))
+    members = ",".join(map(str, settings.members_run))
     return {**prompt, "cache_salt": f"{prompt.get('cache_salt') or ''}/members={members}"}

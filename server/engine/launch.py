@@ -17,6 +17,7 @@ from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 from vllm.usage.usage_lib import UsageContext
 
 from server.config import Config
+from server.config.speculation import SpeculationConfig
 from server.engine import plugin
 from server.engine.client import FusionEngine
 from server.engine.members import Members
@@ -58,6 +59,8 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
     if isinstance(structured, dict):
         # vLLM 0.32 makes an object of the mapping only after it has set `reasoning_parser` on it.
         arguments["structured_outputs_config"] = StructuredOutputsConfig(**structured)
+    if config.speculation is not None:
+        arguments |= _speculation(config.speculation, members)
     return AsyncEngineArgs(
         model=str(members.large.folder),
         served_model_name=list(config.presets),
@@ -65,6 +68,21 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
         worker_extension_cls="server.engine.extension.FusionWorkerExtension",
         **arguments,
     )
+
+
+def _speculation(speculation: SpeculationConfig, members: Members) -> dict[str, Any]:
+    """The engine arguments by which vLLM drafts through the members (`server.engine.speculation.worker`)."""
+    return {
+        "speculative_config": {
+            "method": "draft_model",
+            # It wants to see a model of the large one's vocabulary, and loads none.
+            "model": str(members.large.folder),
+            "num_speculative_tokens": speculation.tokens,
+        },
+        "worker_cls": "server.engine.speculation.worker.SpeculatingWorker",
+        # Asynchronously, every running request would get rows for drafts, whether anything drafts for it or not.
+        "async_scheduling": False,
+    }
 
 
 def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
@@ -77,8 +95,6 @@ def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
         return
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError("engine: a KV connector would move a step's KV cache before the members have read it")
-    if vllm_config.speculative_config is not None:
-        raise ConfigError("engine: counters and traces cannot tell drafted tokens from generated ones yet")
     if not envs.VLLM_USE_LAYERNAME:
         # An adapter may load the base's compiled code, which would hold the names of the base's layers.
         raise ConfigError(

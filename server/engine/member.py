@@ -42,13 +42,12 @@ class SmallMember:
         self.last_id = last_id
         """The member's last token id, where its vocabulary is shorter than the large model's; else `None`."""
         self._groups: AttentionGroups | None = None
-        self._graphs: MemberGraphs | None = None
+        self._graphs: list[MemberGraphs] = []
         self._metadata: dict[str, Any] = {}
 
     def forget(self) -> None:
         """The model runner has another KV cache and other attention groups: what was made for the old ones goes."""
-        self._groups = self._graphs = None
-        self._metadata = {}
+        self._groups, self._graphs, self._metadata = None, [], {}
 
     def take_groups(self, attn_groups: AttentionGroups, cache_config: CacheConfig, device: torch.device) -> None:
         """Make the member's own attention groups from the model runner's, unless they are made.
@@ -67,10 +66,9 @@ class SmallMember:
 
     def run(self, sub: SubBatch, build: BuildMetadata, kv_cache_config: KVCacheConfig) -> torch.Tensor:
         """Hidden states [m, width] of the sub-batch's m tokens, in memory that may be written again."""
-        graph = None if self._graphs is None else self._graphs.graph_for(sub)
-        if graph is not None:
-            assert self._graphs is not None
-            return self._graphs.run(sub, graph)
+        for graphs in self._graphs:
+            if (graph := graphs.graph_for(sub)) is not None:
+                return graphs.run(sub, graph)
         assert self._groups is not None
         self._metadata = build(sub, self._groups, kv_cache_config, CUDAGraphMode.NONE, False)
         return self._forward(sub)
@@ -82,12 +80,15 @@ class SmallMember:
     def capture(
         self,
         build: BuildMetadata,
-        decode_query_len: int,
+        decode_query_lens: list[int],
         block_tables: BlockTables,
         kv_cache_config: KVCacheConfig,
     ) -> None:
-        """Capture the CUDA graphs over this KV cache, in the place of those that there are."""
-        self._graphs, groups = None, self._groups
+        """Capture the CUDA graphs over this KV cache, in the place of those that there are.
+
+        There are graphs for steps in which every request has so many tokens as one of `decode_query_lens` says.
+        """
+        self._graphs, groups = [], self._groups
         assert groups is not None
 
         def build_for_graph(sub: SubBatch, for_capture: bool) -> None:
@@ -95,7 +96,8 @@ class SmallMember:
             mode = CUDAGraphMode.NONE if for_capture else CUDAGraphMode.FULL
             self._metadata = build(sub, groups, kv_cache_config, mode, for_capture)
 
-        self._graphs = MemberGraphs(self.config, decode_query_len, block_tables, build_for_graph, self._forward)
+        for length in decode_query_lens:
+            self._graphs.append(MemberGraphs(self.config, length, block_tables, build_for_graph, self._forward))
 
     def _forward(self, sub: SubBatch) -> torch.Tensor:
         """Run over a sub-batch whose metadata is built."""

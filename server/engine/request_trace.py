@@ -29,6 +29,8 @@ class TokenTrace:
     large_top: Top | None = None
     """The likeliest tokens before and after fusion, of requests that asked for them."""
     fused_top: Top | None = None
+    drafted: bool = False
+    """Whether a member had drafted it."""
 
 
 @dataclass(eq=False)
@@ -107,5 +109,12 @@ def _token_trace(token_id: int, slots: list[dict[int, TraceRow]], index: int) ->
         logger.warning("No trace for generated token %d; its entry is empty.", index)
         return TokenTrace(token_id, [], [None, None], [None, None], False)
     return TokenTrace(
-        token_id, list(row.alpha), list(row.kl_target), list(row.kl_fused), row.fallback, row.large_top, row.fused_top
+        token_id,
+        list(row.alpha),
+        list(row.kl_target),
+        list(row.kl_fused),
+        row.fallback,
+        row.large_top,
+        row.fused_top,
+        row.drafted,
     )

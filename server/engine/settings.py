@@ -32,6 +32,8 @@ class FusionSettings:
     """The name under which the worker keeps this request's trace; `None` keeps none."""
     trace_top: bool = False
     """Whether its trace has the likeliest tokens too, before and after fusion."""
+    drafter: int | None = None
+    """The member that drafts for the request, numbered as in `members_used`; `None`: it does not speculate."""
 
     @property
     def traced(self) -> bool:
@@ -40,11 +42,16 @@ class FusionSettings:
 
     @property
     def members_used(self) -> tuple[int, ...]:
-        """The small members that the request runs: 0 is the base, 1 + t expert t. One expert `ALONE` needs no base."""
+        """The small members that steer the request: 0 is the base, 1 + t expert t. One expert `ALONE` needs no base."""
         if self.weighting is Weighting.NONE:
             return ()
         experts = tuple(sorted(1 + expert for expert in self.experts))
         return experts if not self.weighting.fuses or not experts else (0, *experts)
+
+    @property
+    def members_run(self) -> tuple[int, ...]:
+        """The small members that read the request: those that steer it, and the one that drafts for it."""
+        return tuple(sorted({*self.members_used, *(() if self.drafter is None else (self.drafter,))}))
 
     def attach(self, params: SamplingParams) -> None:
         """Write the settings into `params.extra_args`, over whatever stood there under the same name."""
@@ -64,4 +71,5 @@ class FusionSettings:
             preset=values["preset"],
             trace=values["trace"],
             trace_top=values["trace_top"],
+            drafter=values["drafter"],
         )

@@ -57,8 +57,10 @@ class SlotTable:
         self.slots: list[Slot | None] = [None] * max_num_seqs
         self.num_experts = num_experts
         self.device = device
-        self.members_used = np.zeros((max_num_seqs, 1 + num_experts), dtype=bool)
+        self.members_run = np.zeros((max_num_seqs, 1 + num_experts), dtype=bool)
         """[slots, 1 + T]: whether the slot's request runs the base, and each of the experts."""
+        self.drafter = np.full(max_num_seqs, -1, dtype=np.int64)
+        """[slots]: the member that drafts for the slot's request, as numbered in `members_run`; -1 for none."""
         self.labels = np.zeros(max_num_seqs, dtype=np.int64)
         """[slots]: preset * number of weightings + weighting, under which the metrics count."""
         self.occupied = 0
@@ -90,9 +92,10 @@ class SlotTable:
             table.use[index, expert] = True
         for expert, alpha in zip(settings.experts, settings.alpha, strict=False):
             table.alpha[index, expert] = alpha
-        self.members_used[index] = False
-        for member in settings.members_used:
-            self.members_used[index, member] = True
+        self.members_run[index] = False
+        for member in settings.members_run:
+            self.members_run[index, member] = True
+        self.drafter[index] = -1 if settings.drafter is None else settings.drafter
 
     def remove(self, index: int) -> None:
         """Take a request out; its row on the device stays as it is until the slot is taken again."""

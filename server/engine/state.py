@@ -34,6 +34,9 @@ from server.engine.aggregates import Aggregates
 from server.engine.member import AttentionGroups, SmallMember
 from server.engine.settings import FusionSettings
 from server.engine.slots import Rows, Slot, SlotTable
+from server.engine.speculation.ends import AnswerEnds
+from server.engine.speculation.outcome import Outcome
+from server.engine.speculation.sampler import MatchingSampler
 from server.engine.step import CallRows, ForwardPass, MemberRows, MemberStates, Step
 from server.engine.sub_batch import SubBatch, restrict
 from server.engine.trace import TraceLog
@@ -65,6 +68,9 @@ class FusionModelState(DefaultModelState):
         self._everyone: bool = fusion.get("everyone", False)
         """Whether every member runs for every request, whether it uses it or not; for tests."""
         self._slot_of: dict[str, int] = {}
+        self.ends = AnswerEnds(self.max_num_reqs, device) if vllm_config.num_speculative_tokens else None
+        """Where answers end; of engines that speculate."""
+        self.block_tables: BlockTables
         self._prepared: ForwardPass | None = None
         self._pass: ForwardPass | None = None
         self._profiled: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -94,6 +100,8 @@ class FusionModelState(DefaultModelState):
             req_index,
             Slot(FusionSettings.of(params), new_req_data.prompt_len, wants_prompt),
         )
+        if self.ends is not None:
+            self.ends.add(req_index, params, new_req_data.prompt_len, self.max_model_len)
         known = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
         self.aggregates.begin(req_index, (params.max_tokens or 0) - known)
 
@@ -164,7 +172,7 @@ class FusionModelState(DefaultModelState):
         if step.dummy or self._everyone:
             used = np.ones((batch.num_reqs, len(self.members)), dtype=bool)
         else:
-            used = self.table.members_used[batch.idx_mapping_np]
+            used = self.table.members_run[batch.idx_mapping_np]
         # Requests that use one expert alone make the base's batch and the expert's the same.
         known: dict[bytes, SubBatch] = {}
         for number, member in enumerate(self.members):
@@ -176,7 +184,7 @@ class FusionModelState(DefaultModelState):
             if key not in known:
                 known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
             sub = known[key]
-            hidden = member.run(sub, self._metadata, step.kv_cache_config)
+            hidden = member.run(sub, self.metadata, step.kv_cache_config)
             step.members.append(MemberStates.kept(sub, hidden, self._wants_prompt(sub.batch)))
 
     def _wants_prompt(self, batch: InputBatch) -> bool:
@@ -185,7 +193,7 @@ class FusionModelState(DefaultModelState):
             return False
         return any(slot is not None and slot.prompt_logprobs for slot in (slots[i] for i in batch.idx_mapping_np))
 
-    def _metadata(
+    def metadata(
         self,
         sub: SubBatch,
         groups: AttentionGroups,
@@ -193,6 +201,7 @@ class FusionModelState(DefaultModelState):
         mode: CUDAGraphMode,
         for_capture: bool,
     ) -> dict[str, Any]:
+        """Attention metadata by layer of a member's sub-batch."""
         return super().prepare_attn(
             sub.batch, mode, sub.block_tables, sub.slot_mappings, groups, kv_cache_config, for_capture
         )
@@ -202,6 +211,7 @@ class FusionModelState(DefaultModelState):
     def initialize_kv_cache(self, kv_cache_config: KVCacheConfig, block_tables: BlockTables) -> None:
         """There is a new KV cache; vLLM profiles the memory of graphs over one that it throws away."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
+        self.block_tables = block_tables
         self._prepared = self._pass = self._profiled = None
         for member in self.members:
             member.forget()
@@ -216,10 +226,50 @@ class FusionModelState(DefaultModelState):
         """Capture the members' own graphs, where the large model has whole ones for decode steps."""
         if self.vllm_config.compilation_config.cudagraph_mode.decode_mode() != CUDAGraphMode.FULL:
             return
-        query_len = self.vllm_config.num_speculative_tokens + self.num_new_sampled_tokens_per_step
+        # Requests that speculate have their drafts' tokens in a step; drafting itself is one token at a time.
+        new_tokens = self.num_new_sampled_tokens_per_step
+        query_lens = sorted({new_tokens, self.vllm_config.num_speculative_tokens + new_tokens})
         for member in self.members:
             member.take_groups(attn_groups, self.vllm_config.cache_config, self.device)
-            member.capture(self._metadata, query_len, block_tables, kv_cache_config)
+            member.capture(self.metadata, query_lens, block_tables, kv_cache_config)
+
+    # --- speculation --------------------------------------------------------------------------------------------
+
+    def custom_sampler(self, sampler: Any) -> tuple[Any, Any] | None:
+        """vLLM's sampler, and where the engine speculates, what verifies drafts; `None` leaves both to vLLM."""
+        steps = self.vllm_config.num_speculative_tokens
+        return (sampler, MatchingSampler(sampler, steps, self._settle)) if steps else None
+
+    @property
+    def last_pass(self) -> ForwardPass | None:
+        """The newest forward pass over real requests."""
+        return None if self._pass is None or self._pass.dummy else self._pass
+
+    def drafters(self, batch: InputBatch) -> np.ndarray:
+        """[B] the number of the member that drafts for each request of a step, -1 for none."""
+        ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
+        return np.where(ends >= batch.prefill_len_np, self.table.drafter[batch.idx_mapping_np], -1)
+
+    def speculates(self, req_id: str) -> bool:
+        """Whether a member drafts for a request."""
+        slot = self._slot_of.get(req_id)
+        return slot is not None and bool(self.table.drafter[slot] >= 0)
+
+    def draft_logits(self, member: SmallMember, hidden: torch.Tensor) -> torch.Tensor:
+        """A member's logits [m, V] over ids that the large model has too, of its hidden states."""
+        logits: torch.Tensor = member.model.compute_logits(hidden)
+        return logits[:, : self.model_config.get_vocab_size()]
+
+    def _settle(self, batch: InputBatch, sampled: torch.Tensor, num_sampled: torch.Tensor) -> None:
+        """Take the rows of rejected drafts, and those past an answer's end, out of what was recorded of the step."""
+        if self.watched is not None:
+            return
+        assert self.ends is not None
+        first = batch.positions[batch.logits_indices[batch.cu_num_logits[:-1].long()]]
+        delivered = self.ends.delivered(batch.idx_mapping, sampled, num_sampled, first)
+        outcome = Outcome(batch, num_sampled, delivered)
+        self.aggregates.settle(outcome)
+        self.trace_log.settle(outcome)
 
     # --- logits -------------------------------------------------------------------------------------------------
 

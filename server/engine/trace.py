@@ -18,6 +18,7 @@ from vllm.utils import torch_utils
 if TYPE_CHECKING:
     from fusion_kernels import Fused
     from server.engine.slots import Slot, SlotTable
+    from server.engine.speculation.outcome import Outcome
     from server.engine.step import Step
 
 # A trace that nobody fetches (its client went away in the one moment that matters) must not stay for ever.
@@ -49,19 +50,21 @@ class TraceRow(NamedTuple):
     fallback: bool
     large_top: Top | None
     fused_top: Top | None
+    drafted: bool
+    """Whether a member had drafted the token before the fused model chose it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Step:
     slots: list[Slot | None]
     """By row: the request whose trace it belongs to, `None` where it belongs to none."""
     experts: list[int]
-    positions: torch.Tensor
-    fed: torch.Tensor
-    values: torch.Tensor  # [N, len(experts) + 5]: alpha, KL targets, KL results, fell back
-    top_ids: torch.Tensor  # [rows that asked, 2, k]: of the large model and fused
-    top_probabilities: torch.Tensor  # [rows that asked, 2, k]
+    tensors: tuple[torch.Tensor, ...]
+    """Positions [N]; tokens read there [N]; values [N, len(experts) + 5]: alpha, KL targets, KL results, fell back; and
+    of the rows that asked, likeliest ids and their probabilities [rows, 2, k]: of the large model and fused."""
     done: torch.cuda.Event | None
+    delivered: torch.Tensor | None = None  # [N] bool: the row's token reaches the client; `None`: all do
+    drafted: torch.Tensor | None = None  # [N] bool; `None`: none was
 
     @property
     def finished(self) -> bool:
@@ -78,6 +81,7 @@ class TraceLog:
         self._steps: list[_Step] = []
         self._rows: dict[str, list[TraceRow]] = defaultdict(list)
         self._ended: dict[str, None] = {}
+        self._newest: Step | None = None
 
     def record(self, step: Step, large: torch.Tensor, fused: Fused | None, experts: list[int]) -> None:
         """Note the rows of a step: the large model's logits [N, V], and their fusion over `experts`; `None` where
@@ -98,19 +102,23 @@ class TraceLog:
         top_ids, top_probabilities = _top_tokens(large, None if fused is None else fused.logits, wanted)
         batch = step.batch
         positions, fed = batch.positions[batch.logits_indices], batch.input_ids[batch.logits_indices]
-        tensors = (positions, fed, values, top_ids, top_probabilities)
-        done = None
-        if large.is_cuda:
-            tensors = tuple(t.to("cpu", non_blocking=True) for t in tensors)  # type: ignore[assignment]
-            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            done.record()
-        self._steps.append(_Step(slots, experts, *tensors, done))
+        tensors = map(_to_host, (positions, fed, values, top_ids, top_probabilities))
+        self._steps.append(_Step(slots, experts, tuple(tensors), _event(large.device)))
+        self._newest = step
         if len(self._steps) >= MAX_UNSORTED_STEPS:
             self._sort(MAX_UNSORTED_STEPS // 2)
 
     def _traced(self, index: int, generates: bool) -> Slot | None:
         slot = self._table.slots[index]
         return slot if generates and slot is not None and slot.settings.traced else None
+
+    def settle(self, outcome: Outcome) -> None:
+        """Note which rows of the step that was recorded last gave the client a token, and which of them were drafts."""
+        if not self._steps or self._newest is None or self._newest.batch is not outcome.batch:
+            return
+        step = self._steps[-1]
+        step.delivered, step.drafted = _to_host(outcome.rows_delivered()), _to_host(outcome.rows_drafted())
+        step.done = _event(outcome.num_sampled.device)
 
     def take(self, trace: str, last: bool) -> list[TraceRow]:
         """Return the rows of `trace` that came since the last call, and forget them; keep none after the `last`.
@@ -134,14 +142,17 @@ class TraceLog:
         for step in steps:
             if step.done is not None:
                 step.done.synchronize()
-            asked = iter(zip(step.top_ids, step.top_probabilities, strict=True))
+            positions, fed, values_of, top_ids, top_probabilities = step.tensors
+            asked = iter(zip(top_ids, top_probabilities, strict=True))
             for row, slot in enumerate(step.slots):
                 tops = next(asked) if slot is not None and slot.settings.trace_top else None
                 if slot is None or slot.settings.trace is None or slot.settings.trace in self._ended:
                     continue
+                if step.delivered is not None and not step.delivered[row]:
+                    continue
                 # The row at the prompt's last position gives the first generated token.
-                index = int(step.positions[row]) - (slot.num_prompt_tokens - 1)
-                values = step.values[row].tolist()
+                index = int(positions[row]) - (slot.num_prompt_tokens - 1)
+                values = values_of[row].tolist()
                 alpha = [0.0] * self._table.num_experts
                 for expert, value in zip(step.experts, values, strict=False):
                     alpha[expert] = value
@@ -151,13 +162,37 @@ class TraceLog:
                     large_top, fused_top = (
                         _pairs(ids, probabilities) for ids, probabilities in zip(*tops, strict=True)
                     )
+                drafted = step.drafted is not None and bool(step.drafted[row])
                 self._rows[slot.settings.trace].append(
                     TraceRow(
-                        slot.serial, index, int(step.fed[row]), alpha, targets, results, fallback, large_top, fused_top
+                        slot.serial,
+                        index,
+                        int(fed[row]),
+                        alpha,
+                        targets,
+                        results,
+                        fallback,
+                        large_top,
+                        fused_top,
+                        drafted,
                     )
                 )
         while len(self._rows) > MAX_KEPT_TRACES:
             self._rows.pop(next(iter(self._rows)))
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the host, or on its way there."""
+    return tensor.to("cpu", non_blocking=True) if tensor.is_cuda else tensor
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    """What tells whether everything that the device was asked so far is done; `None` on CPUs, where it is."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record()
+    return event
 
 
 def _top_tokens(large: torch.Tensor, fused: torch.Tensor | None, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:

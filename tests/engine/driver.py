@@ -17,6 +17,7 @@ from fusion_kernels import Weighting
 from server.engine.client import FusionEngine
 from server.engine.request_trace import TokenTrace
 from server.engine.settings import FusionSettings
+from server.engine.speculation.drafter import with_drafter
 from tests.hf_loop import Settings
 
 FIRST_ID, LAST_ID = 3, 511  # without the special ids
@@ -33,6 +34,8 @@ class Case:
     arrives: float = 0.0
     patience: float | None = None
     """Seconds after which the client goes away."""
+    draft: str | None = None
+    """Who drafts for it, as the configuration says it; `None`: it does not speculate."""
 
     @property
     def choices(self) -> int:
@@ -71,6 +74,11 @@ def draw_cases(
         params = _params(rng, longest_answer)
         cases.append(Case(prompt, draw_settings(rng, experts), params, rng.random() < 0.25, arrives, patience))
     return cases
+
+
+def drafted(cases: Sequence[Case], draft: str) -> list[Case]:
+    """The same requests, most of which speculate."""
+    return [case if place % 5 == 4 else replace(case, draft=draft) for place, case in enumerate(cases)]
 
 
 def draw_settings(rng: random.Random, experts: Sequence[str]) -> Settings:
@@ -123,6 +131,8 @@ def fusion_settings(settings: Settings, experts: Sequence[str]) -> FusionSetting
 async def send(engine: FusionEngine, case: Case, name: str, experts: Sequence[str]) -> Answer:
     """Send one request and collect its answer."""
     settings = fusion_settings(case.settings, experts)
+    if case.draft is not None:
+        settings = with_drafter(settings, case.draft, experts)
     trace = engine.open_trace() if case.trace else None
     if trace is not None:
         settings = replace(settings, trace=trace.prompt_key(0))

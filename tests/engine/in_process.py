@@ -164,7 +164,7 @@ def everyone(llm: Any) -> Iterator[None]:
 
     def add(self: Any, index: int, slot: Any) -> None:
         plain(self, index, slot)
-        self.members_used[index] = True
+        self.members_run[index] = True
 
     SlotTable.add = add  # type: ignore[method-assign]
     yield

@@ -13,7 +13,7 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import AsyncEngineArgs
 
 from server.engine import launch
-from tests.engine.driver import Case, draw_cases, send, send_all
+from tests.engine.driver import Case, drafted, draw_cases, send, send_all
 from tests.engine.engines import counter, running
 from tests.engine.judge import Verdict, judge
 from tests.hf_loop import HFLoop
@@ -27,6 +27,11 @@ TWO_WORKERS = "engine.tensor_parallel_size=2"
 COMPILED = "engine.enforce_eager=false"
 ASYNC = "async"  # no option: vLLM 0.32 turns asynchronous scheduling off on CPUs
 EVERYONE = "everyone"  # no option: every member runs for every request
+DRAFT = "speculation.draft="
+# Who drafts, and how many tokens.
+DRAFTED = ["speculation.draft=auto", "speculation.tokens=3"]
+BY_BASE = ["speculation.draft=base", "speculation.tokens=2"]
+BY_RED = ["speculation.draft=red", "speculation.tokens=5"]
 LONG = pytest.mark.long
 
 
@@ -34,6 +39,7 @@ LONG = pytest.mark.long
     ("number", "seed", "options"),
     [
         pytest.param(40, 1, [CHUNKS], id="chunks"),
+        pytest.param(80, 11, [CHUNKS, *DRAFTED], id="drafted"),
         pytest.param(200, 2, [CHUNKS], id="200-chunks", marks=LONG),
         pytest.param(200, 3, [NO_PREFIXES], id="200-no-prefixes", marks=LONG),
         pytest.param(200, 4, [], id="200-prefixes", marks=LONG),
@@ -41,6 +47,10 @@ LONG = pytest.mark.long
         pytest.param(200, 6, [CHUNKS, COMPILED], id="200-compiled", marks=LONG),
         pytest.param(200, 7, [CHUNKS, ASYNC], id="200-async", marks=LONG),
         pytest.param(200, 8, [CHUNKS, EVERYONE], id="200-everyone", marks=LONG),
+        pytest.param(200, 12, [CHUNKS, *DRAFTED], id="200-drafted", marks=LONG),
+        pytest.param(200, 13, DRAFTED, id="200-drafted-prefixes", marks=LONG),
+        pytest.param(200, 14, [CHUNKS, *BY_BASE, TWO_WORKERS], id="200-drafted-two-workers", marks=LONG),
+        pytest.param(200, 15, [CHUNKS, *BY_RED, COMPILED], id="200-drafted-compiled", marks=LONG),
     ],
 )
 async def test_every_request_is_the_references(
@@ -54,13 +64,21 @@ async def test_every_request_is_the_references(
         monkeypatch.setattr(launch, "fusion_config", for_everyone(launch.fusion_config))
     cases = draw_cases(number, seed, EXPERTS, longest_prompt=100, longest_answer=24)
     settings = [option for option in options if "=" in option]
+    draft = next((option.removeprefix(DRAFT) for option in options if option.startswith(DRAFT)), None)
+    if draft is not None:
+        cases = drafted(cases, draft)
     async with running(family, *TIGHT, *settings) as engine:
         assert engine.vllm_config.scheduler_config.async_scheduling == (ASYNC in options)
         preempted, prefix_hits = counter("vllm:num_preemptions"), counter("vllm:prefix_cache_hits")
         answers = await asyncio.wait_for(send_all(engine, cases, EXPERTS), 900)
         preempted = counter("vllm:num_preemptions") - preempted
         prefix_hits = counter("vllm:prefix_cache_hits") - prefix_hits
+        proposed, accepted = (
+            counter("vllm:spec_decode_num_draft_tokens"),
+            counter("vllm:spec_decode_num_accepted_tokens"),
+        )
         seeded = [place for place, case in enumerate(cases) if not case.greedy and answers[place] is not None]
+        # Without speculation too: it changes no token.
         alone = {place: await send(engine, _alone(cases[place]), f"alone-{place}", EXPERTS) for place in seeded[:50]}
     assert preempted, "the cache is small enough to preempt"
     assert bool(prefix_hits) == (NO_PREFIXES not in options)
@@ -74,7 +92,12 @@ async def test_every_request_is_the_references(
     differing = [place for place, answer in alone.items() if answer.tokens != _tokens(answers[place])]
     for place in differing:
         verdict += judge(oracle, cases[place], alone[place])
-    print(f"{verdict}, {gone} clients left, {preempted:g} preemptions, {len(differing)} of {len(alone)} differ alone")
+    drafts = f"{accepted:g} of {proposed:g} drafts accepted"
+    print(
+        f"{verdict}, {gone} clients left, {preempted:g} preemptions, {len(differing)} of {len(alone)} differ alone, "
+        f"{drafts}"
+    )
+    assert draft is None or 0 < accepted < proposed
     assert gone, "some clients went away"
     assert verdict.ties <= verdict.tokens // 500
     # One that differs when it runs alone must have met a tie, which the reference confirmed.
@@ -98,7 +121,7 @@ def for_everyone(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str,
 
 
 def _alone(case: Case) -> Case:
-    return replace(case, arrives=0.0, patience=None)
+    return replace(case, arrives=0.0, patience=None, draft=None)
 
 
 def _tokens(answer: object) -> list[list[int]] | None:

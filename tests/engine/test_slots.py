@@ -52,7 +52,7 @@ def test_a_slot_taken_again_keeps_nothing_of_the_last_request() -> None:
     assert rows.kind.tolist() == [Weighting.NONE]
     assert not rows.use.any()
     assert not rows.alpha.any()
-    assert not slots.members_used[3].any()
+    assert not slots.members_run[3].any()
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_slot_taken_again_keeps_nothing_of_the_last_request() -> None:
 def test_which_members_a_request_runs(settings: FusionSettings, members: list[int]) -> None:
     slots = table()
     slots.add(0, Slot(settings, 1))
-    assert slots.members_used[0].nonzero()[0].tolist() == members
+    assert slots.members_run[0].nonzero()[0].tolist() == members
     assert list(settings.members_used) == members
 
 

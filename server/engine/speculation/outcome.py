@@ -1,0 +1,38 @@
+"""What became of a step's drafts, for traces and counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from vllm.v1.worker.gpu.input_batch import InputBatch
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A step of B requests and N rows after its verification."""
+
+    batch: InputBatch
+    num_sampled: torch.Tensor
+    """[B]: accepted drafts and the token after them."""
+    delivered: torch.Tensor
+    """[B]: how many of these the client gets."""
+
+    def rows_delivered(self) -> torch.Tensor:
+        """[N] bool: the row's token reaches the client."""
+        return self.batch.expanded_local_pos < self._by_row(self.delivered)
+
+    def rows_drafted(self) -> torch.Tensor:
+        """[N] bool: the row's token was drafted, and accepted."""
+        return self.batch.expanded_local_pos < self._by_row(self.num_sampled) - 1
+
+    def proposed(self) -> np.ndarray:
+        """[B]: drafts that were verified."""
+        drafts: np.ndarray = np.diff(self.batch.cu_num_logits_np) - 1
+        return drafts
+
+    def _by_row(self, values: torch.Tensor) -> torch.Tensor:
+        rows = torch.arange(self.batch.expanded_local_pos.shape[0], device=values.device)
+        starts = self.batch.cu_num_logits
+        return values[torch.searchsorted(starts[1:].contiguous(), rows.to(starts.dtype), right=True)]
