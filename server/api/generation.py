@@ -122,7 +122,7 @@ def _settle(
     check_extra_arguments(request)
     state.openai_serving_models.answer_as(name)
     asked_to_trace = request.fusion is not None and request.fusion.trace and not only_echoes(request)
-    trace = engine.open_trace() if asked_to_trace else None
+    trace = engine.open_trace(settings.drafter is not None) if asked_to_trace else None
     attaches = [] if trace is None else [attaching(trace, list(config.experts), settings.experts)]
     if isinstance(request, FusionCompletionRequest) and request.echo and request.logprobs is not None:
         attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))

@@ -24,3 +24,9 @@ class SpeculationConfig(Section):
     tokens: Annotated[int, BeforeValidator(not_a_truth_value)] = Field(
         3, ge=1, le=MAX_TOKENS, description="How many tokens are drafted ahead."
     )
+    busy: Annotated[int, BeforeValidator(not_a_truth_value)] = Field(
+        8,
+        ge=1,
+        description="With more requests than this running at once nothing is drafted: a step that reads the weights "
+        "for many requests has no time left over.",
+    )

@@ -44,9 +44,9 @@ class FusionEngine(AsyncLLM):
         """Whether anything is being generated."""
         return bool(self.output_processor.has_unfinished_requests())
 
-    def open_trace(self) -> Trace:
+    def open_trace(self, speculates: bool = False) -> Trace:
         """Start to follow a request, whose settings name the trace's `prompt_key`s; hold on to it until the end."""
-        trace = Trace(self.get_tokenizer())
+        trace = Trace(self.get_tokenizer(), speculates=speculates)
         self._traces[trace.key] = trace
         return trace
 

@@ -26,6 +26,9 @@ from server.engine.text_part import text_part
 from server.errors import ConfigError
 from server.logs import loading_shows_progress
 
+_MANY_REQUESTS = 1 << 20
+"""More than any engine runs at once."""
+
 
 def start_engine(config: Config, members: Members) -> FusionEngine:
     """Load all members and start the engine's processes; call inside the event loop that will use it.
@@ -78,6 +81,10 @@ def _speculation(speculation: SpeculationConfig, members: Members) -> dict[str, 
             # It wants to see a model of the large one's vocabulary, and loads none.
             "model": str(members.large.folder),
             "num_speculative_tokens": speculation.tokens,
+            "num_speculative_tokens_per_batch_size": [
+                (1, speculation.busy, speculation.tokens),
+                (speculation.busy + 1, _MANY_REQUESTS, 0),
+            ],
         },
         "worker_cls": "server.engine.speculation.worker.SpeculatingWorker",
         # Asynchronously, every running request would get rows for drafts, whether anything drafts for it or not.

@@ -46,6 +46,9 @@ class Trace:
     pending: dict[int, list[TokenTrace]] = field(default_factory=lambda: defaultdict(list))
     """Tokens not yet taken, by choice index (prompt index x n + choice, as the API counts them)."""
 
+    speculates: bool = False
+    """Whether a member drafts for the request, and the trace tells of drafts."""
+
     def prompt_key(self, prompt_index: int) -> str:
         """The name under which the worker keeps the trace of one of the request's prompts."""
         return f"{self.key}/{prompt_index}"

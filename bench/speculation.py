@@ -1,0 +1,181 @@
+"""What speculation earns: tokens per second of fusion with and without it, against plain vLLM with the large model.
+
+    python -m bench.speculation [--folder DIR] [--rounds 3] [--requests 1,4,16] [--tokens 3] [--busy 64]
+                                [--dtype bfloat16]
+
+The members are the demo family at the cost of 665M and 58M parameters (`bench.widened`): their agreement is the
+family's own. Two engines are up and asked in turn, so that a machine that grows slower or faster slows both: plain vLLM
+with the large model, and the fused one, whose requests speculate or do not. Every prompt is a held-out question of the
+task, every answer 48 tokens long. Also measured: how many drafts are accepted, by task and by who drafts, in answers
+that end where they end; and how far the fused answers of the widened family are those of the family.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.results_file import store
+from bench.widened import NAMES, make_widened
+from server.config import load_config
+from zoo import FAMILY
+
+TASKS = NAMES[2:]
+NEW_TOKENS = 48
+QUIET_SECONDS = 1.2
+"""vLLM's worker spins for a second after each message, beside whichever engine is asked next."""
+
+
+class Questions:
+    """Held-out questions of each task as prompts, each asked once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._prompts = {task: list(_prompts(tokenizer, task)) for task in TASKS}
+        self._next = dict.fromkeys(TASKS, 0)
+
+    def take(self, task: str, number: int) -> list[list[int]]:
+        """The next `number` prompts of a task, from the first again when all were asked."""
+        prompts, start = self._prompts[task], self._next[task]
+        self._next[task] += number
+        return [prompts[(start + i) % len(prompts)] for i in range(number)]
+
+
+def _prompts(tokenizer: Any, task: str) -> Any:
+    for line in (FAMILY / "evaluation" / f"{task}.jsonl").read_text().splitlines():
+        messages = [{"role": "user", "content": json.loads(line)["question"]}]
+        yield tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+async def generate(
+    engine: Any, prompts: Sequence[list[int]], settings: Any, tokens: int, *, to_the_end: bool = False
+) -> tuple[float, list[list[int]]]:
+    """Tokens per second of greedy requests sent at once, and their tokens."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    async def run(number: int, prompt: list[int]) -> list[int]:
+        params = SamplingParams(
+            temperature=0, max_tokens=tokens, ignore_eos=not to_the_end, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        settings.attach(params)
+        # A salt of its own: the prefix cache must not answer for the prompt.
+        name = f"{time.perf_counter_ns()}-{number}"
+        found: list[int] = []
+        async for output in engine.generate({"prompt_token_ids": prompt, "cache_salt": name}, params, name):
+            found = list(output.outputs[0].token_ids)
+        return found
+
+    started = time.perf_counter()
+    answers = await asyncio.gather(*(run(number, prompt) for number, prompt in enumerate(prompts)))
+    return sum(map(len, answers)) / (time.perf_counter() - started), answers
+
+
+async def measure(
+    folder: Path, rounds: int, requests: Sequence[int], speculation: Sequence[str], dtype: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the table of speeds, and of that of accepted drafts."""
+    from transformers import AutoTokenizer
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    from fusion_kernels import Weighting
+    from server.engine.launch import start_engine
+    from server.engine.members import resolve_members
+    from server.engine.settings import FusionSettings
+    from server.engine.speculation.drafter import with_drafter
+
+    config = load_config(make_widened(folder, dtype), speculation)
+    os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what vLLM itself runs on CPUs
+    plain = AsyncLLM.from_engine_args(AsyncEngineArgs(model=config.large.model, **config.engine))
+    fused = start_engine(config, resolve_members(config))
+    questions = Questions(AutoTokenizer.from_pretrained(config.large.model))
+    by_task = {task: FusionSettings(Weighting.KL, (number,), preset=1 + number) for number, task in enumerate(TASKS)}
+
+    def drafted(settings: FusionSettings, draft: str) -> FusionSettings:
+        return with_drafter(settings, draft, TASKS)
+
+    speeds: dict[tuple[str, int], dict[str, list[float]]] = {}
+    same = total = 0
+    for round_number in range(rounds + 1):
+        for number in requests:
+            for task in TASKS:
+                prompts = questions.take(task, number)
+                found, answers = {}, {}
+                cases = {
+                    "plain": (plain, FusionSettings()),
+                    "fused": (fused, by_task[task]),
+                    "speculated": (fused, drafted(by_task[task], "auto")),
+                }
+                for name, (engine, settings) in cases.items():
+                    await asyncio.sleep(QUIET_SECONDS)
+                    found[name], answers[name] = await generate(engine, prompts, settings, NEW_TOKENS)
+                if round_number:  # the first warms everything up
+                    for name, rate in found.items():
+                        speeds.setdefault((task, number), {}).setdefault(name, []).append(rate)
+                    same += sum(a == b for a, b in zip(answers["fused"], answers["speculated"], strict=True))
+                    total += number
+    accepted = []
+    for draft in ("auto", "base", "math"):
+        before = await _drafts(fused)
+        for task in TASKS:
+            await generate(fused, questions.take(task, 8), drafted(by_task[task], draft), 64, to_the_end=True)
+        # A second, so that the counters hold the last steps.
+        await asyncio.sleep(1)
+        after = await _drafts(fused)
+        for number, task in enumerate(TASKS, start=1):
+            proposed, taken = (after[number][i] - before[number][i] for i in (0, 1))
+            row = {"task": task, "draft": draft, "drafted": proposed, "accepted": taken}
+            accepted.append(row | {"share": round(taken / max(1, proposed), 3), "dtype": dtype})
+    plain.shutdown(timeout=20)
+    fused.shutdown(timeout=20)
+    print(f"{same} of {total} answers are the same with and without speculation")
+    return [_row(task, number, found, dtype) for (task, number), found in speeds.items()], accepted
+
+
+async def _drafts(engine: Any) -> list[list[int]]:
+    counts: Any = await engine.on_workers("read_fusion_counts")
+    return counts[0][0]["drafts"]  # type: ignore[no-any-return]
+
+
+def _row(task: str, number: int, found: dict[str, list[float]], dtype: str) -> dict[str, Any]:
+    def ratio(name: str, to: str) -> list[float]:
+        return sorted(a / b for a, b in zip(found[name], found[to], strict=True))
+
+    row: dict[str, Any] = {"task": task, "requests": number}
+    row |= {f"{name}_tokens_per_s": round(statistics.median(rates), 1) for name, rates in found.items()}
+    for name, to in (("fused", "plain"), ("speculated", "plain"), ("speculated", "fused")):
+        ratios = ratio(name, to)
+        row[f"{name}_to_{to}"] = round(statistics.median(ratios), 3)
+        row[f"{name}_to_{to}_lowest"], row[f"{name}_to_{to}_highest"] = round(ratios[0], 3), round(ratios[-1], 3)
+    return row | {"dtype": dtype}
+
+
+def main() -> None:
+    """Measure, print the tables, store them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "logit-fusion-widened")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--requests", default="1,4,16")
+    parser.add_argument("--name", default="speculation", help="of the file of speeds")
+    parser.add_argument("--tokens", type=int, default=3)
+    parser.add_argument("--busy", type=int, default=64)
+    parser.add_argument("--dtype", default="bfloat16")
+    args = parser.parse_args()
+    speculation = [f"speculation.tokens={args.tokens}", f"speculation.busy={args.busy}"]
+    numbers = [int(number) for number in args.requests.split(",")]
+    speeds, accepted = asyncio.run(measure(args.folder, args.rounds, numbers, speculation, args.dtype))
+    for row in [*speeds, *accepted]:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    print(f"stored in {store(args.name, speeds)} and {store('acceptance', accepted)}")
+
+
+if __name__ == "__main__":
+    main()
