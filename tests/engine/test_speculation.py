@@ -94,7 +94,7 @@ def test_an_end_of_the_model_counts_unless_it_is_ignored() -> None:
 def test_what_is_leaned_on_in_vllm() -> None:
     """A worker whose runner makes its speculator in `init_device` and asks it for drafts with these arguments."""
     from vllm.v1.worker.gpu import model_runner
-    from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator
+    from vllm.v1.worker.gpu.spec_decode.speculator import BaseSpeculator, DraftModelSpeculator
     from vllm.v1.worker.gpu_worker import Worker
 
     from server.engine.speculation.speculator import MemberSpeculator
@@ -110,4 +110,4 @@ def test_what_is_leaned_on_in_vllm() -> None:
         "isinstance(self.speculator, DraftModelSpeculator)",
     ):
         assert line in source, line
-    assert not issubclass(MemberSpeculator, model_runner.DraftModelSpeculator), "vLLM would load a model for it"
+    assert not issubclass(MemberSpeculator, DraftModelSpeculator), "vLLM would load a model for it"
