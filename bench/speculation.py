@@ -7,7 +7,7 @@ The members are the demo family at the cost of 665M and 58M parameters (`bench.w
 family's own. Two engines are up and asked in turn, so that a machine that grows slower or faster slows both: plain vLLM
 with the large model, and the fused one, whose requests speculate or do not. Every prompt is a held-out question of the
 task, every answer 48 tokens long. Also measured: how many drafts are accepted, by task and by who drafts, in answers
-that end where they end; and how far the fused answers of the widened family are those of the family.
+that end where they end; and how many answers are the same with and without.
 """
 
 from __future__ import annotations

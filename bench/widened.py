@@ -24,7 +24,7 @@ def make_widened(folder: Path, dtype: str) -> Path:
     """Write the widened family into `folder`, unless it is there, and return its configuration file."""
     for name in NAMES:
         if not (folder / name / "config.json").is_file():
-            _widen(FAMILY / "models" / name, folder / name, *TARGETS["large" if name == "large" else "small"])
+            widen(FAMILY / "models" / name, folder / name, *TARGETS["large" if name == "large" else "small"])
     config = folder / "fusion.yaml"
     members = "".join(f"  {name}: {{model: ./{name}}}\n" for name in NAMES[2:])
     presets = "".join(f"  giant-{name}: {{experts: [{name}], weighting: kl}}\n" for name in NAMES[2:])
@@ -37,7 +37,8 @@ def make_widened(folder: Path, dtype: str) -> Path:
     return config
 
 
-def _widen(source: Path, target: Path, layers: int, parameters: int) -> None:
+def widen(source: Path, target: Path, layers: int, parameters: int) -> None:
+    """Write the Llama model in `source` to `target` with so many layers and about so many parameters."""
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     config = AutoConfig.from_pretrained(source)
     tensors = load_file(source / "model.safetensors")

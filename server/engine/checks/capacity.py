@@ -64,7 +64,9 @@ def measure_capacity(report: Report, devices: Devices | None = None) -> Capacity
     else:
         cpu, device = False, str(devices)
         memory = devices.card.gib * GIB, devices.card.gib * GIB
-    logits = logit_bytes(report, int(engine.get("max_num_seqs") or DEFAULT_SEQUENCES["cpu" if cpu else "gpu"]))
+    sequences = int(engine.get("max_num_seqs") or DEFAULT_SEQUENCES["cpu" if cpu else "gpu"])
+    speculation = report.config.speculation
+    logits = logit_bytes(report, sequences * (1 + (speculation.tokens if speculation else 0)))
     kv_bytes, budget = _cache_bytes(engine, weights, logits, cpu, *memory)
     block = int(engine.get("block_size") or BLOCK_SIZE["cpu" if cpu else "gpu"])
     tokens = max(0, kv_bytes // per_token // block * block)
