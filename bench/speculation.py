@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.members_in_use import QUIET_SECONDS
 from bench.results_file import store
 from bench.widened import NAMES, make_widened
 from server.config import load_config
@@ -30,8 +31,6 @@ from zoo import FAMILY
 
 TASKS = NAMES[2:]
 NEW_TOKENS = 48
-QUIET_SECONDS = 1.2
-"""vLLM's worker spins for a second after each message, beside whichever engine is asked next."""
 
 
 class Questions:

@@ -138,7 +138,7 @@ class Aggregates:
         if not self._pending:  # it was recorded before the counters were made new
             return
         presets = self._table.labels[outcome.batch.idx_mapping_np] // len(Weighting)
-        self._pending[-1].drafts = _Drafts(presets, outcome.proposed(), outcome.num_sampled, outcome.rows_delivered())
+        self._pending[-1].drafts = _Drafts(presets, outcome.proposed, outcome.num_sampled, outcome.rows_delivered)
 
     def read(self) -> Counts:
         """All counters since the start; of the newest steps, while requests run, only at the next reading."""

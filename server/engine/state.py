@@ -37,7 +37,7 @@ from server.engine.slots import Rows, Slot, SlotTable
 from server.engine.speculation.ends import AnswerEnds
 from server.engine.speculation.outcome import Outcome
 from server.engine.speculation.sampler import MatchingSampler
-from server.engine.step import CallRows, ForwardPass, MemberRows, MemberStates, Step
+from server.engine.step import CallRows, ForwardPass, MemberRows, MemberStates, Step, has_whole_prompt
 from server.engine.sub_batch import SubBatch, restrict
 from server.engine.trace import TraceLog
 
@@ -247,8 +247,7 @@ class FusionModelState(DefaultModelState):
 
     def drafters(self, batch: InputBatch) -> np.ndarray:
         """[B] the number of the member that drafts for each request of a step, -1 for none."""
-        ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
-        return np.where(ends >= batch.prefill_len_np, self.table.drafter[batch.idx_mapping_np], -1)
+        return np.where(has_whole_prompt(batch), self.table.drafter[batch.idx_mapping_np], -1)
 
     def speculates(self, req_id: str) -> bool:
         """Whether a member drafts for a request."""

@@ -82,6 +82,13 @@ class MemberStates:
         return MemberRows(self.hidden[low:high], rows) if high > low else None
 
 
+def has_whole_prompt(batch: InputBatch) -> np.ndarray:
+    """[B] bool: after this step a request has read its whole prompt, and so gets a token."""
+    ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
+    whole: np.ndarray = ends >= batch.prefill_len_np
+    return whole
+
+
 @dataclass(eq=False)
 class ForwardPass:
     """What is kept of a forward pass from `prepare_attn` to the last `compute_logits`."""
@@ -101,11 +108,10 @@ class ForwardPass:
         batch = self.batch
         assert number == batch.cu_num_logits_np[-1], "the first rows of a step are those that are sampled"
         per_request = np.diff(batch.cu_num_logits_np)
-        ends = batch.num_computed_tokens_np + batch.num_scheduled_tokens
         step = Step(
             batch,
             np.repeat(batch.idx_mapping_np, per_request),
-            np.repeat(ends >= batch.prefill_len_np, per_request),
+            np.repeat(has_whole_prompt(batch), per_request),
         )
         members = [None if member is None else member.sampled() for member in self.members]
         return CallRows(number, batch.expanded_idx_mapping, members, step)

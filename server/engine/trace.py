@@ -117,7 +117,7 @@ class TraceLog:
         if not self._steps or self._newest is None or self._newest.batch is not outcome.batch:
             return
         step = self._steps[-1]
-        step.delivered, step.drafted = _to_host(outcome.rows_delivered()), _to_host(outcome.rows_drafted())
+        step.delivered, step.drafted = _to_host(outcome.rows_delivered), _to_host(outcome.rows_drafted)
         step.done = _event(outcome.num_sampled.device)
 
     def take(self, trace: str, last: bool) -> list[TraceRow]:

@@ -19,6 +19,8 @@ from vllm.v1.worker.gpu.sample.output import SamplerOutput
 from vllm.v1.worker.gpu.sample.sampler import Sampler
 from vllm.v1.worker.gpu.spec_decode.rejection_sampler import gather_draft_sampled
 
+from server.engine.speculation.outcome import owners
+
 Settle = Callable[[InputBatch, torch.Tensor, torch.Tensor], None]
 """Told what a step with drafts sampled: its batch, tokens [B, K + 1] and how many of them are valid [B]."""
 
@@ -75,7 +77,7 @@ def compare(
         width: columns of the result.
     """
     rows = torch.arange(len(tokens), device=tokens.device)
-    owner = torch.searchsorted(cu_num_logits[1:].contiguous(), rows.to(cu_num_logits.dtype), right=True)
+    owner = owners(cu_num_logits, len(tokens))
     local = rows - cu_num_logits[owner]
     accepted = torch.zeros_like(rows, dtype=torch.bool)
     # The next row of the same request has read the draft of this row's token.
