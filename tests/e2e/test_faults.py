@@ -27,12 +27,12 @@ def status(server: ServerProcess, path: str) -> int | None:
 
 
 def engine_core(server: ServerProcess) -> psutil.Process:
-    (process,) = [p for p in descendants(server) if "EngineCore" in " ".join(p.cmdline())]
+    (process,) = descendants(server, "EngineCore")
     return process
 
 
 def worker(server: ServerProcess) -> psutil.Process:
-    return next(p for p in descendants(server) if "Worker" in " ".join(p.cmdline()))
+    return descendants(server, "Worker")[0]
 
 
 class TestDeadEngine:

@@ -70,8 +70,15 @@ def streams(server: ServerProcess, count: int, tokens: int = LONG, **options: An
             stream.close()
 
 
-def descendants(server: ServerProcess) -> list[psutil.Process]:
-    return psutil.Process(server.process.pid).children(recursive=True)
+def descendants(server: ServerProcess, word: str = "") -> list[psutil.Process]:
+    """Those of the server's processes whose command line has the word."""
+
+    def has_it(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):  # one that ends while it is looked at
+            return word in " ".join(process.cmdline())
+        return False
+
+    return [process for process in psutil.Process(server.process.pid).children(recursive=True) if has_it(process)]
 
 
 @contextmanager
@@ -80,7 +87,7 @@ def standstill(server: ServerProcess) -> Iterator[Callable[[], None]]:
 
     What is yielded lets them go on for a moment.
     """
-    engine = [process for process in descendants(server) if "VLLM::" in " ".join(process.cmdline())]
+    engine = descendants(server, "VLLM::")
     assert engine
 
     def send(sent: signal.Signals) -> None:

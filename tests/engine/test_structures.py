@@ -58,7 +58,7 @@ def ids(tokenizer: Any) -> llguidance.LLTokenizer:
 async def compiler(tokenizer: Any) -> AsyncIterator[Compiler]:
     compiler = Compiler(tokenizer, len(tokenizer), cpu_s=1.0, compact=False)
     yield compiler
-    compiler.close()
+    await compiler.close()
 
 
 def follows(ids: llguidance.LLTokenizer, tokenizer: Any, form: str, text: str) -> bool:
@@ -321,8 +321,10 @@ class TestCompiler:
 
 
 def _workers() -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process(os.getpid()).children()
-        if child.status() != psutil.STATUS_ZOMBIE and "server.engine.structures.worker" in child.cmdline()
-    ]
+    return [child for child in psutil.Process(os.getpid()).children() if _is_worker(child)]
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):  # a zombie too, which may become one between two looks
+        return process.status() != psutil.STATUS_ZOMBIE and "server.engine.structures.worker" in process.cmdline()
+    return False

@@ -82,12 +82,10 @@ class Compiler:
             raise found
         return found
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the workers that wait for work."""
-        for worker in self._idle:
-            with contextlib.suppress(ProcessLookupError):
-                worker.kill()
-        self._idle.clear()
+        while self._idle:
+            await _end(self._idle.pop())
 
     async def _try(self, trial: Trial) -> Outcome | StructureError:
         await self._turn(len(trial.spec))
@@ -102,10 +100,11 @@ class Compiler:
             self._idle.append(worker)
             worker = None
         finally:
-            if worker is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    worker.kill()
-            self._pass_on()
+            try:
+                if worker is not None:
+                    await _end(worker)
+            finally:
+                self._pass_on()
         if "error" in answer:
             return StructureError(answer["error"], answer["keyword"])
         return Outcome(answer["lark"], answer["meets"])
@@ -165,6 +164,13 @@ class Compiler:
         except (BrokenPipeError, ConnectionResetError):
             return None
         return json.loads(line) if line else None
+
+
+async def _end(worker: asyncio.subprocess.Process) -> None:
+    """Returns when the process is gone and its pipes are closed: none is left to the collector, after the loop."""
+    with contextlib.suppress(ProcessLookupError):
+        worker.kill()
+    await worker.communicate(b"")
 
 
 async def _send(worker: asyncio.subprocess.Process, line: str) -> None:
