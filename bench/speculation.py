@@ -1,6 +1,6 @@
 """What speculation earns: tokens per second of fusion with and without it, against plain vLLM with the large model.
 
-    python -m bench.speculation [--folder DIR] [--rounds 3] [--requests 1,4,16] [--tokens 3] [--busy 64]
+    python -m bench.speculation [--folder DIR] [--rounds 3] [--requests 1,4,16] [--tokens 3] [--fixed]
                                 [--dtype bfloat16]
 
 The members are the demo family at the cost of 665M and 58M parameters (`bench.widened`): their agreement is the
@@ -165,10 +165,10 @@ def main() -> None:
     parser.add_argument("--requests", default="1,4,16")
     parser.add_argument("--name", default="speculation", help="of the file of speeds")
     parser.add_argument("--tokens", type=int, default=3)
-    parser.add_argument("--busy", type=int, default=64)
+    parser.add_argument("--fixed", action="store_true", help="draft as many tokens at any load")
     parser.add_argument("--dtype", default="bfloat16")
     args = parser.parse_args()
-    speculation = [f"speculation.tokens={args.tokens}", f"speculation.busy={args.busy}"]
+    speculation = [f"speculation.tokens={args.tokens}", f"speculation.adapt={'false' if args.fixed else 'true'}"]
     numbers = [int(number) for number in args.requests.split(",")]
     speeds, accepted = asyncio.run(measure(args.folder, args.rounds, numbers, speculation, args.dtype))
     for row in [*speeds, *accepted]:

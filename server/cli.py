@@ -237,6 +237,8 @@ def _print_capacity(console: Console, report: Report, capacity: Capacity) -> Non
     table.add_row("device", capacity.device)
     table.add_row("number format", report.dtype)
     table.add_row("structured outputs", STRUCTURES_BACKEND)
+    if (speculation := report.config.speculation) is not None:
+        table.add_row("speculation", f"{speculation.says_who()} up to {speculation.tokens} tokens ahead")
     table.add_row("weights per device", format_bytes(capacity.weight_bytes))
     table.add_row("KV cache", f"{format_bytes(capacity.kv_bytes)} ({capacity.budget})")
     large, *small = (row.kv_bytes_per_token for row in report.reports)

@@ -143,18 +143,27 @@ class FusionMetrics(Collector):
 
     def _collect_drafts(self) -> Iterator[Metric]:
         drafted = CounterMetricFamily(
-            "fusion_drafted_tokens", "Tokens that a member drafted and the fused model verified.", labels=["preset"]
+            "fusion_drafted_tokens",
+            "Tokens that a member drafted and the fused model verified, by how far ahead.",
+            labels=["preset", "position"],
         )
         accepted = CounterMetricFamily(
-            "fusion_accepted_tokens", "Drafted tokens that were the fused model's own.", labels=["preset"]
+            "fusion_accepted_tokens", "Drafted tokens that were the fused model's own.", labels=["preset", "position"]
         )
-        for preset, numbers in zip(self._config.presets, self._counts["drafts"], strict=True):
-            for family, number in zip((drafted, accepted), numbers, strict=True):
-                family.add_metric([preset], number)
-        yield from (drafted, accepted)
+        steps = CounterMetricFamily(
+            "fusion_speculation_steps", "Steps by how many tokens they drafted ahead.", labels=["tokens"]
+        )
+        for preset, places in zip(self._config.presets, self._counts["drafts"], strict=True):
+            for position, numbers in enumerate(places, start=1):
+                for family, number in zip((drafted, accepted), numbers, strict=True):
+                    family.add_metric([preset, str(position)], number)
+        for tokens, number in enumerate(self._counts["ahead"]):
+            steps.add_metric([str(tokens)], number)
+        yield from (drafted, accepted, steps)
 
     def _zero(self) -> Counts:
         presets, experts = range(len(self._names.presets)), range(len(self._names.experts))
+        draft_tokens = 0 if self._config.speculation is None else self._config.speculation.tokens
         return {
             "tokens": [[0] * len(self._names.weightings) for _ in presets],
             "broken": [[0] * len(self._names.members) for _ in presets],
@@ -162,7 +171,8 @@ class FusionMetrics(Collector):
             "alpha_sum": [[0.0 for _ in experts] for _ in presets],
             "kl": [[[0] * (len(KL_BUCKETS) + 1) for _ in DIVERGENCES] for _ in presets],
             "kl_sum": [[0.0 for _ in DIVERGENCES] for _ in presets],
-            "drafts": [[0, 0] for _ in presets],
+            "drafts": [[[0, 0] for _ in range(draft_tokens)] for _ in presets],
+            "ahead": [0] * (1 + draft_tokens),
         }
 
 

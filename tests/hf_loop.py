@@ -53,12 +53,21 @@ class HFLoop:
 
         A member reads an id past its own vocabulary, which only padding has, as its last one.
         """
-        text = torch.tensor([list(token_ids)])
+        return self._fuse([logits[0, positions] for logits in self._read([token_ids])], settings)
+
+    def next(self, texts: Sequence[Sequence[int]], settings: Settings) -> Fused:
+        """The fusion after each of several texts of one length, one row a text."""
+        return self._fuse([logits[:, -1] for logits in self._read(texts)], settings)
+
+    def _read(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Each member's logits [texts, positions, ids]."""
+        ids = torch.tensor([list(text) for text in texts])
         with torch.no_grad():
-            logits = [
-                member(text.clamp(max=member.config.get_text_config().vocab_size - 1)).logits[0, positions]
-                for member in self._members
+            return [
+                member(ids.clamp(max=member.config.get_text_config().vocab_size - 1)).logits for member in self._members
             ]
+
+    def _fuse(self, logits: Sequence[torch.Tensor], settings: Settings) -> Fused:
         rows = len(logits[0])
         use = torch.zeros(rows, len(self.experts), dtype=torch.bool)
         alpha = torch.zeros(rows, len(self.experts))

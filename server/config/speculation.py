@@ -22,11 +22,16 @@ class SpeculationConfig(Section):
         "uses none; `base` or an expert's name takes that member for every request.",
     )
     tokens: Annotated[int, BeforeValidator(not_a_truth_value)] = Field(
-        3, ge=1, le=MAX_TOKENS, description="How many tokens are drafted ahead."
+        3, ge=1, le=MAX_TOKENS, description="How many tokens are drafted ahead at most."
     )
-    busy: Annotated[int, BeforeValidator(not_a_truth_value)] = Field(
-        8,
-        ge=1,
-        description="With more requests than this running at once nothing is drafted: a step that reads the weights "
-        "for many requests has no time left over.",
+    adapt: bool = Field(
+        True,
+        description="Draft fewer tokens, or none, where the last steps show that it pays more: measured while serving, "
+        "by how many requests run at once. `false`: always `tokens`.",
     )
+
+    def says_who(self) -> str:
+        """Who drafts, as the beginning of a sentence."""
+        if self.draft == AUTO:
+            return "each request's own expert drafts (the base where it has none),"
+        return f"{self.draft} drafts for every request,"

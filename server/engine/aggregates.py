@@ -47,7 +47,8 @@ class Counts(TypedDict):
     alpha_sum: list[list[float]]  # [P, T]
     kl: list[list[list[int]]]  # [P, 2, buckets]: by KL(fused || large) and KL(large || fused)
     kl_sum: list[list[float]]  # [P, 2]
-    drafts: list[list[int]]  # [P, 2]: drafted tokens that were verified, and those of them that were accepted
+    drafts: list[list[list[int]]]  # [P, K, 2]: tokens drafted at each place and verified, and those accepted
+    ahead: list[int]  # [K + 1]: steps that drafted so many tokens ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +84,14 @@ class _Step:
 class Aggregates:
     """The counters of one worker, filled by the composite model."""
 
-    def __init__(self, table: SlotTable, presets: int) -> None:
+    def __init__(self, table: SlotTable, presets: int, draft_tokens: int = 0) -> None:
         self._table = table
         self._presets = presets
         experts, device = table.num_experts, table.device
         self._pending: list[_Step] = []
         self._tokens = np.zeros(presets * len(Weighting), dtype=np.int64)
-        self._drafts = np.zeros((presets, 2), dtype=np.int64)
+        self._drafts = np.zeros((presets, draft_tokens, 2), dtype=np.int64)
+        self._ahead = np.zeros(1 + draft_tokens, dtype=np.int64)
         # By slot: tokens that its request may still get, and those that it has got there.
         self._left = np.zeros(len(table.slots), dtype=np.int64)
         self._rows = np.zeros(len(table.slots), dtype=np.int64)
@@ -133,6 +135,10 @@ class Aggregates:
         if len(self._pending) >= MAX_PENDING_STEPS:
             self._fold(KEPT_STEPS)
 
+    def drafted(self, ahead: int) -> None:
+        """Count a step that drafts so many tokens ahead; 0: it might have."""
+        self._ahead[ahead] += 1
+
     def settle(self, outcome: Outcome) -> None:
         """Note what became of the drafts of the step that was recorded last."""
         if not self._pending:  # it was recorded before the counters were made new
@@ -151,6 +157,7 @@ class Aggregates:
             "kl": self._kl.tolist(),
             "kl_sum": self._kl_sum.tolist(),
             "drafts": self._drafts.tolist(),
+            "ahead": self._ahead.tolist(),
         }
 
     def _fold(self, kept: int) -> None:
@@ -176,8 +183,9 @@ class Aggregates:
         # The step is over by now, so nothing waits for these copies.
         step.generates &= drafts.delivered.cpu().numpy()
         accepted = drafts.taken.cpu().numpy() - 1
-        for column, numbers in enumerate((drafts.proposed, np.where(drafts.proposed > 0, accepted, 0))):
-            self._drafts[:, column] += np.bincount(drafts.presets, numbers, self._presets).astype(np.int64)
+        for column, numbers in enumerate((drafts.proposed, np.minimum(drafts.proposed, accepted))):
+            for place in range(self._drafts.shape[1]):
+                self._drafts[:, place, column] += np.bincount(drafts.presets[numbers > place], minlength=self._presets)
 
     def _fold_alike(self, steps: list[tuple[_Step, _Fusion]], experts: tuple[int, ...]) -> None:
         """Fold steps over the same experts."""

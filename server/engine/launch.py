@@ -75,18 +75,21 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
 
 def _speculation(speculation: SpeculationConfig, members: Members) -> dict[str, Any]:
     """The engine arguments by which vLLM drafts through the members (`server.engine.speculation.worker`)."""
+    settings: dict[str, Any] = {
+        "method": "draft_model",
+        # It wants to see a model of the large one's vocabulary, and loads none.
+        "model": str(members.large.folder),
+        "num_speculative_tokens": speculation.tokens,
+    }
+    if speculation.adapt:
+        # Every number once, so that graphs are captured for it. Which one a step takes, our scheduler says.
+        settings["num_speculative_tokens_per_batch_size"] = [
+            (1 + number, 1 + number, number) for number in range(speculation.tokens)
+        ] + [(1 + speculation.tokens, _MANY_REQUESTS, speculation.tokens)]
     return {
-        "speculative_config": {
-            "method": "draft_model",
-            # It wants to see a model of the large one's vocabulary, and loads none.
-            "model": str(members.large.folder),
-            "num_speculative_tokens": speculation.tokens,
-            "num_speculative_tokens_per_batch_size": [
-                (1, speculation.busy, speculation.tokens),
-                (speculation.busy + 1, _MANY_REQUESTS, 0),
-            ],
-        },
+        "speculative_config": settings,
         "worker_cls": "server.engine.speculation.worker.SpeculatingWorker",
+        "scheduler_cls": "server.engine.speculation.scheduler.PacedScheduler",
         # Asynchronously, every running request would get rows for drafts, whether anything drafts for it or not.
         "async_scheduling": False,
     }

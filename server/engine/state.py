@@ -62,7 +62,7 @@ class FusionModelState(DefaultModelState):
         self.members: list[SmallMember] = composite.small_members
         self.trace_log = TraceLog(self.table)
         self._presets: int = fusion["presets"]
-        self.aggregates = Aggregates(self.table, self._presets)
+        self.aggregates = Aggregates(self.table, self._presets, vllm_config.num_speculative_tokens)
         self.watched: list[self_check.Step] | None = None
         """Filled while the server checks itself, whose request counts for nobody."""
         self._everyone: bool = fusion.get("everyone", False)
@@ -85,7 +85,7 @@ class FusionModelState(DefaultModelState):
         Nor what vLLM asked of itself before: on GPUs it warms its kernels up with requests like any other.
         """
         self.watched = []
-        self.aggregates = Aggregates(self.table, self._presets)
+        self.aggregates = Aggregates(self.table, self._presets, self.vllm_config.num_speculative_tokens)
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -227,8 +227,8 @@ class FusionModelState(DefaultModelState):
         if self.vllm_config.compilation_config.cudagraph_mode.decode_mode() != CUDAGraphMode.FULL:
             return
         # Requests that speculate have their drafts' tokens in a step; drafting itself is one token at a time.
-        new_tokens = self.num_new_sampled_tokens_per_step
-        query_lens = sorted({new_tokens, self.vllm_config.num_speculative_tokens + new_tokens})
+        new_tokens, drafts = self.num_new_sampled_tokens_per_step, self.vllm_config.num_speculative_tokens
+        query_lens = [new_tokens + number for number in range(drafts + 1)]
         for member in self.members:
             member.take_groups(attn_groups, self.vllm_config.cache_config, self.device)
             member.capture(self.metadata, query_lens, block_tables, kv_cache_config)

@@ -19,6 +19,8 @@ SELECTOR = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\{")
 LABELS = re.compile(r"label_values\(([a-zA-Z0-9_:]+), \w+\)")
 # What Prometheus itself writes about a scrape.
 OF_PROMETHEUS = {"up"}
+OF_SPECULATION = {"fusion_drafted_tokens_total", "fusion_accepted_tokens_total", "fusion_speculation_steps_total"}
+"""Of servers whose members draft."""
 
 
 def dashboard() -> dict[str, Any]:

@@ -11,8 +11,11 @@ from typing import Any
 import httpx
 import pytest
 from openai import AsyncOpenAI, BadRequestError, OpenAI
+from playwright.sync_api import expect
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.deploy.series import OF_SPECULATION
+from tests.e2e.chromium import CHROMIUM, open_browser
 from tests.server_process import ServerProcess, demo_server
 
 QUESTIONS = [
@@ -32,7 +35,7 @@ SCHEMA: Any = {
 @pytest.fixture(scope="module")
 def drafting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("drafting") / "server.log"
-    with ServerProcess(None, log, "--set", "speculation.draft=auto", "--set", "speculation.busy=6") as process:
+    with ServerProcess(None, log, "--set", "speculation.draft=auto", "--set", "speculation.adapt=false") as process:
         yield process
         process.end()
 
@@ -63,7 +66,7 @@ def fields(number: int, **fusion: Any) -> dict[str, Any]:
 
 
 async def test_answers_are_those_of_a_server_without_it(drafting: ServerProcess) -> None:
-    """70 requests at once here, and one at a time on a server that does not speculate: more than `busy` at first."""
+    """70 requests at once here, and one at a time on a server that does not speculate."""
 
     async def ask(server: ServerProcess, number: int, **fusion: Any) -> Any:
         async with AsyncOpenAI(base_url=server.url + "/v1", api_key="none", timeout=120) as client:
@@ -136,6 +139,33 @@ def test_counters_count_what_clients_got(client: OpenAI, drafting: ServerProcess
         for what in ("drafted", "accepted")
     )
     assert 0 < accepted < drafted
+    text = httpx.get(drafting.url + "/metrics").text
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert {sample.name for sample in samples} >= OF_SPECULATION
+    positions = [
+        sample.value
+        for sample in samples
+        if sample.name == "fusion_accepted_tokens_total" and sample.labels["preset"] == "giant-math"
+    ]
+    assert len(positions) == 3
+    assert positions == sorted(positions, reverse=True), "a draft counts only after those before it"
+    assert next(s.value for s in samples if s.name == "fusion_speculation_steps_total" and s.labels["tokens"] == "3")
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's chromium package ({CHROMIUM})")
+def test_the_playground_marks_what_was_drafted(drafting: ServerProcess) -> None:
+    with open_browser() as chromium:
+        page = chromium.new_page()
+        page.goto(drafting.url)
+        page.get_by_label("Preset").first.select_option("giant-math")
+        page.fill("#prompt", QUESTIONS[3])
+        page.click("#run")
+        expect(page.locator("#run")).to_be_visible(timeout=60_000)
+        drafted = page.locator(".token.drafted")
+        assert drafted.count() > 0
+        expect(page.locator(".legend .drafted b")).to_have_text(str(drafted.count()))
+        drafted.first.click()
+        expect(page.locator(".inspector")).to_contain_text("A member had drafted it.")
 
 
 @pytest.mark.parametrize("value", ["yes", 1, {}])

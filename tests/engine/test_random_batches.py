@@ -29,9 +29,10 @@ ASYNC = "async"  # no option: vLLM 0.32 turns asynchronous scheduling off on CPU
 EVERYONE = "everyone"  # no option: every member runs for every request
 DRAFT = "speculation.draft="
 # Who drafts, and how many tokens.
-DRAFTED = ["speculation.draft=auto", "speculation.tokens=3"]
+FIXED = "speculation.adapt=false"
+DRAFTED = ["speculation.draft=auto", "speculation.tokens=3", FIXED]
 BY_BASE = ["speculation.draft=base", "speculation.tokens=2"]
-BY_RED = ["speculation.draft=red", "speculation.tokens=5"]
+BY_RED = ["speculation.draft=red", "speculation.tokens=5", FIXED]
 LONG = pytest.mark.long
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import random
 from typing import Any
@@ -111,3 +112,17 @@ def test_what_is_leaned_on_in_vllm() -> None:
     ):
         assert line in source, line
     assert not issubclass(MemberSpeculator, DraftModelSpeculator), "vLLM would load a model for it"
+
+
+def test_what_the_scheduler_leans_on_in_vllm() -> None:
+    """That the runner drafts as many tokens as the scheduler's output says, and that the schedule says no more."""
+    from vllm.v1.core.sched import scheduler
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu import model_runner
+
+    assert "num_spec_tokens_to_schedule" in {field.name for field in dataclasses.fields(SchedulerOutput)}
+    asked = inspect.getsource(model_runner).count("num_spec_tokens_to_schedule=scheduler_output.")
+    assert asked == 1, "it does not take the number from the step"
+    used = inspect.getsource(scheduler)
+    assert used.count("self.dynamic_sd_lookup") == 5, "the schedule is used for more than the number, or for less"
+    assert "num_spec_tokens_to_schedule=num_spec_tokens_to_schedule" in used

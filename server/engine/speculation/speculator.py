@@ -80,9 +80,13 @@ class MemberSpeculator(BaseSpeculator):
         drafts = self._drafts[: input_batch.num_reqs].fill_(_NO_DRAFT)
         steps = self._steps if num_speculative_tokens is None else num_speculative_tokens
         step = self.state.last_pass
-        if dummy_run or step is None or not steps:
+        if dummy_run or step is None:
             return drafts
         drafters = self.state.drafters(input_batch)
+        if (drafters >= 0).any():
+            self.state.aggregates.drafted(steps)
+        if not steps:
+            return drafts
         for number in np.unique(drafters[drafters >= 0]):
             requests = np.flatnonzero(drafters == number)
             index = torch_utils.async_tensor_h2d(requests.astype(np.int64), device=drafts.device)

@@ -11,6 +11,7 @@
  * @property {[number | null, number | null]} klFused KL(fused || large), KL(large || fused)
  * @property {number | null} effect how far fusion moved the distribution here, KL(fused || large) in nats; null where nobody measures it
  * @property {boolean} fallback whether the large model answered alone because a member's logits were not finite
+ * @property {boolean} drafted whether a member had said it before the fused model chose it
  * @property {{id: number, token: string, p: number}[]} before the large model's likeliest tokens
  * @property {{id: number, token: string, p: number}[]} after those of the fused distribution
  */
@@ -55,6 +56,7 @@ export class Answer {
       klFused: fusion.kl_fused[i],
       effect: this.#measured ? fusion.kl_fused[i][0] : null,
       fallback: fusion.fallback[i],
+      drafted: fusion.drafted?.[i] ?? false,
       before: fusion.large_top?.[i] ?? [],
       after: fusion.fused_top?.[i] ?? [],
     }));

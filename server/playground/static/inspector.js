@@ -4,10 +4,14 @@ import { decimal, element, percent } from "./dom.js";
 import { colourClass, enumerate, mover } from "./experts.js";
 
 /**
- * Who moved a token, in a sentence.
+ * Who moved a token, in a sentence, and in another whether it was known before.
  * @param {import("./answer.js").Token} token
  */
 export function explain(token) {
+  return token.drafted ? `${moved(token)} A member had drafted it.` : moved(token);
+}
+
+function moved(token) {
   if (token.fallback) return "The large model answered alone here: a member's logits were not finite.";
   const { names, alpha } = mover(token);
   if (names.length === 0) {

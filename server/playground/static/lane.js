@@ -220,6 +220,11 @@ export class Lane {
       const text = element("span", { text: label });
       return element("li", { class: colourClass(names, this.#server.experts) }, text, " ", element("b", { text: number }));
     });
+    const drafted = tokens.filter((token) => token.drafted).length;
+    if (drafted) {
+      const text = element("span", { text: "drafted ahead" });
+      items.push(element("li", { class: "drafted" }, text, " ", element("b", { text: drafted })));
+    }
     this.#legend.replaceChildren(...items);
   }
 

@@ -107,6 +107,7 @@ export class Turn {
       text: token.text,
     });
     if (token.fallback) span.classList.add("fallback");
+    if (token.drafted) span.classList.add("drafted");
     span.style.setProperty("--strength", strength(token, this.scale, this.#byWeight));
     return span;
   }

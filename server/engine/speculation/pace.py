@@ -1,0 +1,132 @@
+"""How many tokens to draft ahead: what the last steps gave, divided by what they took.
+
+With K drafts a step of n requests gives each of them
+
+    g(K) = 1 + kept_1 + ... + kept_K   tokens,   kept_j = the share of requests whose first j drafts were accepted,
+
+and takes t(n, K) seconds. Both are measured while serving, t by the number of requests at once and kept over all of
+them, and the K of the greatest g(K) / t(n, K) is taken, 0 among them. Prompts and load change, so what is not in use is
+tried again now and then; the more that costs, the less often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Sequence
+from statistics import median
+
+_SAMPLES = 4
+"""A time of fewer is not known yet."""
+_REMEMBERED = 15
+"""Times of which the median counts: one slow step changes nothing."""
+_MEMORY, _DOUBTED = 96, 8
+"""Requests' steps over which kept is averaged, and as how many of them counts what is about to be tried again."""
+_GAIN = 1.03
+"""By so much another number must be faster to be taken."""
+_TRIAL_STEPS = 64
+"""Between two trials at least; more where these would take more than `_TRIAL_SHARE` of the time."""
+_TRIAL_SHARE = 0.01
+
+
+class Pace:
+    """Chooses the number of drafts of the next step.
+
+    Args:
+        most: The greatest number.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept = _Kept(most)
+        self._loads: dict[int, _Load] = defaultdict(lambda: _Load(self._kept))
+
+    def choose(self, requests: int) -> int:
+        """How many tokens to draft ahead in a step of so many requests."""
+        return self._loads[_class_of(requests)].choose()
+
+    def took(self, requests: int, drafts: int, seconds: float) -> None:
+        """A step of decoding alone that verified and made so many drafts."""
+        self._loads[_class_of(requests)].times[drafts].append(seconds)
+
+    def gave(self, drafts: int, accepted: Sequence[int]) -> None:
+        """Of each request of a step: how many of up to `drafts` drafts were accepted; 0 where nothing drafts for it."""
+        for number in accepted:
+            self._kept.add(drafts, number)
+
+
+def _class_of(requests: int) -> int:
+    """Loads that share their times: each number up to three, then two for each doubling."""
+    return round(2 * math.log2(max(1, requests)))
+
+
+class _Kept:
+    """The share of requests whose first j drafts were accepted, for each j from 1 on."""
+
+    def __init__(self, most: int) -> None:
+        self.shares = [1.0] * most
+        self._seen = [0] * most
+
+    def add(self, drafts: int, accepted: int) -> None:
+        for place in range(drafts):
+            self._seen[place] = min(self._seen[place] + 1, _MEMORY)
+            self.shares[place] += ((accepted > place) - self.shares[place]) / self._seen[place]
+
+    def doubt(self, drafts: int) -> None:
+        """What is known beyond so many drafts is old."""
+        self._seen[drafts:] = [min(number, _DOUBTED) for number in self._seen[drafts:]]
+
+
+class _Load:
+    """What is known of steps of about so many requests."""
+
+    def __init__(self, kept: _Kept) -> None:
+        self._kept = kept
+        self._now = len(kept.shares)
+        self._ends = (self._now, 0)
+        self.times: list[deque[float]] = [deque(maxlen=_REMEMBERED) for _ in range(self._now + 1)]
+        self._trial: list[int] = []
+        """Numbers to be used in the next steps, whatever is known."""
+        self._until_trial = _TRIAL_STEPS
+
+    def choose(self) -> int:
+        if self._trial:
+            return self._trial.pop()
+        for number in self._ends:
+            if len(self.times[number]) < _SAMPLES:
+                return number
+        seconds = self._seconds()
+        rates = self._rates(seconds)
+        best = max(range(len(rates)), key=rates.__getitem__)
+        if rates[best] > _GAIN * rates[self._now]:
+            self._now = best
+        self._until_trial -= 1
+        if self._until_trial > 0:
+            return self._now
+        tried = [number for number in self._ends if number != self._now]
+        # The first of each is a change, which gives no time.
+        self._trial = [number for number in tried for _ in range(_SAMPLES + 1)]
+        lost = sum(seconds[number] * (1 - rates[number] / rates[self._now]) for number in self._trial)
+        self._until_trial = max(_TRIAL_STEPS, round(lost / seconds[self._now] / _TRIAL_SHARE))
+        self._kept.doubt(self._now)
+        return self._trial.pop()
+
+    def _rates(self, seconds: Sequence[float]) -> list[float]:
+        """A request's tokens per second, by the number of drafts."""
+        tokens, rates = 1.0, []
+        for share, time in zip([0.0, *self._kept.shares], seconds, strict=True):
+            tokens += share
+            rates.append(tokens / time)
+        return rates
+
+    def _seconds(self) -> list[float]:
+        """A step's time, by the number of drafts; on a line between its neighbours where it is not known."""
+        known = [number for number, times in enumerate(self.times) if len(times) >= _SAMPLES]
+        found = []
+        for number in range(len(self.times)):
+            low = max(k for k in known if k <= number)
+            high = min(k for k in known if k >= number)
+            below, above = median(self.times[low]), median(self.times[high])
+            found.append(below if low == high else below + (above - below) * (number - low) / (high - low))
+        # More drafts never take less; a number whose few times were disturbed is not shunned for good.
+        return [min(found[number:]) for number in range(len(found))]
