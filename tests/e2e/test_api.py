@@ -53,7 +53,14 @@ def test_the_fusion_field_is_in_the_schema(server: ServerProcess) -> None:
     schemas = get(server, "/openapi.json").json()["components"]["schemas"]
     for name in ("ChatCompletionRequest", "CompletionRequest", "ResponsesRequest", "MessagesRequest", "BatchRequest"):
         assert "fusion" in schemas["Fusion" + name]["properties"], name
-    assert set(schemas["FusionField"]["properties"]) == {"experts", "weighting", "alpha", "alpha_max", "trace"}
+    assert set(schemas["FusionField"]["properties"]) == {
+        "experts",
+        "weighting",
+        "alpha",
+        "alpha_max",
+        "trace",
+        "speculate",
+    }
     assert get(server, "/docs").status_code == 200
 
 

@@ -40,7 +40,7 @@ LONG = pytest.mark.long
     ("number", "seed", "options"),
     [
         pytest.param(40, 1, [CHUNKS], id="chunks"),
-        pytest.param(80, 11, [CHUNKS, *DRAFTED], id="drafted"),
+        pytest.param(40, 11, [CHUNKS, *DRAFTED], id="drafted"),
         pytest.param(200, 2, [CHUNKS], id="200-chunks", marks=LONG),
         pytest.param(200, 3, [NO_PREFIXES], id="200-no-prefixes", marks=LONG),
         pytest.param(200, 4, [], id="200-prefixes", marks=LONG),

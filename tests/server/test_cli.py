@@ -88,6 +88,7 @@ def test_check_prints_what_members_cost_and_what_fits(built_family: Path) -> Non
     assert cells["lora"][0] == "adapter"
     assert cells["KV cache tokens"] == ["2,688"]
     assert cells["structured outputs"] == ["guidance"]
+    assert "speculation" not in cells
     assert cells["requests of 256 tokens at once"] == ["10"]
 
 

@@ -8,7 +8,7 @@ cache lies past the verified tokens, where the next pass writes again.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,43 +87,36 @@ class MemberSpeculator(BaseSpeculator):
             self.state.aggregates.drafted(steps)
         if not steps:
             return drafts
+        noise = _Noise(temperature, seeds)
         for number in np.unique(drafters[drafters >= 0]):
-            requests = np.flatnonzero(drafters == number)
-            index = torch_utils.async_tensor_h2d(requests.astype(np.int64), device=drafts.device)
-            slots = input_batch.idx_mapping[index]
-            tokens = last_sampled[slots].view(-1)
-            positions = (input_batch.seq_lens[index] - num_rejected[index]).long()
-            drafts[index, :steps] = self._draft(
-                self.state.members[number], step, requests, index, slots, tokens, positions, temperature, seeds, steps
-            )
+            group = _Group.of(step, np.flatnonzero(drafters == number))
+            tokens = last_sampled[group.slots].view(-1)
+            positions = (input_batch.seq_lens[group.index] - num_rejected[group.index]).long()
+            found = self._draft(self.state.members[number], group, tokens, positions, noise, steps)
+            drafts[group.index, :steps] = found
         return drafts
 
     def _draft(
         self,
         member: SmallMember,
-        step: ForwardPass,
-        requests: np.ndarray,
-        index: torch.Tensor,
-        slots: torch.Tensor,
+        group: _Group,
         tokens: torch.Tensor,
         positions: torch.Tensor,
-        temperature: torch.Tensor,
-        seeds: torch.Tensor,
+        noise: _Noise,
         steps: int,
     ) -> torch.Tensor:
         """The next `steps` tokens [m, steps] by `member` after `tokens` [m] at `positions` [m]."""
-        block_tables = tuple(table[index] for table in step.block_tables)
         found = []
         for number in range(steps):
-            sub = self._sub_batch(step, requests, block_tables, slots, tokens, positions, number)
-            hidden = member.run(sub, self.state.metadata, step.kv_cache_config)
+            sub = self._sub_batch(group, tokens, positions, number)
+            hidden = member.run(sub, self.state.metadata, group.step.kv_cache_config)
             logits = self.state.draft_logits(member, hidden)
             # With the noise that the request's own token is drawn with.
             tokens = gumbel_sample(
                 logits,
-                slots,
-                temperature,
-                seeds,
+                group.slots,
+                noise.temperature,
+                noise.seeds,
                 positions,
                 apply_temperature=True,
                 is_drafting=False,
@@ -133,31 +126,22 @@ class MemberSpeculator(BaseSpeculator):
             positions = positions + 1
         return torch.stack(found, dim=1)
 
-    def _sub_batch(
-        self,
-        step: ForwardPass,
-        requests: np.ndarray,
-        block_tables: tuple[torch.Tensor, ...],
-        slots: torch.Tensor,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        number: int,
-    ) -> SubBatch:
+    def _sub_batch(self, group: _Group, tokens: torch.Tensor, positions: torch.Tensor, number: int) -> SubBatch:
         """One token of each request, as a decode step has it."""
-        batch, m = step.batch, len(requests)
+        batch, m = group.step.batch, len(group.requests)
         starts_np = np.arange(m + 1, dtype=np.int32)
         starts = torch_utils.async_tensor_h2d(starts_np, device=tokens.device)
         # Past the end of what a request may hold nothing is kept, and what is drafted there nobody reads.
         inside = positions.clamp(max=self._max_model_len - 1)
-        upper = batch.seq_lens_cpu_upper_bound[torch.from_numpy(requests)] + (1 + number)
-        mappings = torch.empty(len(block_tables), m, dtype=torch.int64, device=tokens.device)
-        self.state.block_tables.compute_slot_mappings(slots, starts, inside, m, out=mappings)
+        upper = batch.seq_lens_cpu_upper_bound[torch.from_numpy(group.requests)] + (1 + number)
+        mappings = torch.empty(len(group.block_tables), m, dtype=torch.int64, device=tokens.device)
+        self.state.block_tables.compute_slot_mappings(group.slots, starts, inside, m, out=mappings)
         mappings[:, :m].masked_fill_((positions >= self._max_model_len)[None], PAD_SLOT_ID)
         one = replace(
             batch,
             num_reqs=m,
             num_reqs_after_padding=m,
-            idx_mapping_np=batch.idx_mapping_np[requests],
+            idx_mapping_np=batch.idx_mapping_np[group.requests],
             num_scheduled_tokens=np.ones(m, dtype=batch.num_scheduled_tokens.dtype),
             num_tokens=m,
             num_tokens_after_padding=m,
@@ -169,8 +153,33 @@ class MemberSpeculator(BaseSpeculator):
             has_prefill=False,
             input_ids=tokens.to(batch.input_ids.dtype),
             positions=inside,
-            prompt_lens=None if batch.prompt_lens is None else batch.prompt_lens[torch.from_numpy(requests)],
+            prompt_lens=None if batch.prompt_lens is None else batch.prompt_lens[torch.from_numpy(group.requests)],
             max_query_len=None,
             fast_prefill=None,
         )
-        return SubBatch(one, block_tables, mappings, None, None, None)
+        return SubBatch(one, group.block_tables, mappings, None, None, None)
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """What tokens are drawn with, by slot."""
+
+    temperature: torch.Tensor
+    seeds: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """The m requests of a step that one member drafts for."""
+
+    step: ForwardPass
+    requests: np.ndarray  # [m], by their places in the step
+    index: torch.Tensor  # the same, on the device
+    slots: torch.Tensor  # [m]
+    block_tables: tuple[torch.Tensor, ...]  # [m, blocks] each
+
+    @classmethod
+    def of(cls, step: ForwardPass, requests: np.ndarray) -> _Group:
+        mapping = step.batch.idx_mapping
+        index = torch_utils.async_tensor_h2d(requests.astype(np.int64), device=mapping.device)
+        return cls(step, requests, index, mapping[index], tuple(table[index] for table in step.block_tables))
