@@ -26,7 +26,7 @@ EXPERTS = ["math", "facts", "text"]
 TOKENS = 3
 CHOICES = 50
 """Samples of one request."""
-FEWEST = 8
+FEWEST = 5
 """Samples that a sequence must be expected in to be counted by itself."""
 SPECULATION = ["speculation.draft=auto", "speculation.tokens=3"]
 
@@ -35,7 +35,7 @@ CASES = [
     ("facts", Settings("kl", ("facts",))),
     ("text", Settings("static", ("text",), (0.7,))),
     ("math", Settings("kl-safe", ("math", "text"))),
-    ("text", Settings("none")),
+    ("math", Settings("none")),
 ]
 
 
@@ -105,9 +105,10 @@ async def chances(demo: HFLoop, samples: int, *settings: str) -> list[float]:
     return found
 
 
-@pytest.mark.parametrize("samples", [2000, pytest.param(20000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("samples", [800, pytest.param(20000, marks=pytest.mark.long)])
 async def test_samples_are_of_the_fused_distribution(demo: HFLoop, samples: int) -> None:
     found = await chances(demo, samples, "speculation.adapt=false")
+    print(found)
     assert min(found) > 0.001, found
 
 
@@ -118,5 +119,5 @@ async def test_a_fault_is_found(demo: HFLoop, monkeypatch: pytest.MonkeyPatch) -
         return speculation(*args) | {"worker_cls": "tests.engine.faulty.CredulousWorker"}
 
     monkeypatch.setattr(launch, "_speculation", faulty)
-    found = await chances(demo, 2000, "speculation.adapt=false")
+    found = await chances(demo, 800, "speculation.adapt=false")
     assert max(found) < 1e-6, found
