@@ -77,71 +77,104 @@ async def generate(
     return sum(map(len, answers)) / (time.perf_counter() - started), answers
 
 
-async def measure(
-    folder: Path, rounds: int, requests: Sequence[int], speculation: Sequence[str], dtype: str
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the table of speeds, and of that of accepted drafts."""
+async def measure(args: argparse.Namespace) -> None:
+    """Measure, print and store both tables."""
     from transformers import AutoTokenizer
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from fusion_kernels import Weighting
     from server.engine.launch import start_engine
     from server.engine.members import resolve_members
-    from server.engine.settings import FusionSettings
-    from server.engine.speculation.drafter import with_drafter
 
-    config = load_config(make_widened(folder, dtype), speculation)
+    speculation = [f"speculation.tokens={args.tokens}", f"speculation.adapt={'false' if args.fixed else 'true'}"]
+    config = load_config(make_widened(args.folder, args.dtype), speculation)
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what vLLM itself runs on CPUs
     plain = AsyncLLM.from_engine_args(AsyncEngineArgs(model=config.large.model, **config.engine))
     fused = start_engine(config, resolve_members(config))
     questions = Questions(AutoTokenizer.from_pretrained(config.large.model))
-    by_task = {task: FusionSettings(Weighting.KL, (number,), preset=1 + number) for number, task in enumerate(TASKS)}
+    try:
+        speeds = await _speeds(plain, fused, questions, args)
+        print(f"stored in {store(args.name, speeds)}")
+        accepted = await _accepted(fused, questions, args.dtype)
+        for row in accepted:
+            _show(row)
+        print(f"stored in {store('acceptance', accepted)}")
+    finally:
+        plain.shutdown(timeout=20)
+        fused.shutdown(timeout=20)
 
-    def drafted(settings: FusionSettings, draft: str) -> FusionSettings:
-        return with_drafter(settings, draft, TASKS)
 
-    speeds: dict[tuple[str, int], dict[str, list[float]]] = {}
+def _settings(number: int, draft: str | None) -> Any:
+    """Of a task's own expert, drafted for by a member or not."""
+    from fusion_kernels import Weighting
+    from server.engine.settings import FusionSettings
+    from server.engine.speculation.drafter import with_drafter
+
+    settings = FusionSettings(Weighting.KL, (number,), preset=1 + number)
+    return settings if draft is None else with_drafter(settings, draft, TASKS)
+
+
+async def _speeds(plain: Any, fused: Any, questions: Questions, args: argparse.Namespace) -> list[dict[str, Any]]:
+    from server.engine.settings import FusionSettings
+
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
     same = total = 0
-    for round_number in range(rounds + 1):
-        for number in requests:
-            for task in TASKS:
+    for round_number in range(args.rounds + 1):
+        for number in map(int, args.requests.split(",")):
+            for place, task in enumerate(TASKS):
                 prompts = questions.take(task, number)
-                found, answers = {}, {}
                 cases = {
                     "plain": (plain, FusionSettings()),
-                    "fused": (fused, by_task[task]),
-                    "speculated": (fused, drafted(by_task[task], "auto")),
+                    "fused": (fused, _settings(place, None)),
+                    "speculated": (fused, _settings(place, "auto")),
                 }
+                answers = {}
                 for name, (engine, settings) in cases.items():
                     await asyncio.sleep(QUIET_SECONDS)
-                    found[name], answers[name] = await generate(engine, prompts, settings, NEW_TOKENS)
-                if round_number:  # the first warms everything up
-                    for name, rate in found.items():
-                        speeds.setdefault((task, number), {}).setdefault(name, []).append(rate)
-                    same += sum(a == b for a, b in zip(answers["fused"], answers["speculated"], strict=True))
-                    total += number
+                    rate, answers[name] = await generate(engine, prompts, settings, NEW_TOKENS)
+                    print(f"round {round_number}, {number} at once, {task}, {name}: {rate:.1f} tokens/s", flush=True)
+                    if round_number:  # the first warms everything up
+                        found.setdefault((task, number), {}).setdefault(name, []).append(rate)
+                same += sum(a == b for a, b in zip(answers["fused"], answers["speculated"], strict=True))
+                total += number
+    rows = [_row(task, number, rates, args.dtype) for (task, number), rates in found.items()]
+    for row in rows:
+        _show(row)
+    print(
+        f"{same} of {total} answers are the same with and without speculation; steps by drafts: {await _ahead(fused)}"
+    )
+    return rows
+
+
+async def _accepted(fused: Any, questions: Questions, dtype: str) -> list[dict[str, Any]]:
     accepted = []
     for draft in ("auto", "base", "math"):
         before = await _drafts(fused)
-        for task in TASKS:
-            await generate(fused, questions.take(task, 8), drafted(by_task[task], draft), 64, to_the_end=True)
+        for place, task in enumerate(TASKS):
+            await generate(fused, questions.take(task, 8), _settings(place, draft), 64, to_the_end=True)
         # A second, so that the counters hold the last steps.
         await asyncio.sleep(1)
         after = await _drafts(fused)
         for number, task in enumerate(TASKS, start=1):
-            proposed, taken = (after[number][i] - before[number][i] for i in (0, 1))
-            row = {"task": task, "draft": draft, "drafted": proposed, "accepted": taken}
-            accepted.append(row | {"share": round(taken / max(1, proposed), 3), "dtype": dtype})
-    plain.shutdown(timeout=20)
-    fused.shutdown(timeout=20)
-    print(f"{same} of {total} answers are the same with and without speculation")
-    return [_row(task, number, found, dtype) for (task, number), found in speeds.items()], accepted
+            for place, (new, old) in enumerate(zip(after[number], before[number], strict=True), start=1):
+                proposed, taken = (a - b for a, b in zip(new, old, strict=True))
+                row = {"task": task, "draft": draft, "position": place, "drafted": proposed, "accepted": taken}
+                accepted.append(row | {"share": round(taken / max(1, proposed), 3), "dtype": dtype})
+    return accepted
 
 
-async def _drafts(engine: Any) -> list[list[int]]:
+async def _drafts(engine: Any) -> list[list[list[int]]]:
     counts: Any = await engine.on_workers("read_fusion_counts")
     return counts[0][0]["drafts"]  # type: ignore[no-any-return]
+
+
+async def _ahead(engine: Any) -> list[int]:
+    counts: Any = await engine.on_workers("read_fusion_counts")
+    return counts[0][0]["ahead"]  # type: ignore[no-any-return]
+
+
+def _show(row: dict[str, Any]) -> None:
+    print("  ".join(f"{key} {value}" for key, value in row.items()))
 
 
 def _row(task: str, number: int, found: dict[str, list[float]], dtype: str) -> dict[str, Any]:
@@ -167,13 +200,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=3)
     parser.add_argument("--fixed", action="store_true", help="draft as many tokens at any load")
     parser.add_argument("--dtype", default="bfloat16")
-    args = parser.parse_args()
-    speculation = [f"speculation.tokens={args.tokens}", f"speculation.adapt={'false' if args.fixed else 'true'}"]
-    numbers = [int(number) for number in args.requests.split(",")]
-    speeds, accepted = asyncio.run(measure(args.folder, args.rounds, numbers, speculation, args.dtype))
-    for row in [*speeds, *accepted]:
-        print("  ".join(f"{key} {value}" for key, value in row.items()))
-    print(f"stored in {store(args.name, speeds)} and {store('acceptance', accepted)}")
+    asyncio.run(measure(parser.parse_args()))
 
 
 if __name__ == "__main__":

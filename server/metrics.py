@@ -151,7 +151,9 @@ class FusionMetrics(Collector):
             "fusion_accepted_tokens", "Drafted tokens that were the fused model's own.", labels=["preset", "position"]
         )
         steps = CounterMetricFamily(
-            "fusion_speculation_steps", "Steps by how many tokens they drafted ahead.", labels=["tokens"]
+            "fusion_speculation_steps",
+            "Steps with requests that speculate, by how many tokens they drafted ahead.",
+            labels=["tokens"],
         )
         for preset, places in zip(self._config.presets, self._counts["drafts"], strict=True):
             for position, numbers in enumerate(places, start=1):

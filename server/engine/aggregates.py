@@ -68,8 +68,8 @@ class _Drafts:
 
     presets: np.ndarray  # [B]
     proposed: np.ndarray  # [B]
-    taken: torch.Tensor  # [B], with the token that follows the accepted drafts
-    delivered: torch.Tensor  # [N] bool
+    accepted: torch.Tensor  # [B], of those that the client gets
+    rows_delivered: torch.Tensor  # [N] bool
 
 
 @dataclass(slots=True)
@@ -144,7 +144,7 @@ class Aggregates:
         if not self._pending:  # it was recorded before the counters were made new
             return
         presets = self._table.labels[outcome.batch.idx_mapping_np] // len(Weighting)
-        self._pending[-1].drafts = _Drafts(presets, outcome.proposed, outcome.num_sampled, outcome.rows_delivered)
+        self._pending[-1].drafts = _Drafts(presets, outcome.proposed, outcome.accepted, outcome.rows_delivered)
 
     def read(self) -> Counts:
         """All counters since the start; of the newest steps, while requests run, only at the next reading."""
@@ -181,9 +181,8 @@ class Aggregates:
         if drafts is None:
             return
         # The step is over by now, so nothing waits for these copies.
-        step.generates &= drafts.delivered.cpu().numpy()
-        accepted = drafts.taken.cpu().numpy() - 1
-        for column, numbers in enumerate((drafts.proposed, np.minimum(drafts.proposed, accepted))):
+        step.generates &= drafts.rows_delivered.cpu().numpy()
+        for column, numbers in enumerate((drafts.proposed, drafts.accepted.cpu().numpy())):
             for place in range(self._drafts.shape[1]):
                 self._drafts[:, place, column] += np.bincount(drafts.presets[numbers > place], minlength=self._presets)
 

@@ -18,17 +18,23 @@ from vllm.v1.worker.gpu.sample.logit_bias import (
 )
 
 
-def check_bounds(params: SamplingParams, stops: Collection[int], tokenizer: TokenizerLike) -> None:
+def check_bounds(
+    params: SamplingParams, stops: Collection[int], tokenizer: TokenizerLike, *, speculates: bool = False
+) -> None:
     """Refuse a request that asks for more than its rows hold; the models' own `stops` count where they are masked.
+
+    One that speculates has its ends looked for among the tokens of each step (`server.engine.speculation.ends`).
 
     Raises:
         VLLMValidationError: it does; the field is named.
     """
     _check("allowed_token_ids", len(params.allowed_token_ids or ()), MAX_NUM_ALLOWED_TOKEN_IDS, "entries")
     _check("logit_bias", len(params.logit_bias or ()), MAX_NUM_LOGIT_BIAS_TOKENS, "entries")
-    if params.min_tokens and params.stop_token_ids:
+    if (params.min_tokens or speculates) and params.stop_token_ids:
         own = set(params.stop_token_ids).difference(stops)
-        _check("stop_token_ids", len(own), MAX_NUM_STOP_TOKEN_IDS - len(stops), "tokens beside min_tokens")
+        _check(
+            "stop_token_ids", len(own), MAX_NUM_STOP_TOKEN_IDS - len(stops), "tokens beside min_tokens or speculation"
+        )
     if params.bad_words:
         words = SamplingParams(bad_words=params.bad_words)
         words.update_from_tokenizer(tokenizer)

@@ -71,7 +71,8 @@ class FusionEngine(AsyncLLM):
         """
         settings = FusionSettings.of(sampling_params)
         ends = {token for member in settings.members_used if member for token in self._ends_of_experts[member - 1]}
-        check_bounds(sampling_params, self._ends | ends, self.get_tokenizer())
+        speculates = settings.drafter is not None
+        check_bounds(sampling_params, self._ends | ends, self.get_tokenizer(), speculates=speculates)
         # As vLLM takes in what the large model's generation_config.json says, unless a request ignores such ends.
         sampling_params.update_from_generation_config({"eos_token_id": sorted(ends) or None}, self._eos)
         if sampling_params.structured_outputs is not None:

@@ -84,8 +84,9 @@ def _speculation(speculation: SpeculationConfig, members: Members) -> dict[str, 
     if speculation.adapt:
         # Every number once, so that graphs are captured for it. Which one a step takes, our scheduler says.
         settings["num_speculative_tokens_per_batch_size"] = [
-            (1 + number, 1 + number, number) for number in range(speculation.tokens)
-        ] + [(1 + speculation.tokens, _MANY_REQUESTS, speculation.tokens)]
+            *((1 + number, 1 + number, number) for number in range(speculation.tokens)),
+            (1 + speculation.tokens, _MANY_REQUESTS, speculation.tokens),
+        ]
     return {
         "speculative_config": settings,
         "worker_cls": "server.engine.speculation.worker.SpeculatingWorker",

@@ -7,6 +7,7 @@ copied into them and padded to the size of the graph, as vLLM's model runner doe
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -37,6 +38,9 @@ class MemberGraphs:
         self, config: VllmConfig, decode_query_len: int, block_tables: BlockTables, build: Build, forward: Forward
     ) -> None:
         device = block_tables.device
+        # Of this query length alone: with what speculation makes of it, vLLM would capture all of them each time.
+        config = copy(config)
+        config.speculative_config = None
         self._query_len = decode_query_len
         self._build, self._forward = build, forward
         self._manager = CudaGraphManager(config, device, CUDAGraphMode.FULL_DECODE_ONLY, decode_query_len)

@@ -94,14 +94,15 @@ class FusionModelState(DefaultModelState):
         super().add_request(req_index, new_req_data)
         params = new_req_data.sampling_params
         assert params is not None
+        settings = FusionSettings.of(params)
         wants_prompt = params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
         self._slot_of[new_req_data.req_id] = req_index
-        self.table.add(
-            req_index,
-            Slot(FusionSettings.of(params), new_req_data.prompt_len, wants_prompt),
-        )
+        self.table.add(req_index, Slot(settings, new_req_data.prompt_len, wants_prompt))
         if self.ends is not None:
-            self.ends.add(req_index, params, new_req_data.prompt_len, self.max_model_len)
+            if settings.drafter is None:
+                self.ends.forget(req_index)
+            else:
+                self.ends.add(req_index, params, new_req_data.prompt_len, self.max_model_len)
         known = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
         self.aggregates.begin(req_index, (params.max_tokens or 0) - known)
 

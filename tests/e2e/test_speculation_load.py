@@ -75,8 +75,10 @@ async def test_half_an_hour(tmp_path: Path) -> None:
                 sizes.append(memory(server))
                 print(f"{minute + 1} min: {asked} answers, {dropped} dropped, {sizes[-1]:.0f} MiB", flush=True)
         text = httpx.get(server.url + "/metrics").text
-        print(*[line for line in text.splitlines() if line.startswith("fusion_speculation_steps_total")], sep="\n")
+        steps = [line for line in text.splitlines() if line.startswith("fusion_speculation_steps_total{")]
+        print(*steps, sep="\n")
         server.end()
     assert not wrong, wrong[:5]
+    assert sum(not line.endswith(" 0.0") for line in steps) > 1, "their number follows the load"
     warm = sizes[len(AT_ONCE) - 1]  # all loads were there once
     assert sizes[-1] < 1.05 * warm, sizes

@@ -86,10 +86,18 @@ def test_it_follows_the_load() -> None:
     assert sorted(many)[25] == 0
 
 
-def test_what_nobody_drafts_for_costs_nothing_and_says_nothing() -> None:
+def test_it_drafts_little_where_no_step_tells_what_it_costs() -> None:
+    """Prompts are read in every step: no step's time is one of decoding alone."""
     pace = Pace(MOST)
-    for _ in range(300):
-        drafts = pace.choose(2)
-        pace.gave(drafts, [0, 0])
-        pace.took(2, drafts, 1.0)
-    assert 0 <= pace.choose(2) <= MOST
+    chosen = []
+    for _ in range(1000):
+        chosen.append(pace.choose(32))
+        pace.gave(chosen[-1], [0] * 32)
+    assert chosen.count(0) > 600
+
+
+def test_loads_that_take_turns_are_all_learned() -> None:
+    machine = Machine(mixed, 6)
+    for step in range(3000):
+        machine.run(1, 1 if step % 2 else 40, 0.5)
+    assert {len(load.times[0]) for load in machine.pace._loads.values()} == {15}

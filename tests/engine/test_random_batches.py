@@ -30,7 +30,8 @@ EVERYONE = "everyone"  # no option: every member runs for every request
 DRAFT = "speculation.draft="
 # Who drafts, and how many tokens.
 FIXED = "speculation.adapt=false"
-DRAFTED = ["speculation.draft=auto", "speculation.tokens=3", FIXED]
+ADAPTED = ["speculation.draft=auto", "speculation.tokens=3"]
+DRAFTED = [*ADAPTED, FIXED]
 BY_BASE = ["speculation.draft=base", "speculation.tokens=2"]
 BY_RED = ["speculation.draft=red", "speculation.tokens=5", FIXED]
 LONG = pytest.mark.long
@@ -40,7 +41,7 @@ LONG = pytest.mark.long
     ("number", "seed", "options"),
     [
         pytest.param(40, 1, [CHUNKS], id="chunks"),
-        pytest.param(40, 11, [CHUNKS, *DRAFTED], id="drafted"),
+        pytest.param(60, 11, [CHUNKS, *ADAPTED], id="drafted"),
         pytest.param(200, 2, [CHUNKS], id="200-chunks", marks=LONG),
         pytest.param(200, 3, [NO_PREFIXES], id="200-no-prefixes", marks=LONG),
         pytest.param(200, 4, [], id="200-prefixes", marks=LONG),
@@ -78,6 +79,7 @@ async def test_every_request_is_the_references(
             counter("vllm:spec_decode_num_draft_tokens"),
             counter("vllm:spec_decode_num_accepted_tokens"),
         )
+        (counts,), *_ = await engine.on_workers("read_fusion_counts")
         seeded = [place for place, case in enumerate(cases) if not case.greedy and answers[place] is not None]
         # Without speculation too: it changes no token.
         alone = {place: await send(engine, _alone(cases[place]), f"alone-{place}", EXPERTS) for place in seeded[:50]}
@@ -93,12 +95,13 @@ async def test_every_request_is_the_references(
     differing = [place for place, answer in alone.items() if answer.tokens != _tokens(answers[place])]
     for place in differing:
         verdict += judge(oracle, cases[place], alone[place])
-    drafts = f"{accepted:g} of {proposed:g} drafts accepted"
+    drafts = f"{accepted:g} of {proposed:g} drafts accepted; steps by number: {counts['ahead']}"
     print(
         f"{verdict}, {gone} clients left, {preempted:g} preemptions, {len(differing)} of {len(alone)} differ alone, "
         f"{drafts}"
     )
     assert draft is None or 0 < accepted < proposed
+    assert (sum(map(bool, counts["ahead"])) > 1) == (draft is not None and FIXED not in options)
     assert gone, "some clients went away"
     assert verdict.ties <= verdict.tokens // 500
     # One that differs when it runs alone must have met a tie, which the reference confirmed.

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from vllm.utils import torch_utils
+from vllm.v1.worker.gpu.sample.logit_bias import MAX_NUM_STOP_TOKEN_IDS
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
 _NO_TOKEN = -1
-_FIRST_WIDTH = 8
+MAX_ENDS = 1 + MAX_NUM_STOP_TOKEN_IDS
+"""As many stop tokens as vLLM has room for where it masks them, and the model's own end."""
 
 
 class AnswerEnds:
@@ -24,15 +26,17 @@ class AnswerEnds:
 
     def __init__(self, max_num_seqs: int, device: torch.device) -> None:
         # Whoever loads a model makes its dtype and device the default ones.
-        self._tokens = torch.full((max_num_seqs, _FIRST_WIDTH), _NO_TOKEN, dtype=torch.int64, device=device)
+        self._tokens = torch.full((max_num_seqs, MAX_ENDS), _NO_TOKEN, dtype=torch.int64, device=device)
         self._last = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
 
+    def forget(self, slot: int) -> None:
+        """A request that does not speculate enters a slot: it has one token a step, and gets each."""
+        self._tokens[slot] = _NO_TOKEN
+        self._last[slot] = torch.iinfo(torch.int64).max
+
     def add(self, slot: int, params: SamplingParams, num_prompt_tokens: int, max_model_len: int) -> None:
-        """A request enters a slot."""
+        """A request that speculates enters a slot."""
         ends = {params.eos_token_id, *(params.stop_token_ids or ())} - {None}
-        if len(ends) > self._tokens.shape[1]:
-            more = self._tokens.new_full((self._tokens.shape[0], len(ends) - self._tokens.shape[1]), _NO_TOKEN)
-            self._tokens = torch.cat([self._tokens, more], dim=1)
         row = np.full(self._tokens.shape[1], _NO_TOKEN, dtype=np.int64)
         row[: len(ends)] = sorted(token for token in ends if token is not None)
         self._tokens[slot] = torch_utils.async_tensor_h2d(row, device=self._tokens.device)

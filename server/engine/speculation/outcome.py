@@ -31,6 +31,11 @@ class Outcome:
         return self.batch.expanded_local_pos < self._by_row(self.num_sampled) - 1
 
     @property
+    def accepted(self) -> torch.Tensor:
+        """[B]: accepted drafts that the client gets."""
+        return torch.minimum(self.num_sampled - 1, self.delivered)
+
+    @property
     def proposed(self) -> np.ndarray:
         """[B]: drafts that were verified."""
         drafts: np.ndarray = np.diff(self.batch.cu_num_logits_np) - 1

@@ -20,13 +20,17 @@ _SAMPLES = 4
 """A time of fewer is not known yet."""
 _REMEMBERED = 15
 """Times of which the median counts: one slow step changes nothing."""
-_MEMORY, _DOUBTED = 96, 8
+_MEMORY, _DOUBTED = 96, 4
 """Requests' steps over which kept is averaged, and as how many of them counts what is about to be tried again."""
 _GAIN = 1.03
 """By so much another number must be faster to be taken."""
-_TRIAL_STEPS = 64
-"""Between two trials at least; more where these would take more than `_TRIAL_SHARE` of the time."""
+_BLOCK = 1 + _SAMPLES
+"""Steps with one number: the first is a change, which gives no time."""
+_TRIAL_BLOCKS = 13
+"""Between two trials at least; more where these would take more than about `_TRIAL_SHARE` of the time."""
 _TRIAL_SHARE = 0.01
+_ATTEMPTS = 3
+"""Blocks that are given to a number whose time is not known, until nothing is drafted for a while."""
 
 
 class Pace:
@@ -37,16 +41,19 @@ class Pace:
     """
 
     def __init__(self, most: int) -> None:
-        self.most = most
         self._kept = _Kept(most)
         self._loads: dict[int, _Load] = defaultdict(lambda: _Load(self._kept))
+        self._number, self._left = most, 0
 
     def choose(self, requests: int) -> int:
         """How many tokens to draft ahead in a step of so many requests."""
-        return self._loads[_class_of(requests)].choose()
+        if not self._left:
+            self._number, self._left = self._loads[_class_of(requests)].plan(), _BLOCK
+        self._left -= 1
+        return self._number
 
     def took(self, requests: int, drafts: int, seconds: float) -> None:
-        """A step of decoding alone that verified and made so many drafts."""
+        """A step of decoding alone that verified and made so many drafts for each request that speculates."""
         self._loads[_class_of(requests)].times[drafts].append(seconds)
 
     def gave(self, drafts: int, accepted: Sequence[int]) -> None:
@@ -85,16 +92,18 @@ class _Load:
         self._now = len(kept.shares)
         self._ends = (self._now, 0)
         self.times: list[deque[float]] = [deque(maxlen=_REMEMBERED) for _ in range(self._now + 1)]
+        self._attempts = 0
         self._trial: list[int] = []
-        """Numbers to be used in the next steps, whatever is known."""
-        self._until_trial = _TRIAL_STEPS
+        """Numbers of the next blocks, whatever is known."""
+        self._until_trial = _TRIAL_BLOCKS
 
-    def choose(self) -> int:
+    def plan(self) -> int:
+        """The number of the next block."""
         if self._trial:
             return self._trial.pop()
         for number in self._ends:
             if len(self.times[number]) < _SAMPLES:
-                return number
+                return self._attempt(number)
         seconds = self._seconds()
         rates = self._rates(seconds)
         best = max(range(len(rates)), key=rates.__getitem__)
@@ -103,13 +112,16 @@ class _Load:
         self._until_trial -= 1
         if self._until_trial > 0:
             return self._now
-        tried = [number for number in self._ends if number != self._now]
-        # The first of each is a change, which gives no time.
-        self._trial = [number for number in tried for _ in range(_SAMPLES + 1)]
-        lost = sum(seconds[number] * (1 - rates[number] / rates[self._now]) for number in self._trial)
-        self._until_trial = max(_TRIAL_STEPS, round(lost / seconds[self._now] / _TRIAL_SHARE))
+        self._trial = [number for number in self._ends if number != self._now]
+        lost = sum(seconds[number] / seconds[self._now] - rates[number] / rates[self._now] for number in self._trial)
+        self._until_trial = max(_TRIAL_BLOCKS, round(lost / _TRIAL_SHARE))
         self._kept.doubt(self._now)
         return self._trial.pop()
+
+    def _attempt(self, number: int) -> int:
+        """Try a number whose time is not known; where no step tells it, as prompts are read in all, draft nothing."""
+        self._attempts = (self._attempts + 1) % (2 * _ATTEMPTS + _TRIAL_BLOCKS)
+        return number if self._attempts < 2 * _ATTEMPTS else 0
 
     def _rates(self, seconds: Sequence[float]) -> list[float]:
         """A request's tokens per second, by the number of drafts."""

@@ -23,8 +23,8 @@ class _Step:
 
     began: float
     requests: int
-    drafts: int
-    """Made in this step."""
+    number: int
+    """Of drafts that it makes."""
     is_steady: bool
     """It verifies as many as it makes, and reads no prompt: its time tells what the number costs."""
 
@@ -34,10 +34,11 @@ class PacedScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # vLLM takes the schedule away where ranks of data parallelism would have to agree on the number.
-        self._pace = None if self.dynamic_sd_lookup is None else Pace(self.num_spec_tokens)
+        # vLLM takes the schedule away where ranks of data parallelism would have to agree on the number. With several
+        # steps under way at once nobody could say what one takes.
+        adapts = self.dynamic_sd_lookup is not None and self.vllm_config.max_concurrent_batches == 1
+        self._pace = Pace(self.num_spec_tokens) if adapts else None
         self._step: _Step | None = None
-        self._drafts = 0
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """Schedule a step, and say how many tokens to draft in it."""
@@ -46,30 +47,27 @@ class PacedScheduler(Scheduler):
         if self._pace is None:
             return output
         self._end_step(began)
-        verified, requests = self._drafts, len(output.num_scheduled_tokens)
+        requests = len(output.num_scheduled_tokens)
         if requests:
-            self._drafts = output.num_spec_tokens_to_schedule = self._pace.choose(requests)
-        reads = output.total_num_scheduled_tokens - sum(map(len, output.scheduled_spec_decode_tokens.values()))
-        is_steady = verified == self._drafts and reads == requests
-        self._step = _Step(began, requests, self._drafts, is_steady) if requests else None
+            number = output.num_spec_tokens_to_schedule = self._pace.choose(requests)
+            drafts = [len(tokens) for tokens in output.scheduled_spec_decode_tokens.values()]
+            only_decodes = output.total_num_scheduled_tokens == requests + sum(drafts)
+            self._step = _Step(began, requests, number, only_decodes and max(drafts, default=0) == number)
         return output
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
         """Learn what became of the drafts."""
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         drafts = scheduler_output.scheduled_spec_decode_tokens
         if self._pace is not None and drafts:
-            places, sampled = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
+            # Up to an answer's end: what is accepted past it nobody gets.
+            got = {output.request_id: len(output.new_token_ids) for each in outputs.values() for output in each.outputs}
             self._pace.gave(
                 max(map(len, drafts.values())),
-                [
-                    len(sampled[places[name]]) - 1 if name in drafts else 0
-                    for name in scheduler_output.num_scheduled_tokens
-                    if sampled[places[name]]
-                ],
+                [number - 1 if name in drafts else 0 for name, number in got.items() if number],
             )
-        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(scheduler_output, model_runner_output)
         if not self.running:
             # The next step may be long in coming.
             self._end_step(time.perf_counter())
@@ -77,5 +75,5 @@ class PacedScheduler(Scheduler):
 
     def _end_step(self, now: float) -> None:
         if self._pace is not None and self._step is not None and self._step.is_steady:
-            self._pace.took(self._step.requests, self._step.drafts, now - self._step.began)
+            self._pace.took(self._step.requests, self._step.number, now - self._step.began)
         self._step = None

@@ -83,7 +83,7 @@ class MemberSpeculator(BaseSpeculator):
         if dummy_run or step is None:
             return drafts
         drafters = self.state.drafters(input_batch)
-        if (drafters >= 0).any():
+        if (drafters >= 0).any() and self.state.watched is None:
             self.state.aggregates.drafted(steps)
         if not steps:
             return drafts
