@@ -1,13 +1,14 @@
 """What speculation earns: tokens per second of fusion with and without it, against plain vLLM with the large model.
 
-    python -m bench.speculation [--folder DIR] [--rounds 3] [--requests 1,4,16] [--tokens 3] [--fixed]
-                                [--dtype bfloat16]
+    python -m bench.speculation [--folder DIR] [--rounds 3] [--requests 1,4,16] [--tokens 3] [--dtype bfloat16]
+    python -m bench.speculation --acceptance
 
 The members are the demo family at the cost of 665M and 58M parameters (`bench.widened`): their agreement is the
 family's own. Two engines are up and asked in turn, so that a machine that grows slower or faster slows both: plain vLLM
 with the large model, and the fused one, whose requests speculate or do not. Every prompt is a held-out question of the
-task, every answer 48 tokens long. Also measured: how many drafts are accepted, by task and by who drafts, in answers
-that end where they end; and how many answers are the same with and without.
+task, every answer 48 tokens long; how many are the same with and without is counted. With `--acceptance`: how many
+drafts are accepted, by task, by who drafts and by how far ahead, in answers that end where they end, all of `--tokens`
+being drafted in each step.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from zoo import FAMILY
 
 TASKS = NAMES[2:]
 NEW_TOKENS = 48
+QUESTIONS = 24
+"""Of each task, to see what is accepted."""
 
 
 class Questions:
@@ -86,19 +89,20 @@ async def measure(args: argparse.Namespace) -> None:
     from server.engine.launch import start_engine
     from server.engine.members import resolve_members
 
-    speculation = [f"speculation.tokens={args.tokens}", f"speculation.adapt={'false' if args.fixed else 'true'}"]
+    speculation = [f"speculation.tokens={args.tokens}", f"speculation.adapt={'false' if args.acceptance else 'true'}"]
     config = load_config(make_widened(args.folder, args.dtype), speculation)
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what vLLM itself runs on CPUs
     plain = AsyncLLM.from_engine_args(AsyncEngineArgs(model=config.large.model, **config.engine))
     fused = start_engine(config, resolve_members(config))
     questions = Questions(AutoTokenizer.from_pretrained(config.large.model))
     try:
-        speeds = await _speeds(plain, fused, questions, args)
-        print(f"stored in {store(args.name, speeds)}")
-        accepted = await _accepted(fused, questions, args.dtype)
-        for row in accepted:
-            _show(row)
-        print(f"stored in {store('acceptance', accepted)}")
+        if args.acceptance:
+            rows = await _accepted(fused, questions, args.dtype)
+        else:
+            rows = await _speeds(plain, fused, questions, args)
+        for row in rows:
+            print("  ".join(f"{key} {value}" for key, value in row.items()))
+        print(f"stored in {store('acceptance' if args.acceptance else args.name, rows)}")
     finally:
         plain.shutdown(timeout=20)
         fused.shutdown(timeout=20)
@@ -137,13 +141,10 @@ async def _speeds(plain: Any, fused: Any, questions: Questions, args: argparse.N
                         found.setdefault((task, number), {}).setdefault(name, []).append(rate)
                 same += sum(a == b for a, b in zip(answers["fused"], answers["speculated"], strict=True))
                 total += number
-    rows = [_row(task, number, rates, args.dtype) for (task, number), rates in found.items()]
-    for row in rows:
-        _show(row)
     print(
         f"{same} of {total} answers are the same with and without speculation; steps by drafts: {await _ahead(fused)}"
     )
-    return rows
+    return [_row(task, number, rates, args.dtype) for (task, number), rates in found.items()]
 
 
 async def _accepted(fused: Any, questions: Questions, dtype: str) -> list[dict[str, Any]]:
@@ -151,7 +152,7 @@ async def _accepted(fused: Any, questions: Questions, dtype: str) -> list[dict[s
     for draft in ("auto", "base", "math"):
         before = await _drafts(fused)
         for place, task in enumerate(TASKS):
-            await generate(fused, questions.take(task, 8), _settings(place, draft), 64, to_the_end=True)
+            await generate(fused, questions.take(task, QUESTIONS), _settings(place, draft), 64, to_the_end=True)
         # A second, so that the counters hold the last steps.
         await asyncio.sleep(1)
         after = await _drafts(fused)
@@ -171,10 +172,6 @@ async def _drafts(engine: Any) -> list[list[list[int]]]:
 async def _ahead(engine: Any) -> list[int]:
     counts: Any = await engine.on_workers("read_fusion_counts")
     return counts[0][0]["ahead"]  # type: ignore[no-any-return]
-
-
-def _show(row: dict[str, Any]) -> None:
-    print("  ".join(f"{key} {value}" for key, value in row.items()))
 
 
 def _row(task: str, number: int, found: dict[str, list[float]], dtype: str) -> dict[str, Any]:
@@ -198,7 +195,7 @@ def main() -> None:
     parser.add_argument("--requests", default="1,4,16")
     parser.add_argument("--name", default="speculation", help="of the file of speeds")
     parser.add_argument("--tokens", type=int, default=3)
-    parser.add_argument("--fixed", action="store_true", help="draft as many tokens at any load")
+    parser.add_argument("--acceptance", action="store_true", help="measure what is accepted, not the speed")
     parser.add_argument("--dtype", default="bfloat16")
     asyncio.run(measure(parser.parse_args()))
 
