@@ -95,7 +95,7 @@ class _Load:
         self._attempts = 0
         self._trial: list[int] = []
         """Numbers of the next blocks, whatever is known."""
-        self._until_trial = _TRIAL_BLOCKS
+        self._until_trial: int | None = None
 
     def plan(self) -> int:
         """The number of the next block."""
@@ -109,12 +109,15 @@ class _Load:
         best = max(range(len(rates)), key=rates.__getitem__)
         if rates[best] > _GAIN * rates[self._now]:
             self._now = best
+        others = [number for number in self._ends if number != self._now]
+        if self._until_trial is None:
+            # What they take longer, and do not make good by what they give.
+            lost = sum(seconds[number] / seconds[self._now] - rates[number] / rates[self._now] for number in others)
+            self._until_trial = max(_TRIAL_BLOCKS, round(lost / _TRIAL_SHARE))
         self._until_trial -= 1
         if self._until_trial > 0:
             return self._now
-        self._trial = [number for number in self._ends if number != self._now]
-        lost = sum(seconds[number] / seconds[self._now] - rates[number] / rates[self._now] for number in self._trial)
-        self._until_trial = max(_TRIAL_BLOCKS, round(lost / _TRIAL_SHARE))
+        self._trial, self._until_trial = others, None
         self._kept.doubt(self._now)
         return self._trial.pop()
 
