@@ -1,6 +1,7 @@
 """What speculation earns: tokens per second of fusion with and without it, against plain vLLM with the large model.
 
     python -m bench.speculation [--folder DIR] [--rounds 3] [--requests 1,4,16] [--tokens 3] [--dtype bfloat16]
+                                [--plain-draft]
     python -m bench.speculation --acceptance
 
 The members are the demo family at the cost of 665M and 58M parameters (`bench.widened`): their agreement is the
@@ -92,7 +93,12 @@ async def measure(args: argparse.Namespace) -> None:
     speculation = [f"speculation.tokens={args.tokens}", f"speculation.adapt={'false' if args.acceptance else 'true'}"]
     config = load_config(make_widened(args.folder, args.dtype), speculation)
     os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"  # what vLLM itself runs on CPUs
-    plain = AsyncLLM.from_engine_args(AsyncEngineArgs(model=config.large.model, **config.engine))
+    plain = {"plain": AsyncLLM.from_engine_args(AsyncEngineArgs(model=config.large.model, **config.engine))}
+    if args.plain_draft:
+        assert config.base is not None
+        draft = {"method": "draft_model", "model": config.base.model, "num_speculative_tokens": args.tokens}
+        drafting = AsyncEngineArgs(model=config.large.model, speculative_config=draft, **config.engine)
+        plain["plain_drafted"] = AsyncLLM.from_engine_args(drafting)
     fused = start_engine(config, resolve_members(config))
     questions = Questions(AutoTokenizer.from_pretrained(config.large.model))
     try:
@@ -104,8 +110,8 @@ async def measure(args: argparse.Namespace) -> None:
             print("  ".join(f"{key} {value}" for key, value in row.items()))
         print(f"stored in {store('acceptance' if args.acceptance else args.name, rows)}")
     finally:
-        plain.shutdown(timeout=20)
-        fused.shutdown(timeout=20)
+        for engine in (*plain.values(), fused):
+            engine.shutdown(timeout=20)
 
 
 def _settings(number: int, draft: str | None) -> Any:
@@ -118,7 +124,9 @@ def _settings(number: int, draft: str | None) -> Any:
     return settings if draft is None else with_drafter(settings, draft, TASKS)
 
 
-async def _speeds(plain: Any, fused: Any, questions: Questions, args: argparse.Namespace) -> list[dict[str, Any]]:
+async def _speeds(
+    plain: dict[str, Any], fused: Any, questions: Questions, args: argparse.Namespace
+) -> list[dict[str, Any]]:
     from server.engine.settings import FusionSettings
 
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
@@ -128,7 +136,7 @@ async def _speeds(plain: Any, fused: Any, questions: Questions, args: argparse.N
             for place, task in enumerate(TASKS):
                 prompts = questions.take(task, number)
                 cases = {
-                    "plain": (plain, FusionSettings()),
+                    **{name: (engine, FusionSettings()) for name, engine in plain.items()},
                     "fused": (fused, _settings(place, None)),
                     "speculated": (fused, _settings(place, "auto")),
                 }
@@ -180,7 +188,10 @@ def _row(task: str, number: int, found: dict[str, list[float]], dtype: str) -> d
 
     row: dict[str, Any] = {"task": task, "requests": number}
     row |= {f"{name}_tokens_per_s": round(statistics.median(rates), 1) for name, rates in found.items()}
-    for name, to in (("fused", "plain"), ("speculated", "plain"), ("speculated", "fused")):
+    pairs = [("fused", "plain"), ("speculated", "plain"), ("speculated", "fused")]
+    if "plain_drafted" in found:
+        pairs += [("plain_drafted", "plain"), ("speculated", "plain_drafted")]
+    for name, to in pairs:
         ratios = ratio(name, to)
         row[f"{name}_to_{to}"] = round(statistics.median(ratios), 3)
         row[f"{name}_to_{to}_lowest"], row[f"{name}_to_{to}_highest"] = round(ratios[0], 3), round(ratios[-1], 3)
@@ -196,6 +207,7 @@ def main() -> None:
     parser.add_argument("--name", default="speculation", help="of the file of speeds")
     parser.add_argument("--tokens", type=int, default=3)
     parser.add_argument("--acceptance", action="store_true", help="measure what is accepted, not the speed")
+    parser.add_argument("--plain-draft", action="store_true", help="also plain vLLM with the base as its draft model")
     parser.add_argument("--dtype", default="bfloat16")
     asyncio.run(measure(parser.parse_args()))
 

@@ -64,7 +64,9 @@ class Machine:
 def test_it_is_close_to_the_best_number(seconds: Callable[[int, int], float], requests: int, right: float) -> None:
     rates = [Machine(seconds, 1).run(1000, requests, right, fixed) for fixed in range(MOST + 1)]
     ours = [Machine(seconds, seed).run(1000, requests, right) for seed in (2, 3, 4)]
-    assert sum(ours) / len(ours) > 0.94 * max(rates)
+    mean = sum(ours) / len(ours)
+    assert mean > 0.91 * max(rates), "a gain of a tenth may be left alone"
+    assert mean > 0.96 * rates[0], "drafting none is never much faster"
 
 
 def test_it_follows_prompts_that_change() -> None:
@@ -84,6 +86,16 @@ def test_it_follows_the_load() -> None:
     many = [machine.pace.choose(64) for _ in range(50)]
     assert sorted(few)[25] >= 2
     assert sorted(many)[25] == 0
+
+
+def test_more_requests_begin_without_drafts_where_fewer_end_without() -> None:
+    machine = Machine(dear, 7)
+    machine.run(200, 8, 0.3)
+    drafted = 0
+    for _ in range(60):
+        machine.run(1, 32, 0.3)
+        drafted += machine.last
+    assert drafted == 0
 
 
 def test_it_drafts_little_where_no_step_tells_what_it_costs() -> None:

@@ -12,7 +12,7 @@ tried again now and then; the more that costs, the less often.
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
@@ -22,8 +22,8 @@ _REMEMBERED = 15
 """Times of which the median counts: one slow step changes nothing."""
 _MEMORY, _DOUBTED = 96, 4
 """Requests' steps over which kept is averaged, and as how many of them counts what is about to be tried again."""
-_GAIN = 1.03
-"""By so much another number must be faster to be taken."""
+_GAIN, _START_GAIN = 1.03, 1.1
+"""By so much another number must be faster to be taken, and by so much where nothing is drafted: to be safe of it."""
 _BLOCK = 1 + _SAMPLES
 """Steps with one number: the first is a change, which gives no time."""
 _TRIAL_BLOCKS = 13
@@ -42,24 +42,33 @@ class Pace:
 
     def __init__(self, most: int) -> None:
         self._kept = _Kept(most)
-        self._loads: dict[int, _Load] = defaultdict(lambda: _Load(self._kept))
+        self._loads: dict[int, _Load] = {}
         self._number, self._left = most, 0
 
     def choose(self, requests: int) -> int:
         """How many tokens to draft ahead in a step of so many requests."""
         if not self._left:
-            self._number, self._left = self._loads[_class_of(requests)].plan(), _BLOCK
+            self._number, self._left = self._load(requests).plan(), _BLOCK
         self._left -= 1
         return self._number
 
     def took(self, requests: int, drafts: int, seconds: float) -> None:
         """A step of decoding alone that verified and made so many drafts for each request that speculates."""
-        self._loads[_class_of(requests)].times[drafts].append(seconds)
+        self._load(requests).times[drafts].append(seconds)
 
     def gave(self, drafts: int, accepted: Sequence[int]) -> None:
         """Of each request of a step: how many of up to `drafts` drafts were accepted; 0 where nothing drafts for it."""
         for number in accepted:
             self._kept.add(drafts, number)
+
+    def _load(self, requests: int) -> _Load:
+        """What is known of so many requests; at first, that it pays less than with fewer, where that does not pay."""
+        number = _class_of(requests)
+        if number not in self._loads:
+            fewer = [other for other in self._loads if other < number]
+            waits = self._loads[max(fewer)].waits if fewer else 0
+            self._loads[number] = _Load(self._kept, waits)
+        return self._loads[number]
 
 
 def _class_of(requests: int) -> int:
@@ -87,8 +96,11 @@ class _Kept:
 class _Load:
     """What is known of steps of about so many requests."""
 
-    def __init__(self, kept: _Kept) -> None:
+    def __init__(self, kept: _Kept, waits: int) -> None:
+        self.waits = waits
+        """Blocks without drafts until these are tried again; 0 where they pay."""
         self._kept = kept
+        self._until_attempt = waits
         self._now = len(kept.shares)
         self._ends = (self._now, 0)
         self.times: list[deque[float]] = [deque(maxlen=_REMEMBERED) for _ in range(self._now + 1)]
@@ -103,17 +115,19 @@ class _Load:
             return self._trial.pop()
         for number in self._ends:
             if len(self.times[number]) < _SAMPLES:
-                return self._attempt(number)
+                self._until_attempt -= 1
+                return 0 if self._until_attempt > 0 else self._attempt(number)
         seconds = self._seconds()
         rates = self._rates(seconds)
         best = max(range(len(rates)), key=rates.__getitem__)
-        if rates[best] > _GAIN * rates[self._now]:
+        if rates[best] > (_GAIN if self._now else _START_GAIN) * rates[self._now]:
             self._now = best
         others = [number for number in self._ends if number != self._now]
         if self._until_trial is None:
             # What they take longer, and do not make good by what they give.
             lost = sum(seconds[number] / seconds[self._now] - rates[number] / rates[self._now] for number in others)
             self._until_trial = max(_TRIAL_BLOCKS, round(lost / _TRIAL_SHARE))
+            self.waits = 0 if self._now else self._until_trial
         self._until_trial -= 1
         if self._until_trial > 0:
             return self._now
