@@ -101,7 +101,6 @@ HELP_ONLY = {
     "python -m bench.prefixes": "bench.prefixes",
     "python -m bench.runner": "bench.runner",
     "python -m bench.speculation --acceptance": "bench.speculation",
-    "python -m bench.speculation --rounds 1 --requests 64 --name speculation_64": "bench.speculation",
     "python -m bench.speculation --rounds 2 --requests 1,4,16": "bench.speculation",
     "python -m bench.start": "bench.start",
     "python -m bench.throughput": "bench.throughput",
