@@ -23,13 +23,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.members_in_use import QUIET_SECONDS
 from bench.results_file import store
 from bench.widened import NAMES, make_widened
 from server.config import load_config
 from zoo import FAMILY
+
+if TYPE_CHECKING:
+    from server.engine.aggregates import Counts
 
 TASKS = NAMES[2:]
 NEW_TOKENS = 48
@@ -149,21 +152,20 @@ async def _speeds(
                         found.setdefault((task, number), {}).setdefault(name, []).append(rate)
                 same += sum(a == b for a, b in zip(answers["fused"], answers["speculated"], strict=True))
                 total += number
-    print(
-        f"{same} of {total} answers are the same with and without speculation; steps by drafts: {await _ahead(fused)}"
-    )
+    steps = (await _counts(fused))["ahead"]
+    print(f"{same} of {total} answers are the same with and without speculation; steps by number of drafts: {steps}")
     return [_row(task, number, rates, args.dtype) for (task, number), rates in found.items()]
 
 
 async def _accepted(fused: Any, questions: Questions, dtype: str) -> list[dict[str, Any]]:
     accepted = []
     for draft in ("auto", "base", "math"):
-        before = await _drafts(fused)
+        before = (await _counts(fused))["drafts"]
         for place, task in enumerate(TASKS):
             await generate(fused, questions.take(task, QUESTIONS), _settings(place, draft), 64, to_the_end=True)
         # A second, so that the counters hold the last steps.
         await asyncio.sleep(1)
-        after = await _drafts(fused)
+        after = (await _counts(fused))["drafts"]
         for number, task in enumerate(TASKS, start=1):
             for place, (new, old) in enumerate(zip(after[number], before[number], strict=True), start=1):
                 proposed, taken = (a - b for a, b in zip(new, old, strict=True))
@@ -172,14 +174,9 @@ async def _accepted(fused: Any, questions: Questions, dtype: str) -> list[dict[s
     return accepted
 
 
-async def _drafts(engine: Any) -> list[list[list[int]]]:
-    counts: Any = await engine.on_workers("read_fusion_counts")
-    return counts[0][0]["drafts"]  # type: ignore[no-any-return]
-
-
-async def _ahead(engine: Any) -> list[int]:
-    counts: Any = await engine.on_workers("read_fusion_counts")
-    return counts[0][0]["ahead"]  # type: ignore[no-any-return]
+async def _counts(engine: Any) -> Counts:
+    (counts, *_), *_ = await engine.on_workers("read_fusion_counts")
+    return counts  # type: ignore[no-any-return]
 
 
 def _row(task: str, number: int, found: dict[str, list[float]], dtype: str) -> dict[str, Any]:
