@@ -273,6 +273,7 @@ def test_two_settings_answer_side_by_side(open_page: Open, server: ServerProcess
 
         page.on("request", note("sent"))
         page.on("requestfinished", note("ended"))
+        page.on("requestfailed", note("cancelled"))
 
     page = open_page(prepare=watch)
     page.get_by_label("Side by side").check()

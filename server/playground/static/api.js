@@ -31,13 +31,15 @@ export async function* stream(route, body, key, signal) {
     signal,
   };
   const response = await request(route, options);
+  let complete = false;
   for await (const data of events(response.body)) {
-    if (data === "[DONE]") return;
+    complete ||= data === "[DONE]";
+    if (complete) continue; // up to the end of the body, so that the connection serves the next request
     const chunk = JSON.parse(data);
     if (chunk.error) throw new ApiError(sentence(chunk.error.message), chunk.error.code);
     yield chunk;
   }
-  throw new ApiError("The connection ended before the answer did.");
+  if (!complete) throw new ApiError("The connection ended before the answer did.");
 }
 
 function headers(key) {
