@@ -124,7 +124,7 @@ def _settings(number: int, draft: str | None) -> Any:
     from server.engine.speculation.drafter import with_drafter
 
     settings = FusionSettings(Weighting.KL, (number,), preset=1 + number)
-    return settings if draft is None else with_drafter(settings, draft, TASKS)
+    return settings if draft is None else with_drafter(settings, draft, TASKS, has_base=True)
 
 
 async def _speeds(

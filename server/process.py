@@ -91,6 +91,7 @@ async def _serve(
         from server.app import build_app, build_metrics_app
         from server.connection import uvicorn_config
         from server.engine.launch import start_engine
+        from server.engine.pairs import Pairs
         from server.engine.phases import listening
         from server.engine.processes import EngineProcesses
         from server.engine.self_check import check_fusion
@@ -102,7 +103,8 @@ async def _serve(
                 engine = start_engine(config, report.members)
             phases.end(f"KV cache of {engine.vllm_config.cache_config.kv_cache_size_tokens or 0:,} tokens")
             phases.begin("checking that it fuses")
-            await check_fusion(engine, len(report.members.experts))
+            pairs = Pairs(config)
+            await check_fusion(engine, [pairs.own(expert) for expert in range(len(config.experts))])
         except Exception as error:
             if engine is not None:
                 engine.shutdown(timeout=ENGINE_STOP_SECONDS)

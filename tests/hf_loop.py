@@ -25,6 +25,8 @@ class Settings:
     experts: tuple[str, ...] = ()
     alpha: tuple[float, ...] = ()
     alpha_max: float = 2.0
+    prompts: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
+    """(expert, `with` or `against`, token ids) of the members that read a prompt of their own."""
 
     def field(self, trace: bool = False) -> dict[str, Any]:
         """The `fusion` field that asks for it."""

@@ -29,11 +29,13 @@ class Admission:
         config = report.config
         self._limits = config.limits
         self._max_model_len = vllm_config.model_config.max_model_len
-        self._sizes = [member.parameters for member in report.reports]
+        parameters = {each.member.name: each.parameters for each in report.reports}
+        self._large = parameters[report.members.large.name]
+        self._small = {number: parameters[member.name] for number, member in report.members.numbered.items()}
         max_running = config.admission.max_running or vllm_config.scheduler_config.max_num_seqs
         # The heaviest requests there are fill the KV cache too.
         kv_tokens = (vllm_config.cache_config.kv_cache_size_tokens or 0) or max_running * self._max_model_len
-        heaviest = sum(self._sizes) / self._sizes[0]
+        heaviest = (self._large + sum(self._small.values())) / self._large
         self.gate = Gate(
             Policy(
                 max_running=max_running,
@@ -90,8 +92,7 @@ class Admission:
 
     def _weight(self, settings: FusionSettings) -> float:
         """Parameters of the members that a request runs, relative to the large model's."""
-        large, *small = self._sizes
-        return (large + sum(small[member] for member in settings.members_run)) / large
+        return (self._large + sum(self._small[member] for member in settings.members_run)) / self._large
 
     def _take(self, client: Client, what: str, amount: float, per_minute: float | None) -> None:
         try:

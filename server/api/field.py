@@ -18,6 +18,19 @@ def _trace(value: Any) -> Any:
     return value
 
 
+GivenPrompt = list[dict[str, Any]] | list[int] | str
+"""Messages, token ids or a text."""
+
+
+class SidesField(BaseModel):
+    """Prompts of their own for an expert and for what it is compared with."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    with_: GivenPrompt | None = Field(None, alias="with", description="What the expert reads.")
+    against: GivenPrompt | None = Field(None, description="What the member reads that the expert is compared with.")
+
+
 class FusionField(BaseModel):
     """How the experts steer the large model in this request. Whatever is left out is the preset's."""
 
@@ -35,6 +48,11 @@ class FusionField(BaseModel):
     )
     alpha_max: AlphaMax | None = Field(
         None, description=f"The largest weight that {SEARCHING} may choose. Default: the preset's."
+    )
+    prompts: dict[str, SidesField] | None = Field(
+        None,
+        description="By expert, what it (`with`) and the member that it is compared with (`against`) read in the place "
+        "of this request's prompt: messages, a text or token ids.",
     )
     trace: Annotated[Literal[False, True, "full"], BeforeValidator(_trace)] = Field(
         False,

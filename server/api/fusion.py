@@ -10,6 +10,7 @@ from server.api.errors import RequestError
 from server.api.field import FusionField
 from server.config import Config, PresetConfig, WeightingName
 from server.config.setting import SettingError, check_setting
+from server.engine.pairs import Pairs
 from server.engine.settings import FusionSettings
 from server.engine.speculation.drafter import with_drafter
 
@@ -34,10 +35,12 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
     except SettingError as error:
         field_path = ".".join(("fusion", *error.field_path))
         raise RequestError(f"{field_path}: {error}", field_path) from None
-    names = list(config.experts)
+    names, pairs = list(config.experts), Pairs(config)
+    indices = tuple(names.index(name) for name in experts)
     settings = FusionSettings(
         weighting=Weighting.named(weighting),
-        experts=tuple(names.index(name) for name in experts),
+        experts=indices,
+        pairs=tuple(pairs.shared(expert) for expert in indices),
         alpha=() if alpha is None else tuple(alpha[name] if isinstance(alpha, dict) else alpha for name in experts),
         alpha_max=preset.alpha_max if field.alpha_max is None else field.alpha_max,
         # By identity: two presets may ask for the same.
@@ -48,7 +51,9 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
         if field.speculate:
             raise RequestError("fusion.speculate: this server's configuration has no `speculation`", "fusion.speculate")
         return settings
-    return settings if field.speculate is False else with_drafter(settings, config.speculation.draft, names)
+    if field.speculate is False:
+        return settings
+    return with_drafter(settings, config.speculation.draft, names, has_base=config.base is not None)
 
 
 def _experts(field: FusionField, weighting: WeightingName, preset: PresetConfig) -> Sequence[str]:

@@ -24,6 +24,7 @@ from server.api.faults import is_clients_fault, named, renamed
 from server.api.fusion import resolve
 from server.api.load import load_header
 from server.api.middleware import client_of
+from server.api.prompts import with_own_prompts
 from server.api.requests import (
     FusionBatchRequest,
     FusionChatCompletionRequest,
@@ -80,6 +81,10 @@ async def generate(
         async with within_deadline(seconds, deadline):
             for part in request.parts if checked is None else checked:
                 await state.structures.check(part)
+            if settings.experts:
+                preset = list(state.config.presets.values())[settings.preset]
+                for part in request.parts:
+                    part.settle(await with_own_prompts(part, settings, preset, state))
             answer = await naming_the_fault(create, request, PROMPT_FIELDS[type(request)], state)
             if behind and not isinstance(answer, ErrorResponse):
                 attaches, close = [], _nothing  # what generates behind the answer holds the place, and the trace

@@ -106,6 +106,10 @@ class FusionRequest(BaseModel):
         """
         self._settings, self._trace, self._prompts = settings, trace, first_prompt
 
+    def settle(self, settings: FusionSettings) -> None:
+        """Take `settings` in the place of those that it had."""
+        self._settings = settings
+
     @property
     def traced(self) -> tuple[Trace, FusionSettings] | None:
         """The trace that follows this request, and its settings; `None` where nobody asked for one."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -10,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from fusion_kernels.weighting import SEARCHING
 from server.config.http import HttpConfig
+from server.config.prompts import SidePrompts
 from server.config.section import Section
 from server.config.setting import (
     ALPHA_LIMIT,
@@ -27,9 +29,10 @@ from server.config.structures import StructuresConfig
 from server.config.traffic import AdmissionConfig, AuthConfig, LimitsConfig
 from server.errors import nearest
 
-ExpertKind = Literal["model", "adapter", "merge"]
+ExpertKind = Literal["model", "adapter", "merge", "use"]
 
-RESERVED_EXPERTS = ("large", "base")
+LARGE, NONE = "large", "none"
+RESERVED_EXPERTS = (LARGE, BASE, NONE)
 EXPERT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -72,7 +75,7 @@ class MemberConfig(Section):
 
 
 class ExpertConfig(Section):
-    """Where an expert comes from: exactly one of `model`, `adapter` and `merge`."""
+    """Where an expert comes from (exactly one of `model`, `adapter`, `merge` and `use`), and how it is compared."""
 
     model: ModelSource | None = Field(None, description="A fine-tuned model: a folder, or an id on the hub.")
     adapter: ModelSource | None = Field(
@@ -83,7 +86,22 @@ class ExpertConfig(Section):
         description="Task arithmetic: expert names and weights. The expert is the base plus the weighted sum of what "
         "fine-tuning changed in each of them. They must be `model` or `adapter` experts.",
     )
+    use: str | None = Field(
+        None,
+        description="The weights of a member that is loaded anyway: `large`, `base`, or another expert. It costs no "
+        "memory but the KV cache that a prompt of its own needs.",
+    )
     revision: str | None = Field(None, description="As for `large`, of the hub's model or adapter.")
+    against: str = Field(
+        BASE,
+        description="What the expert is compared with, as in alpha (expert - against): `base`, `large`, another "
+        "expert, or `none`, which adds the expert's logits as they are.",
+    )
+    prompt: SidePrompts = Field(
+        SidePrompts(),
+        description="Prompts of their own for the expert (`with`) and what it is compared with (`against`); `{}` "
+        "reads the request's prompt until the request gives one.",
+    )
     stop_at_eos: bool = Field(
         True,
         description="Whether the answers that it steers end at its own end tokens too (its tokenizer's `eos_token`, "
@@ -92,10 +110,10 @@ class ExpertConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        given = [key for key in ("model", "adapter", "merge") if getattr(self, key) is not None]
+        given = [key for key in typing.get_args(ExpertKind) if getattr(self, key) is not None]
         if len(given) != 1:
             found = f"has {' and '.join(given)}" if given else "has none of them"
-            raise ValueError(f"an expert needs exactly one of model, adapter and merge; this one {found}")
+            raise ValueError(f"an expert needs exactly one of model, adapter, merge and use; this one {found}")
         if self.merge is not None and not self.merge:
             raise ValueError("merge is empty: it needs at least one {expert: weight}")
         _check_revision(self.model or self.adapter, self.revision)
@@ -103,10 +121,8 @@ class ExpertConfig(Section):
 
     @property
     def kind(self) -> ExpertKind:
-        """Which of the three sources this expert has."""
-        if self.model is not None:
-            return "model"
-        return "adapter" if self.adapter is not None else "merge"
+        """Which of the sources this expert has."""
+        return next(kind for kind in typing.get_args(ExpertKind) if getattr(self, kind) is not None)
 
 
 class PresetConfig(Section):
@@ -124,6 +140,9 @@ class PresetConfig(Section):
     )
     alpha_max: AlphaMax = Field(
         2.0, description=f"The largest weight that {SEARCHING} may choose, {ALPHA_LIMIT:g} at most."
+    )
+    prompts: dict[str, SidePrompts] = Field(
+        {}, description="By expert, prompts of their own as under `experts.NAME.prompt`, for this preset."
     )
 
     @model_validator(mode="after")
@@ -173,9 +192,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        if self.experts and self.base is None:
-            raise _at(("experts",), "experts need a base, the model that they were fine-tuned from: base: {model: ...}")
-        if self.base is not None and not self.experts:
+        for name, expert in self.experts.items():
+            self._check_sides(name, expert)
+        if self.base is None:
+            needs = next((name for name, expert in self.experts.items() if self._needs_base(expert)), None)
+            if needs is not None:
+                raise _at(
+                    ("experts",),
+                    f"expert '{needs}' needs a base, the model that it was fine-tuned from: base: {{model: ...}}",
+                )
+        elif not self.experts:
             raise _at(("base",), "without experts nothing uses a base; add experts, or leave it out")
         if not self.presets:
             raise _at(("presets",), "at least one preset is needed, such as {giant: {weighting: none}}")
@@ -186,6 +212,8 @@ class Config(Section):
                     raise _at(where, f"there is no expert '{part}'; {nearest(part, set(self.experts) - {name})}")
                 if self.experts[part].kind == "merge":
                     raise _at(where, f"'{part}' is a merge itself; name the experts that it is made of instead")
+                if self.experts[part].kind == "use":
+                    raise _at(where, f"'{part}' has no weights of its own; name the expert whose weights it uses")
         if self.speculation is not None:
             self._check_drafter(self.speculation.draft)
         for name, preset in self.presets.items():
@@ -194,7 +222,40 @@ class Config(Section):
                     raise _at(
                         ("presets", name, "experts"), f"there is no expert '{part}'; {nearest(part, self.experts)}"
                     )
+            for part, sides in preset.prompts.items():
+                where = ("presets", name, "prompts")
+                if part not in self.experts:
+                    raise _at(where, f"there is no expert '{part}'; {nearest(part, self.experts)}")
+                if sides.against is not None and self.experts[part].against == NONE:
+                    raise _at((*where, part, "against"), "an expert that is compared with none has one prompt")
         return self
+
+    def own_cache(self, expert: str) -> tuple[bool, bool]:
+        """Whether an expert that is another member's weights, and what an expert is compared with, have own KV caches.
+
+        They need one to read another prompt than that member does.
+        """
+        given = [self.experts[expert].prompt]
+        given += [preset.prompts[expert] for preset in self.presets.values() if expert in preset.prompts]
+        return any(sides.expert is not None for sides in given), any(sides.against is not None for sides in given)
+
+    @staticmethod
+    def _needs_base(expert: ExpertConfig) -> bool:
+        return expert.kind in ("adapter", "merge") or BASE in (expert.against, expert.use)
+
+    def _check_sides(self, name: str, expert: ExpertConfig) -> None:
+        others = [other for other, config in self.experts.items() if other != name and config.kind != "use"]
+        for key, member, choices in (
+            ("use", expert.use, (LARGE, BASE, *others)),
+            ("against", expert.against, (BASE, LARGE, NONE, *others)),
+        ):
+            if member is not None and member not in choices:
+                hint = nearest(member, choices)
+                if member in self.experts:
+                    hint = "it is this expert" if member == name else "its weights are another member's; name that one"
+                raise _at(("experts", name, key), f"'{member}' cannot stand here; {hint}")
+        if expert.prompt.against is not None and expert.against == NONE:
+            raise _at(("experts", name, "prompt", "against"), "an expert that is compared with none has one prompt")
 
     def _check_drafter(self, draft: str) -> None:
         if self.base is None:

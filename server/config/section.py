@@ -19,9 +19,10 @@ class Section(BaseModel):
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
         if isinstance(data, dict):
+            known = [field.alias or name for name, field in cls.model_fields.items()]
             for key in data:
-                if key not in cls.model_fields:
-                    hint = nearest(str(key), cls.model_fields)
+                if key not in known:
+                    hint = nearest(str(key), known)
                     raise PydanticCustomError("unknown_key", "{hint}", {"key": str(key), "hint": hint})
         return data
 

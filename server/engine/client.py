@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 from vllm import RequestOutput, SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.bounds import check_bounds
 from server.engine.contradiction import masking_fields, obeying
+from server.engine.own_prompts import Alignment
 from server.engine.place import place
 from server.engine.request_trace import PromptRows, Trace, unfused
 from server.engine.sequences import seated
-from server.engine.settings import FusionSettings
+from server.engine.settings import FusionSettings, Pair
 from server.engine.structures.pinned import leave_checks_to_api, readable
 from server.engine.trace import TraceRow
 
@@ -27,7 +31,10 @@ class FusionEngine(AsyncLLM):
         super().__init__(*args, **kwargs)
         self._traces: WeakValueDictionary[str, Trace] = WeakValueDictionary()
         fusion: dict[str, Any] = self.model_config.hf_config.fusion
-        self._has_members: bool = fusion["base"] is not None
+        self._has_members = bool(fusion["members"] or fusion["twins"])
+        self._twins = {twin["number"]: twin["of"] for twin in fusion["twins"]}
+        self._member_names = {each["number"]: each["title"] for each in (*fusion["members"], *fusion["twins"])}
+        self._block_size = self.vllm_config.cache_config.block_size
         self._ends_of_experts: list[list[int]] = [expert["ends"] for expert in fusion["experts"]]
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
         leave_checks_to_api(self.input_processor)
@@ -70,13 +77,16 @@ class FusionEngine(AsyncLLM):
             VLLMValidationError: the request asks for more than the sampler has room for.
         """
         settings = FusionSettings.of(sampling_params)
-        ends = {token for member in settings.members_used if member for token in self._ends_of_experts[member - 1]}
+        ends = {token for expert in settings.experts for token in self._ends_of_experts[expert]}
         speculates = settings.drafter is not None
         check_bounds(sampling_params, self._ends | ends, self.get_tokenizer(), speculates=speculates)
         # As vLLM takes in what the large model's generation_config.json says, unless a request ignores such ends.
         sampling_params.update_from_generation_config({"eos_token_id": sorted(ends) or None}, self._eos)
         if sampling_params.structured_outputs is not None:
             sampling_params.structured_outputs = readable(sampling_params.structured_outputs, self._compact)
+        if settings.prompts:
+            settings = self._fitted(settings, prompt["prompt_token_ids"], sampling_params)
+            settings.attach(sampling_params)
         if self._has_members:
             prompt = _salted(prompt, settings)
         here = place.get()
@@ -102,6 +112,30 @@ class FusionEngine(AsyncLLM):
             return unfused(outputs, trace, first_choice)
         assert settings.trace is not None
         return self._follow(outputs, settings.trace, trace, first_choice)
+
+    def _fitted(self, settings: FusionSettings, prompt: list[int], params: SamplingParams) -> FusionSettings:
+        """The settings without prompts that are the request's own, which cost nothing; the others have room.
+
+        Raises:
+            VLLMValidationError: a member's prompt and the answer are longer than the context.
+        """
+        same = {member for member, ids in settings.prompts.items() if ids == prompt}
+        shared = {member: self._twins.get(member, member) for member in same}
+        pairs = tuple(Pair(*(shared.get(side, side) for side in pair)) for pair in settings.pairs)
+        prompts = {member: ids for member, ids in settings.prompts.items() if member not in same}
+        most, asked = self.model_config.max_model_len, params.max_tokens or 0
+        room = most - len(prompt)
+        for member, ids in prompts.items():
+            ahead = Alignment.of(len(prompt), len(ids), self._block_size).ahead
+            room = min(room, most - len(ids), most - len(prompt) - ahead)
+            if room < 1 or (asked > room and asked != most - len(prompt)):
+                raise VLLMValidationError(
+                    f"the prompt of {self._member_names[member]} has {len(ids)} tokens, the request's {len(prompt)}; "
+                    f"with them at most {max(room, 0)} of the context's {most} tokens are left for the answer",
+                    parameter="fusion.prompts",
+                )
+        params.max_tokens = min(asked, room) if asked else room
+        return replace(settings, pairs=pairs, prompts=prompts)
 
     async def _follow(
         self, outputs: AsyncGenerator[RequestOutput, None], name: str, trace: Trace, first_choice: int
@@ -132,4 +166,9 @@ def _salted(prompt: Any, settings: FusionSettings) -> Any:
     a client writes into `cache_salt` stands before the last slash, so it cannot be taken for a set of members.
     """
     members = ",".join(map(str, settings.members_run))
-    return {**prompt, "cache_salt": f"{prompt.get('cache_salt') or ''}/members={members}"}
+    salt = f"{prompt.get('cache_salt') or ''}/members={members}"
+    if settings.prompts:
+        # Where a member's tokens lie depends on the length of both prompts, and what they are on its own.
+        read = repr((len(prompt["prompt_token_ids"]), sorted(settings.prompts.items())))
+        salt += f";prompts={hashlib.sha256(read.encode()).hexdigest()}"
+    return {**prompt, "cache_salt": salt}

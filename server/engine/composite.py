@@ -9,6 +9,7 @@ head turns its rows into logits, and `fuse_logits` weighs them by what each requ
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,12 @@ from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_p
 
 from fusion_kernels import fuse_logits, warm_up
 from server.engine.member import SmallMember
-from server.engine.member_config import quantised_under, small_config
+from server.engine.member_config import own_caches, quantised_under, small_config
 from server.engine.phases import BUILDING, announce, announce_first_pass, counted
+from server.engine.settings import BASE, LARGE
+from server.engine.sides import Sides
 from server.engine.text_part import text_name
+from server.engine.twin import twin_of
 from server.engine.weights import add_task_vectors, task_vectors
 
 if TYPE_CHECKING:
@@ -32,7 +36,6 @@ if TYPE_CHECKING:
     from fusion_kernels import Fused
     from server.engine.slots import Rows
     from server.engine.state import FusionModelState
-    from server.engine.step import MemberRows
 
 # Set before every tensor name of a member's checkpoint, so that one stream of weights can carry all members.
 _SOURCE_PREFIX = "fusion_member_{}/"
@@ -41,10 +44,10 @@ _SOURCE_PREFIX = "fusion_member_{}/"
 class LogitFusionForCausalLM(nn.Module):
     """A large model steered by experts: logits = large + sum_t alpha_t (expert_t - base).
 
-    Built by vLLM from the large model's configuration, in which `fusion` holds the other members:
-    `{"architectures": [...], "base": source, "experts": [{"name": ..., **source}, ...], ...}`; without experts the
-    base is `None`. A source is `{"model": folder, "multimodal": bool}`, or for an expert `{"adapter": folder, ...}` or
-    `{"merge": [[weight, source], ...]}`; of multimodal files the text model is read.
+    Built by vLLM from the large model's configuration, in which `fusion` holds the other members (`launch`). A small
+    member's source is `{"model": folder, "multimodal": bool}`, or for an expert `{"adapter": folder, ...}` or
+    `{"merge": [[weight, source], ...]}`; of multimodal files the text model is read. A twin is another member once
+    more, with a KV cache of its own. Members go by numbers (`server.engine.settings`).
     """
 
     state: FusionModelState
@@ -54,35 +57,57 @@ class LogitFusionForCausalLM(nn.Module):
         super().__init__()
         announce(BUILDING)
         fusion = vllm_config.model_config.hf_config.fusion
-        large_prefix = maybe_prefix(prefix, "large")
-        large_config = quantised_under(vllm_config, large_prefix)
-        self.large: Any = init_vllm_registered_model(
-            large_config, prefix=large_prefix, architectures=fusion["architectures"]
-        )
-        base_source, expert_sources = fusion["base"], fusion["experts"]
-        small_sources = [] if base_source is None else [base_source, *expert_sources]
+        large_config = quantised_under(vllm_config, maybe_prefix(prefix, "large"))
+        architectures = fusion["architectures"]
+
+        def large(name: str) -> nn.Module:
+            return init_vllm_registered_model(
+                large_config, prefix=maybe_prefix(prefix, name), architectures=architectures
+            )
+
+        self.large: Any = large("large")
+        sources: dict[int, dict[str, Any]] = {each["number"]: each for each in fusion["members"]}
         # An adapter or a merge has the base's shape.
-        shapes = [source if "model" in source else base_source for source in small_sources]
-        configs = [small_config(vllm_config, shape["model"]) for shape in shapes]
-        names = ["base", *(f"expert_{source['name']}" for source in expert_sources)][: len(configs)]
-        small = [_small_model(config, maybe_prefix(prefix, name)) for config, name in zip(configs, names, strict=True)]
-        self.base: Any = small[0] if small else None
-        self.experts = nn.ModuleList(small[1:])
+        shapes = {n: source if "model" in source else sources[BASE] for n, source in sources.items()}
+        configs = {n: small_config(vllm_config, shape["model"]) for n, shape in shapes.items()}
+        names = {n: source["name"] for n, source in sources.items()}
+        models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
+        for twin in fusion["twins"]:
+            number, of = twin["number"], twin["of"]
+            names[number] = twin["name"]
+            original = self.large if of == LARGE else models[of]
+            if of == LARGE:
+                configs[number] = own_caches(large_config)
+                build = partial(large, twin["name"])
+            else:
+                configs[number] = own_caches(configs[of])
+                build = partial(_small_model, configs[number], maybe_prefix(prefix, twin["name"]))
+            with set_model_tag(twin["name"]):
+                models[number] = twin_of(original, build)
+        self.small: Any = nn.ModuleDict({str(number): model for number, model in models.items()})
         self._load_config = vllm_config.load_config
-        self._expert_sources = expert_sources
-        self._multimodal = [fusion["multimodal"], *(shape["multimodal"] for shape in shapes)]
+        self._sources = sources
+        self._multimodal = {LARGE: fusion["multimodal"]} | {n: shape["multimodal"] for n, shape in shapes.items()}
         # vLLM's loader streams these after the large model's own weights.
         self.secondary_weights = [
-            DefaultModelLoader.Source(shape["model"], revision=None, prefix=_SOURCE_PREFIX.format(index))
-            for index, shape in enumerate(shapes)
+            DefaultModelLoader.Source(shape["model"], revision=None, prefix=_SOURCE_PREFIX.format(number))
+            for number, shape in shapes.items()
         ]
         size = vllm_config.model_config.get_vocab_size()
-        sizes = [config.model_config.get_vocab_size() for config in configs]
+        sizes = {number: config.model_config.get_vocab_size() for number, config in configs.items()}
         self.small_members = [
-            SmallMember(maybe_prefix(prefix, name) + ".", model, config, None if own >= size else own - 1)
-            for name, model, config, own in zip(names, small, configs, sizes, strict=True)
+            SmallMember(
+                maybe_prefix(prefix, names[number]) + ".",
+                models[number],
+                configs[number],
+                None if sizes[number] >= size else sizes[number] - 1,
+            )
+            if number in models
+            else None
+            for number in range(1 + 2 * len(fusion["experts"]))
         ]
-        self._common_size = min([size, *sizes])
+        self._models = {number: member.model for number, member in enumerate(self.small_members) if member is not None}
+        self._common_size = min([size, *sizes.values()])
         if vllm_config.device_config.device_type == "cpu":
             warm_up()
 
@@ -133,37 +158,30 @@ class LogitFusionForCausalLM(nn.Module):
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         large: torch.Tensor = self.large.compute_logits(hidden)
         call = self.state.rows_of(hidden)
-        base_rows, *expert_rows = call.members or [None]
-        used = {number: rows for number, rows in enumerate(expert_rows) if rows is not None}
-        if not used:
+        in_use = self.state.experts_of(call)
+        if not in_use:
             if call.step is not None:
                 self.state.record(call.step, large, None, None, [])
             return large
-        number = large.shape[0]
-        in_use = list(used)
-        experts = [_all_rows(self.experts[expert], rows, number) for expert, rows in used.items()]
-        # `fuse_logits` compares over the ids that its arguments share. They must not depend on which experts other
-        # requests of the batch use, so the base shows only the ids that all members share.
-        if base_rows is None:  # every row is one expert's alone
-            # Of an even stride, for which the kernel is compiled.
-            base = large.new_zeros(number, -(-self._common_size // 64) * 64)[:, : self._common_size]
-        else:
-            base = _all_rows(self.base, base_rows, number)[:, : self._common_size]
-        if call.slots is None:
-            self._compile_kernels(large, base, experts)
+        sides = Sides(large, self._models, call.members, self._common_size)
+        pairs = [self.state.pairs_of(call, expert) for expert in in_use]
+        experts = [sides.experts(pair[:, 0]) for pair in pairs]
+        against = [sides.against(pair[:, 1]) for pair in pairs]
+        if call.owners is None:
+            self._compile_kernels(large, against, experts)
         settings = self.state.settings_of(call, in_use)
-        fused = _fuse(large, base, experts, settings)
+        fused = _fuse(large, against, experts, settings)
         if call.step is not None:
-            self.state.watch(large, base, experts, settings, fused)
+            self.state.watch(large, against, experts, settings, fused)
             self.state.record(call.step, large, settings, fused, in_use)
         return fused.logits
 
-    def _compile_kernels(self, large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor]) -> None:
+    def _compile_kernels(self, large: torch.Tensor, against: list[torch.Tensor], experts: list[torch.Tensor]) -> None:
         """Have the kernel compiled for smaller numbers of experts too, while no request waits for it."""
         # It has room for eight, sixteen and so on, and more kernels there are not.
         for number in (1 << power for power in range((len(experts) - 1).bit_length())):
             rows = self.state.table.dearest_rows(large.shape[0]).of_experts(list(range(number)))
-            _fuse(large, base, experts[:number], rows)
+            _fuse(large, against[:number], experts[:number], rows)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Hand each member its part of the stream: the large model's first, then those of `secondary_weights`.
@@ -174,18 +192,17 @@ class LogitFusionForCausalLM(nn.Module):
         loaded: set[str] = set()
         # vLLM 0.32 itself looks for missing weights only where the large model is not quantised, and not in all layers.
         check = DefaultModelLoader(self._load_config).track_weights_loading
-        for source, stream in groupby(weights, key=lambda item: _split(item[0])[0]):
+        for number, stream in groupby(weights, key=lambda item: _split(item[0])[0]):
             named: Iterable[tuple[str, torch.Tensor]] = ((_split(name)[1], tensor) for name, tensor in stream)
-            if self._multimodal[0 if source is None else 1 + source]:
+            if self._multimodal[number]:
                 named = ((of_text, tensor) for name, tensor in named if (of_text := text_name(name)) is not None)
-            if source is None:
+            if number == LARGE:
                 prefix, title, member = "large", "large", self.large
-            elif source == 0:
-                prefix, title, member = "base", "base", self.base
             else:
-                expert = self._expert_sources[source - 1]
-                prefix, title, member = f"experts.{source - 1}", expert["name"], self.experts[source - 1]
-                named = add_task_vectors(named, task_vectors(expert))
+                source = self._sources[number]
+                prefix, title, member = f"small.{number}", source["title"], self._models[number]
+                if number != BASE:
+                    named = add_task_vectors(named, task_vectors(source))
             found = member.load_weights(counted(title, named))
             if found is None:  # some models do not say what they have loaded
                 found = {name for name, _ in member.named_parameters()}
@@ -201,25 +218,16 @@ def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
         return init_vllm_registered_model(quantised_under(config, prefix), prefix=prefix)
 
 
-def _fuse(large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor], rows: Rows) -> Fused:
-    return fuse_logits(large, base, experts, kind=rows.kind, use=rows.use, alpha=rows.alpha, alpha_max=rows.alpha_max)
+def _fuse(large: torch.Tensor, against: list[torch.Tensor], experts: list[torch.Tensor], rows: Rows) -> Fused:
+    return fuse_logits(
+        large, against, experts, kind=rows.kind, use=rows.use, alpha=rows.alpha, alpha_max=rows.alpha_max
+    )
 
 
-def _all_rows(model: Any, part: MemberRows, number: int) -> torch.Tensor:
-    """A member's logits [number, V_m]; rows that do not use it are zeros, which nobody reads."""
-    logits: torch.Tensor = model.compute_logits(part.hidden)
-    if part.rows is None:
-        return logits
-    # Of the same stride as the head's own output, for which the kernel is compiled.
-    whole = logits.new_zeros(number, logits.stride(0))[:, : logits.shape[1]]
-    whole[part.rows] = logits
-    return whole
-
-
-def _split(name: str) -> tuple[int | None, str]:
-    """A streamed tensor's name to (index among `secondary_weights` or `None` for large, name in the checkpoint)."""
+def _split(name: str) -> tuple[int, str]:
+    """A streamed tensor's name to (the member's number, name in the checkpoint)."""
     start = _SOURCE_PREFIX.partition("{}")[0]
     if not name.startswith(start):
-        return None, name
-    index, _, rest = name.removeprefix(start).partition("/")
-    return int(index), rest
+        return LARGE, name
+    number, _, rest = name.removeprefix(start).partition("/")
+    return int(number), rest

@@ -21,6 +21,8 @@ from server.config.speculation import SpeculationConfig
 from server.engine import plugin
 from server.engine.client import FusionEngine
 from server.engine.members import Members
+from server.engine.pairs import Pairs
+from server.engine.settings import BASE
 from server.engine.structures.pinned import pinned
 from server.engine.text_part import text_part
 from server.errors import ConfigError
@@ -102,7 +104,7 @@ def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
     Raises:
         ConfigError: members beside the large one would stay without weights, or without KV cache.
     """
-    if members.base is None:
+    if len(members.all) == 1:
         return
     if vllm_config.kv_transfer_config is not None:
         raise ConfigError("engine: a KV connector would move a step's KV cache before the members have read it")
@@ -121,7 +123,11 @@ def check_engine_config(vllm_config: VllmConfig, members: Members) -> None:
 
 def _prepare_for_all(vllm_config: VllmConfig, members: Members) -> None:
     """Have vLLM 0.32 set up a process for all members, where it looks at the large model alone."""
-    if members.base is not None and vllm_config.parallel_config.tensor_parallel_size > 1:
+    scheduler = vllm_config.scheduler_config
+    if len(members.all) > 1 and scheduler.scheduler_cls is None:
+        name = "AsyncFusionScheduler" if scheduler.async_scheduling else "FusionScheduler"
+        scheduler.scheduler_cls = f"server.engine.scheduling.{name}"
+    if len(members.all) > 1 and vllm_config.parallel_config.tensor_parallel_size > 1:
         # The fusion of all-reduce and norm takes one workspace for the process, of the size of the first model.
         vllm_config.compilation_config.pass_config.fuse_allreduce_rms = False
     if any(member.is_sparse for member in members.all) and not vllm_config.model_config.is_moe:
@@ -139,10 +145,22 @@ def composite_config(large: Path, fusion: dict[str, Any], hf_config: PreTrainedC
 
 def fusion_config(config: Config, members: Members) -> dict[str, Any]:
     """What the composite model reads from its configuration: where the other members come from, and what to count."""
+    prefixes = {number: f"expert_{member.name}" for number, member in members.numbered.items()} | {BASE: "base"}
+    pairs = Pairs(config)
+    twins = {twin.number for twin in members.twins}
     return {
         "architectures": members.large.hf_config.architectures,
         "multimodal": members.large.multimodal,
-        "base": members.base and members.base.source,
-        "experts": [{"name": expert.name, "ends": list(expert.end_ids), **expert.source} for expert in members.experts],
+        "members": [
+            {"name": prefixes[number], "number": number, "title": member.name, **member.source}
+            for number, member in members.numbered.items()
+            if number not in twins
+        ],
+        "twins": [
+            {"name": f"twin_{twin.number}", "number": twin.number, "of": twin.of, "title": twin.member.name}
+            for twin in members.twins
+        ],
+        "experts": [{"name": expert.name, "ends": list(expert.end_ids)} for expert in members.experts],
+        "pairs": [list(pairs.own(expert)) for expert in range(len(members.experts))],
         "presets": len(config.presets),
     }

@@ -87,6 +87,13 @@ def quantised_under(config: VllmConfig, prefix: str) -> VllmConfig:
     return config
 
 
+def own_caches(config: VllmConfig) -> VllmConfig:
+    """A member's configuration for a twin of it."""
+    config = copy(config)
+    config.cache_config = copy(config.cache_config)
+    return config
+
+
 def _adaptation(architectures: list[str] | None) -> type[VerifyAndUpdateConfig]:
     names = (name for name in architectures or () if name in MODELS_CONFIG_MAP)
     return MODELS_CONFIG_MAP[name] if (name := next(names, None)) else VerifyAndUpdateConfig

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from server.config import Config
+from server.config.schema import LARGE
 from server.config.source import GGUF
+from server.config.speculation import BASE
 from server.engine.gguf import converted
+from server.engine.pairs import Pairs
+from server.engine.settings import BASE as BASE_NUMBER
 from server.engine.text_part import text_part
 from server.errors import ConfigError
 
@@ -17,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 Role = Literal["large", "base", "expert"]
-Kind = Literal["model", "adapter", "merge"]
+Kind = Literal["model", "adapter", "merge", "use"]
 
 # Everything that is small: settings, tokenizers, chat templates. Weights come after the checks.
 SMALL_FILES = ["*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -43,6 +48,8 @@ class Member:
     """Whether its files hold more than the text model, which alone is served."""
     parts: tuple[tuple[float, Member], ...] = field(default=())
     """What a merge is made of: weights and experts."""
+    of: Member | None = None
+    """Whose weights it uses, where it has none of its own."""
     end_ids: tuple[int, ...] = ()
     """Of an expert that has been checked: ids that end the answers which it steers."""
 
@@ -52,6 +59,11 @@ class Member:
         if self.kind == "merge":
             return {"merge": [[weight, part.source] for weight, part in self.parts]}
         return {self.kind: str(self.folder), "multimodal": self.multimodal}
+
+    @property
+    def template_folder(self) -> Path:
+        """Where its chat template lies."""
+        return self.folder if self.of is None else self.of.template_folder
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -84,17 +96,40 @@ class Member:
 
 
 @dataclass(frozen=True)
+class Twin:
+    """A member once more, with a KV cache of its own."""
+
+    member: Member
+    number: int
+    of: int
+
+
+@dataclass(frozen=True)
 class Members:
-    """All members, experts in the configuration's order; the base is `None` where there are no experts."""
+    """All members, experts in the configuration's order; the base is `None` where nothing needs it."""
 
     large: Member
     base: Member | None
     experts: tuple[Member, ...]
+    twins: tuple[Twin, ...] = ()
+
+    @property
+    def loaded(self) -> tuple[Member, ...]:
+        """Large, base and the experts that have weights of their own."""
+        base = () if self.base is None else (self.base,)
+        return (self.large, *base, *(expert for expert in self.experts if expert.of is None))
 
     @property
     def all(self) -> tuple[Member, ...]:
-        """Large, base and experts, in the order in which the engine holds them."""
-        return (self.large, *(() if self.base is None else (self.base, *self.experts)))
+        """Those, and the members that are one of them once more: all that have a KV cache."""
+        return (*self.loaded, *(twin.member for twin in self.twins))
+
+    @property
+    def numbered(self) -> dict[int, Member]:
+        """The small members by their numbers (`server.engine.settings`)."""
+        base = {} if self.base is None else {BASE_NUMBER: self.base}
+        experts = {1 + t: expert for t, expert in enumerate(self.experts) if expert.of is None}
+        return {**base, **experts, **{twin.number: twin.member for twin in self.twins}}
 
     @property
     def needed_base(self) -> Member:
@@ -104,6 +139,8 @@ class Members:
 
     def shape_of(self, member: Member) -> Member:
         """The member as whose kind of model this one is served: the base's for an adapter or a merge."""
+        if member.of is not None:
+            return self.shape_of(member.of)
         return member if member.kind == "model" else self.needed_base
 
 
@@ -114,15 +151,16 @@ def resolve_members(config: Config) -> Members:
         ConfigError: a model cannot be found, or its config.json cannot be read.
     """
     large = _model("large", "large", "large.model", config.large.model, config.large.revision)
-    if config.base is None:
-        return Members(large, None, ())
-    base = _model("base", "base", "base.model", config.base.model, config.base.revision)
+    base = None
+    if config.base is not None:
+        base = _model("base", "base", "base.model", config.base.model, config.base.revision)
     experts: dict[str, Member] = {}
     for name, expert in config.experts.items():
         where = f"experts.{name}.{expert.kind}"
         if expert.model is not None:
             experts[name] = _model(name, "expert", where, expert.model, expert.revision)
         elif expert.adapter is not None:
+            assert base is not None
             folder, hub_id = _fetch(where, expert.adapter, expert.revision, SMALL_FILES)
             experts[name] = replace(
                 base,
@@ -138,10 +176,34 @@ def resolve_members(config: Config) -> Members:
         if expert.merge is not None:
             parts = tuple((weight, experts[part]) for part, weight in expert.merge.items())
             where = f"experts.{name}.merge"
+            assert base is not None
             experts[name] = replace(
                 base, name=name, role="expert", kind="merge", where=where, hub_id=None, revision=None, parts=parts
             )
-    return Members(large, base, tuple(experts[name] for name in config.experts))
+    named = {LARGE: large, BASE: base, **experts}
+    for name, expert in config.experts.items():
+        if expert.use is not None and (of := named[expert.use]) is not None:
+            experts[name] = _once_more(of, name, f"experts.{name}.use")
+    ordered = tuple(experts[name] for name in config.experts)
+    return Members(large, base, ordered, _twins(config, large, base, ordered))
+
+
+def _twins(config: Config, large: Member, base: Member | None, experts: Sequence[Member]) -> tuple[Twin, ...]:
+    twins = []
+    for t, number, of in Pairs(config).twins():
+        expert = experts[t]
+        if number == 1 + t:
+            twins.append(Twin(expert, number, of))
+        else:
+            original = large if of < 0 else base if of == 0 else experts[of - 1]
+            assert original is not None
+            name = f"{expert.name} against {original.name}"
+            twins.append(Twin(_once_more(original, name, f"experts.{expert.name}.against"), number, of))
+    return tuple(twins)
+
+
+def _once_more(of: Member, name: str, where: str) -> Member:
+    return replace(of, name=name, role="expert", kind="use", where=where, hub_id=None, revision=None, parts=(), of=of)
 
 
 def fetch_weights(members: Members) -> None:

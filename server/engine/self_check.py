@@ -16,7 +16,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from fusion_kernels import Fused, Weighting, fuse_logits, reference
 from fusion_kernels.batch import FIRST_EXPERT, Batch
-from server.engine.settings import FusionSettings
+from server.engine.settings import FusionSettings, Pair
 from server.errors import ServerError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Judgement(NamedTuple):
     faults: list[str]
 
 
-async def check_fusion(engine: FusionEngine, experts: int) -> None:
+async def check_fusion(engine: FusionEngine, experts: Sequence[Pair]) -> None:
     """Generate with all `experts`, read the same tokens again as a prompt, and let every worker judge its steps.
 
     Steps that generate run by other code than those that read a prompt: on GPUs by the members' graphs.
@@ -63,7 +63,7 @@ async def check_fusion(engine: FusionEngine, experts: int) -> None:
         _compare(tokens, [each for each in judged if each.tokens])
 
 
-async def _generate(engine: FusionEngine, experts: int, prompt: list[int], number: int) -> list[int]:
+async def _generate(engine: FusionEngine, experts: Sequence[Pair], prompt: list[int], number: int) -> list[int]:
     most = engine.model_config.max_logprobs
     params = SamplingParams(
         temperature=0,
@@ -75,9 +75,9 @@ async def _generate(engine: FusionEngine, experts: int, prompt: list[int], numbe
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
     # Of unlike sizes and signs, so that experts which trade places show.
-    alpha = tuple(round((-0.8) ** number, 3) for number in range(experts))
+    alpha = tuple(round((-0.8) ** number, 3) for number in range(len(experts)))
     weighting = Weighting.STATIC if experts else Weighting.NONE
-    FusionSettings(weighting, tuple(range(experts)), alpha).attach(params)
+    FusionSettings(weighting, tuple(range(len(experts))), alpha, pairs=tuple(experts)).attach(params)
     tokens: list[int] = []
     async for output in engine.generate({"prompt_token_ids": prompt}, params, f"self-check-{number}"):
         tokens += output.outputs[0].token_ids

@@ -6,8 +6,9 @@ its engine process unchanged.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusion_kernels import Weighting
 
@@ -15,6 +16,20 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 EXTRA_ARG = "fusion"
+
+# The members as sides of a pair name them: the small ones are 0 (the base), 1 + t (expert t), and 1 + T + t (what
+# expert t of T is compared with, where that has a KV cache of its own).
+LARGE, NOTHING = -1, -2
+ANY = -3
+"""The side of a pair that nobody looks at."""
+BASE = 0
+
+
+class Pair(NamedTuple):
+    """The members whose difference is an expert's term, alpha (expert - against)."""
+
+    expert: int
+    against: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +48,15 @@ class FusionSettings:
     trace_top: bool = False
     """Whether its trace has the likeliest tokens too, before and after fusion."""
     drafter: int | None = None
-    """The member that drafts for the request, numbered as in `members_used`; `None`: it does not speculate."""
+    """The member that drafts for the request, by its number; `None`: it does not speculate."""
+    pairs: tuple[Pair, ...] = ()
+    """The members of `experts`, in the same order; left out, each is expert t against the base."""
+    prompts: Mapping[int, list[int]] = field(default_factory=dict)
+    """The token ids of members that read a prompt of their own, by the members' numbers."""
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            object.__setattr__(self, "pairs", tuple(Pair(1 + expert, BASE) for expert in self.experts))
 
     @property
     def traced(self) -> bool:
@@ -42,11 +65,11 @@ class FusionSettings:
 
     @property
     def members_used(self) -> tuple[int, ...]:
-        """The small members that steer the request: 0 is the base, 1 + t expert t. One expert `ALONE` needs no base."""
+        """The small members that steer the request. One expert `ALONE` is compared with none."""
         if self.weighting is Weighting.NONE:
             return ()
-        experts = tuple(sorted(1 + expert for expert in self.experts))
-        return experts if not self.weighting.fuses or not experts else (0, *experts)
+        sides = {side for pair in self.pairs for side in (pair if self.weighting.fuses else pair[:1])}
+        return tuple(sorted(side for side in sides if side >= 0))
 
     @property
     def members_run(self) -> tuple[int, ...]:
@@ -55,7 +78,8 @@ class FusionSettings:
 
     def attach(self, params: SamplingParams) -> None:
         """Write the settings into `params.extra_args`, over whatever stood there under the same name."""
-        params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: {**asdict(self), "weighting": int(self.weighting)}}
+        plain = {"weighting": int(self.weighting), "prompts": list(self.prompts.items())}
+        params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: {**asdict(self), **plain}}
 
     @classmethod
     def of(cls, params: SamplingParams) -> FusionSettings:
@@ -66,6 +90,8 @@ class FusionSettings:
         return cls(
             weighting=Weighting(values["weighting"]),
             experts=tuple(values["experts"]),
+            pairs=tuple(Pair(*pair) for pair in values["pairs"]),
+            prompts=dict(values["prompts"]),
             alpha=tuple(values["alpha"]),
             alpha_max=values["alpha_max"],
             preset=values["preset"],

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from fusion_kernels import Weighting
-from server.engine.settings import FusionSettings
+from server.engine.own_prompts import Alignment
+from server.engine.settings import ANY, FusionSettings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +24,8 @@ class Slot:
 
     settings: FusionSettings
     num_prompt_tokens: int
+    generated: list[int] = field(default_factory=list)
+    """Tokens that it had generated before it came to the slot: it was preempted."""
     prompt_logprobs: bool = False
     """Whether the logits of its prompt's positions are asked for too."""
     serial: int = field(default_factory=count().__next__)
@@ -57,10 +60,21 @@ class SlotTable:
         self.slots: list[Slot | None] = [None] * max_num_seqs
         self.num_experts = num_experts
         self.device = device
-        self.members_run = np.zeros((max_num_seqs, 1 + num_experts), dtype=bool)
-        """[slots, 1 + T]: whether the slot's request runs the base, and each of the experts."""
+        members = 1 + 2 * num_experts
+        self.members_run = np.zeros((max_num_seqs, members), dtype=bool)
+        """[slots, 1 + 2 T]: whether the slot's request runs each of the small members, by their numbers."""
+        self.own_prompt = np.zeros((max_num_seqs, members), dtype=bool)
+        """[slots, 1 + 2 T]: whether the member reads a prompt of its own for the slot's request."""
+        self.alignments = np.zeros((max_num_seqs, members, 2), dtype=np.int64)
+        """[slots, 1 + 2 T, 2]: `shift` and `start` of those members, zeros of the others."""
+        self.sequences: dict[tuple[int, int], np.ndarray] = {}
+        """By slot and member: the member's own prompt, and what had been generated before."""
+        self.begun = np.zeros(max_num_seqs, dtype=bool)
+        """[slots]: the slot's request has had a step."""
+        self.pairs = np.full((max_num_seqs, num_experts, 2), ANY, dtype=np.int64)
+        """[slots, T, 2]: the members of each expert's pair, `ANY` where nobody looks at them."""
         self.drafter = np.full(max_num_seqs, -1, dtype=np.int64)
-        """[slots]: the member that drafts for the slot's request, as numbered in `members_run`; -1 for none."""
+        """[slots]: the number of the member that drafts for the slot's request; -1 for none."""
         self.labels = np.zeros(max_num_seqs, dtype=np.int64)
         """[slots]: preset * number of weightings + weighting, under which the metrics count."""
         self.occupied = 0
@@ -76,7 +90,7 @@ class SlotTable:
         )
         self._on_device = self._to_device()
 
-    def add(self, index: int, slot: Slot) -> None:
+    def add(self, index: int, slot: Slot, block_size: int = 1) -> None:
         """Put a request into a slot; `flush` makes its settings known to the device."""
         self.remove(index)
         self.slots[index] = slot
@@ -96,6 +110,19 @@ class SlotTable:
         for member in settings.members_run:
             self.members_run[index, member] = True
         self.drafter[index] = -1 if settings.drafter is None else settings.drafter
+        self.pairs[index] = ANY
+        for expert, pair in zip(settings.experts, settings.pairs, strict=True):
+            self.pairs[index, expert] = pair if settings.weighting.fuses else (pair.expert, ANY)
+        self.begun[index] = False
+        self._add_prompts(index, slot, block_size)
+
+    def _add_prompts(self, index: int, slot: Slot, block_size: int) -> None:
+        self.own_prompt[index], self.alignments[index] = False, 0
+        for member, ids in slot.settings.prompts.items():
+            alignment = Alignment.of(slot.num_prompt_tokens, len(ids), block_size)
+            self.own_prompt[index, member] = True
+            self.alignments[index, member] = alignment.shift, alignment.start
+            self.sequences[index, member] = np.array([*ids, *slot.generated], dtype=np.int64)
 
     def remove(self, index: int) -> None:
         """Take a request out; its row on the device stays as it is until the slot is taken again."""
@@ -103,6 +130,8 @@ class SlotTable:
         if slot is not None:
             self.occupied -= 1
             self.traced -= slot.settings.traced
+            for member in slot.settings.prompts:
+                self.sequences.pop((index, member), None)
 
     def flush(self) -> None:
         """Bring what was added to the device, behind the work that is under way there."""

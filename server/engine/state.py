@@ -32,13 +32,15 @@ from fusion_kernels.batch import Batch
 from server.engine import cpu_runner, self_check
 from server.engine.aggregates import Aggregates
 from server.engine.member import AttentionGroups, SmallMember
-from server.engine.settings import FusionSettings
+from server.engine.own_prompts import block_size_of
+from server.engine.running import run_members
+from server.engine.settings import ANY, FusionSettings
 from server.engine.slots import Rows, Slot, SlotTable
 from server.engine.speculation.ends import AnswerEnds
 from server.engine.speculation.outcome import Outcome
 from server.engine.speculation.sampler import MatchingSampler
-from server.engine.step import CallRows, ForwardPass, MemberRows, MemberStates, Step, has_whole_prompt
-from server.engine.sub_batch import SubBatch, restrict
+from server.engine.step import CallRows, ForwardPass, MemberRows, Step, has_whole_prompt
+from server.engine.sub_batch import SubBatch
 from server.engine.trace import TraceLog
 
 if TYPE_CHECKING:
@@ -59,9 +61,12 @@ class FusionModelState(DefaultModelState):
         composite: Any = model  # `server.engine.composite`, which names this class and so stands above it
         fusion = vllm_config.model_config.hf_config.fusion
         self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device)
-        self.members: list[SmallMember] = composite.small_members
+        self.members: list[SmallMember | None] = composite.small_members
+        """By number; `None` where nothing has a KV cache of its own."""
         self.trace_log = TraceLog(self.table)
         self._presets: int = fusion["presets"]
+        self._dearest = np.array(fusion["pairs"], dtype=np.int64).reshape(-1, 2)
+        """[T, 2]: the pair of each expert that costs the most."""
         self.aggregates = Aggregates(self.table, self._presets, vllm_config.num_speculative_tokens)
         self.watched: list[self_check.Step] | None = None
         """Filled while the server checks itself, whose request counts for nobody."""
@@ -71,6 +76,7 @@ class FusionModelState(DefaultModelState):
         self.ends = AnswerEnds(self.max_num_reqs, device) if vllm_config.num_speculative_tokens else None
         """Where answers end; of engines that speculate."""
         self.block_tables: BlockTables
+        self._block_size = 1
         self._prepared: ForwardPass | None = None
         self._pass: ForwardPass | None = None
         self._profiled: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -97,14 +103,14 @@ class FusionModelState(DefaultModelState):
         settings = FusionSettings.of(params)
         wants_prompt = params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
         self._slot_of[new_req_data.req_id] = req_index
-        self.table.add(req_index, Slot(settings, new_req_data.prompt_len, wants_prompt))
+        generated = (new_req_data.prefill_token_ids or [])[new_req_data.prompt_len :]
+        self.table.add(req_index, Slot(settings, new_req_data.prompt_len, generated, wants_prompt), self._block_size)
         if self.ends is not None:
             if settings.drafter is None:
                 self.ends.forget(req_index)
             else:
                 self.ends.add(req_index, params, new_req_data.prompt_len, self.max_model_len)
-        known = len(new_req_data.prefill_token_ids or ()) - new_req_data.prompt_len
-        self.aggregates.begin(req_index, (params.max_tokens or 0) - known)
+        self.aggregates.begin(req_index, (params.max_tokens or 0) - len(generated))
 
     def remove_request(self, req_id: str) -> None:
         """A request ended, was dropped or is preempted; vLLM also asks for ids that it does not know."""
@@ -138,7 +144,7 @@ class FusionModelState(DefaultModelState):
         model_specific_attn_metadata: Any = None,
     ) -> dict[str, Any]:
         """Attention metadata of the large model's layers; the step is noted for the small members."""
-        for member in self.members:
+        for member in filter(None, self.members):
             member.take_groups(attn_groups, self.vllm_config.cache_config, self.device)
         # A dummy batch has no prompts.
         dummy = not input_batch.prefill_len_np.any()
@@ -163,36 +169,8 @@ class FusionModelState(DefaultModelState):
             self._profiled = input_batch.input_ids, input_batch.positions
         else:
             self._pass = step
-            self._run_members(step)
+            run_members(self, step, everyone=self._everyone)
         return super().prepare_inputs(input_batch, req_states)
-
-    def _run_members(self, step: ForwardPass) -> None:
-        batch = step.batch
-        if not self.members:
-            return
-        if step.dummy or self._everyone:
-            used = np.ones((batch.num_reqs, len(self.members)), dtype=bool)
-        else:
-            used = self.table.members_run[batch.idx_mapping_np]
-        # Requests that use one expert alone make the base's batch and the expert's the same.
-        known: dict[bytes, SubBatch] = {}
-        for number, member in enumerate(self.members):
-            column = used[:, number]
-            if not column.any():
-                step.members.append(None)
-                continue
-            key = column.tobytes()
-            if key not in known:
-                known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
-            sub = known[key]
-            hidden = member.run(sub, self.metadata, step.kv_cache_config)
-            step.members.append(MemberStates.kept(sub, hidden, self._wants_prompt(sub.batch)))
-
-    def _wants_prompt(self, batch: InputBatch) -> bool:
-        slots = self.table.slots
-        if not batch.has_prefill:
-            return False
-        return any(slot is not None and slot.prompt_logprobs for slot in (slots[i] for i in batch.idx_mapping_np))
 
     def metadata(
         self,
@@ -213,8 +191,9 @@ class FusionModelState(DefaultModelState):
         """There is a new KV cache; vLLM profiles the memory of graphs over one that it throws away."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
         self.block_tables = block_tables
+        self._block_size = block_size_of(kv_cache_config)
         self._prepared = self._pass = self._profiled = None
-        for member in self.members:
+        for member in filter(None, self.members):
             member.forget()
 
     def capture_inner_cudagraphs(
@@ -230,7 +209,7 @@ class FusionModelState(DefaultModelState):
         # Requests that speculate have their drafts' tokens in a step; drafting itself is one token at a time.
         new_tokens, drafts = self.num_new_sampled_tokens_per_step, self.vllm_config.num_speculative_tokens
         query_lens = [new_tokens + number for number in range(drafts + 1)]
-        for member in self.members:
+        for member in filter(None, self.members):
             member.take_groups(attn_groups, self.vllm_config.cache_config, self.device)
             member.capture(self.metadata, query_lens, block_tables, kv_cache_config)
 
@@ -292,13 +271,28 @@ class FusionModelState(DefaultModelState):
         number = hidden.shape[0]
         if self._profiled is not None:
             # Here rather than before the large model's pass: what compiles first is the measure of shared workspaces.
-            states = [member.profile(*self._profiled) for member in self.members]
+            states = [None if member is None else member.profile(*self._profiled) for member in self.members]
         else:
             assert self._pass is not None
-            states = [member.hidden for member in self._pass.members if member is not None]
+            states = [None if member is None else member.hidden for member in self._pass.members]
         # Any rows will do; there may be fewer than the call has.
         index = torch.arange(number, device=hidden.device)
-        return CallRows(number, None, [MemberRows(state[index % state.shape[0]], None) for state in states], None)
+        rows = [None if state is None else MemberRows(state[index % state.shape[0]], None) for state in states]
+        return CallRows(number, None, None, rows, None)
+
+    def experts_of(self, call: CallRows) -> list[int]:
+        """The experts that any row of a call uses, by their indices."""
+        if call.owners is None:
+            return list(range(self.table.num_experts))
+        used = (self.table.pairs[call.owners, :, 0] != ANY).any(0)
+        return [int(expert) for expert in np.flatnonzero(used)]
+
+    def pairs_of(self, call: CallRows, expert: int) -> np.ndarray:
+        """[N, 2]: the members of an expert's pair, row by row."""
+        if call.owners is None:
+            return np.tile(self._dearest[expert], (call.number, 1))
+        pairs: np.ndarray = self.table.pairs[call.owners, expert]
+        return pairs
 
     def settings_of(self, call: CallRows, experts: list[int]) -> Rows:
         """What the rows of a call ask, over the `experts` that any of them uses.
@@ -309,11 +303,16 @@ class FusionModelState(DefaultModelState):
         return rows.of_experts(experts)
 
     def watch(
-        self, large: torch.Tensor, base: torch.Tensor, experts: list[torch.Tensor], rows: Rows, fused: Fused
+        self,
+        large: torch.Tensor,
+        against: list[torch.Tensor],
+        experts: list[torch.Tensor],
+        rows: Rows,
+        fused: Fused,
     ) -> None:
         """Keep a step that fused, where somebody looks."""
         if self.watched is not None:
-            batch = Batch(large, base, experts, rows.kind, rows.use, rows.alpha, rows.alpha_max)
+            batch = Batch(large, against, experts, rows.kind, rows.use, rows.alpha, rows.alpha_max)
             self.watched.append(self_check.Step(batch, fused))
 
     def record(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from vllm.utils import torch_utils
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from server.engine.sub_batch import SubBatch
+from server.engine.sub_batch import SubBatch, to_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,8 +29,10 @@ class CallRows:
     number: int
     slots: torch.Tensor | None
     """[N] the slot of each row; `None` where the rows belong to no request."""
+    owners: np.ndarray | None
+    """The same on the host."""
     members: Sequence[MemberRows | None]
-    """Base, then experts; `None` for those that no row uses."""
+    """By the members' numbers; `None` for those that no row uses."""
     step: Step | None
     """Where the rows are those of a step that samples: its record for counters and traces."""
 
@@ -67,9 +69,28 @@ class MemberStates:
             return cls(sub, hidden.clone(), wants_prompt, whole=sub.logit_tokens is not None)
         return cls(sub, hidden[sub.logit_tokens], wants_prompt, whole=False)
 
-    def sampled(self) -> MemberRows:
-        """The rows that are sampled."""
-        return MemberRows(self.hidden[self.sub.logit_tokens] if self.whole else self.hidden, self.sub.logit_rows)
+    @classmethod
+    def joined(cls, passes: Sequence[MemberStates]) -> MemberStates:
+        """Of a step that the member ran in several passes."""
+        if len(passes) == 1:
+            return passes[0]
+        subs = [one.sub for one in passes]
+        sizes = np.cumsum([0, *(one.hidden.shape[0] for one in passes)])
+        tokens = np.concatenate([sub.tokens for sub in subs if sub.tokens is not None])
+        starts = zip(subs, sizes.tolist(), strict=False)
+        logit_tokens = [sub.logit_tokens + start for sub, start in starts if sub.logit_tokens is not None]
+        joined = replace(
+            subs[-1],
+            tokens=tokens,
+            logit_tokens=torch.cat(logit_tokens),
+            logit_rows=torch.cat([sub.logit_rows for sub in subs if sub.logit_rows is not None]),
+        )
+        return cls(joined, torch.cat([one.hidden for one in passes]), passes[0].wants_prompt, passes[0].whole)
+
+    def sampled(self) -> MemberRows | None:
+        """The rows that are sampled; `None` before the member's own prompt has begun."""
+        hidden = self.hidden[self.sub.logit_tokens] if self.whole else self.hidden
+        return MemberRows(hidden, self.sub.logit_rows) if hidden.shape[0] else None
 
     def between(self, first: int, end: int) -> MemberRows | None:
         """The rows of the step's tokens from `first` to before `end`; `None` where the member has none of them."""
@@ -77,9 +98,11 @@ class MemberStates:
             return None
         if self.sub.tokens is None:
             return MemberRows(self.hidden[first:end], None)
-        low, high = np.searchsorted(self.sub.tokens, (first, end))
-        rows = torch_utils.async_tensor_h2d(self.sub.tokens[low:high] - first, device=self.hidden.device)
-        return MemberRows(self.hidden[low:high], rows) if high > low else None
+        own = np.flatnonzero((self.sub.tokens >= first) & (self.sub.tokens < end))
+        if not len(own):
+            return None
+        index, rows = to_device(self.hidden.device, own, self.sub.tokens[own] - first)
+        return MemberRows(self.hidden[index], rows)
 
 
 def has_whole_prompt(batch: InputBatch) -> np.ndarray:
@@ -99,7 +122,7 @@ class ForwardPass:
     kv_cache_config: KVCacheConfig
     dummy: bool
     members: list[MemberStates | None] = field(default_factory=list)
-    """Base, then experts; `None` for those that no request of the step uses."""
+    """By the members' numbers; `None` for those that no request of the step uses."""
     sampled: bool = False
     """Whether `compute_logits` has had the sampled rows."""
 
@@ -114,7 +137,7 @@ class ForwardPass:
             np.repeat(has_whole_prompt(batch), per_request),
         )
         members = [None if member is None else member.sampled() for member in self.members]
-        return CallRows(number, batch.expanded_idx_mapping, members, step)
+        return CallRows(number, batch.expanded_idx_mapping, step.slots, members, step)
 
     def prompt_rows(self, hidden: torch.Tensor) -> CallRows:
         """The call with a stretch of the step's tokens, cut out of the large model's output: `hidden` [N, width]."""
@@ -124,4 +147,4 @@ class ForwardPass:
         owners = np.repeat(batch.idx_mapping_np, np.diff(batch.query_start_loc_np[: batch.num_reqs + 1]))[first:end]
         slots = torch_utils.async_tensor_h2d(owners.astype(np.int64), device=hidden.device)
         members = [None if member is None else member.between(first, end) for member in self.members]
-        return CallRows(hidden.shape[0], slots, members, None)
+        return CallRows(hidden.shape[0], slots, owners, members, None)

@@ -25,7 +25,7 @@ class SubBatch:
     slot_mappings: torch.Tensor
     """[groups, m]."""
     tokens: np.ndarray | None
-    """[m] the tokens' indices in the whole pass, rising; `None` where the member reads all of them."""
+    """[m] the tokens' indices in the whole pass, -1 of a prompt of the member's own; `None`: all, in order."""
     logit_tokens: torch.Tensor | None
     """[l] the tokens, among the m, that give logits; `None` where each one does."""
     logit_rows: torch.Tensor | None
@@ -57,10 +57,10 @@ def restrict(
     lengths, logits = lengths[requests], logits[requests]
     query_start_loc = np.zeros(len(requests) + 1, dtype=np.int32)
     np.cumsum(lengths, out=query_start_loc[1:])
-    tokens = _ranges(starts[requests], lengths)
-    logit_tokens = _ranges(query_start_loc[1:] - logits, logits)
-    logit_rows = _ranges(logit_starts[requests], logits)
-    on_device = _to_device(batch.positions.device, requests, tokens, logit_tokens, logit_rows, query_start_loc)
+    tokens = ranges(starts[requests], lengths)
+    logit_tokens = ranges(query_start_loc[1:] - logits, logits)
+    logit_rows = ranges(logit_starts[requests], logits)
+    on_device = to_device(batch.positions.device, requests, tokens, logit_tokens, logit_rows, query_start_loc)
     request_index, token_index, logit_token_index, logit_row_index, starts_index = on_device
     restricted = replace(
         batch,
@@ -107,14 +107,14 @@ def _unpadded(batch: InputBatch) -> InputBatch:
     )
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The numbers starts[i] .. starts[i] + lengths[i] - 1 of all i, one after the other, int64."""
     ends = np.cumsum(lengths)
-    numbers: np.ndarray = np.arange(ends[-1], dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
+    numbers: np.ndarray = np.arange(lengths.sum(), dtype=np.int64) + np.repeat(starts - (ends - lengths), lengths)
     return numbers
 
 
-def _to_device(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
+def to_device(device: torch.device, *arrays: np.ndarray) -> tuple[torch.Tensor, ...]:
     """Integer arrays as int64 tensors on the device, in one copy."""
     packed = np.concatenate(arrays, dtype=np.int64)
     # By the module: on CPUs vLLM puts another function into it.

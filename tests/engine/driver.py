@@ -15,11 +15,13 @@ from vllm.sampling_params import RequestOutputKind
 
 from fusion_kernels import Weighting
 from server.engine.client import FusionEngine
+from server.engine.pairs import Pairs
 from server.engine.request_trace import TokenTrace
-from server.engine.settings import FusionSettings
+from server.engine.settings import FusionSettings, Pair
 from server.engine.speculation.drafter import with_drafter
 from tests.hf_loop import Settings
 
+SIDES = ("with", "against")
 FIRST_ID, LAST_ID = 3, 511  # without the special ids
 
 
@@ -118,21 +120,37 @@ def _ids(rng: random.Random, number: int) -> list[int]:
     return [rng.randint(FIRST_ID, LAST_ID) for _ in range(number)]
 
 
-def fusion_settings(settings: Settings, experts: Sequence[str]) -> FusionSettings:
-    """What the engine understands, with experts by their place."""
-    return FusionSettings(
+def fusion_settings(settings: Settings, experts: Sequence[str], pairs: Pairs | None = None) -> FusionSettings:
+    """What the engine understands, with experts by their place, and members by their numbers."""
+    used = tuple(experts.index(name) for name in settings.experts)
+    found = FusionSettings(
         weighting=Weighting.named(settings.weighting),
-        experts=tuple(experts.index(name) for name in settings.experts),
+        experts=used,
         alpha=settings.alpha,
         alpha_max=settings.alpha_max,
     )
+    if pairs is None:
+        return found
+    own = {(name, side): list(ids) for name, side, ids in settings.prompts}
+    prompts: dict[int, list[int]] = {}
+    sides: list[Pair] = []
+    for name, expert in zip(settings.experts, used, strict=True):
+        members = []
+        for side, shared, other in zip(SIDES, pairs.shared(expert), pairs.own(expert), strict=True):
+            members.append(other if (name, side) in own else shared)
+            if (name, side) in own:
+                prompts[other] = own[name, side]
+        sides.append(Pair(*members))
+    return replace(found, pairs=tuple(sides), prompts=prompts)
 
 
-async def send(engine: FusionEngine, case: Case, name: str, experts: Sequence[str]) -> Answer:
+async def send(
+    engine: FusionEngine, case: Case, name: str, experts: Sequence[str], pairs: Pairs | None = None
+) -> Answer:
     """Send one request and collect its answer."""
-    settings = fusion_settings(case.settings, experts)
+    settings = fusion_settings(case.settings, experts, pairs)
     if case.draft is not None:
-        settings = with_drafter(settings, case.draft, experts)
+        settings = with_drafter(settings, case.draft, experts, has_base=True)
     trace = engine.open_trace() if case.trace else None
     if trace is not None:
         settings = replace(settings, trace=trace.prompt_key(0))
@@ -160,14 +178,16 @@ async def send(engine: FusionEngine, case: Case, name: str, experts: Sequence[st
     return answer
 
 
-async def send_all(engine: FusionEngine, cases: Sequence[Case], experts: Sequence[str]) -> list[Answer | None]:
+async def send_all(
+    engine: FusionEngine, cases: Sequence[Case], experts: Sequence[str], pairs: Pairs | None = None
+) -> list[Answer | None]:
     """Send all, each when it arrives; `None` stands for the answer of a client that went away."""
 
     async def one(place: int, case: Case) -> Answer | None:
         await asyncio.sleep(case.arrives)
         try:
             async with asyncio.timeout(case.patience):
-                return await send(engine, case, f"together-{place}", experts)
+                return await send(engine, case, f"together-{place}", experts, pairs)
         except TimeoutError:
             return None
 

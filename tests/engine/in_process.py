@@ -162,8 +162,8 @@ def everyone(llm: Any) -> Iterator[None]:
 
     plain = SlotTable.add
 
-    def add(self: Any, index: int, slot: Any) -> None:
-        plain(self, index, slot)
+    def add(self: Any, index: int, slot: Any, block_size: int = 1) -> None:
+        plain(self, index, slot, block_size)
         self.members_run[index] = True
 
     SlotTable.add = add  # type: ignore[method-assign]

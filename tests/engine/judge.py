@@ -8,14 +8,16 @@ reference's choice too, and it is counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
 from fusion_kernels import Fused
 from tests.engine.driver import Answer, Case
-from tests.hf_loop import HFLoop
+from tests.hf_loop import Settings
 from tests.noise import draw
 
 TIE = 1e-4
@@ -38,7 +40,17 @@ class Verdict:
         return self
 
 
-def judge(oracle: HFLoop, case: Case, answer: Answer) -> Verdict:
+class Oracle(Protocol):
+    """What says how logits are fused."""
+
+    def along(self, prompt: Sequence[int], generated: Sequence[int], settings: Settings) -> Fused:
+        """The fusion from which each of the `generated` tokens was drawn, one row a token."""
+
+    def fuse(self, token_ids: Sequence[int], settings: Settings, positions: slice) -> Fused:
+        """The fusion at `positions` of a text that all members read."""
+
+
+def judge(oracle: Oracle, case: Case, answer: Answer) -> Verdict:
     """Check every token, logprob and trace of an answer.
 
     Raises:
@@ -98,7 +110,7 @@ def _check_trace(case: Case, answer: Answer, choice: int, fused: Fused) -> None:
     assert not any(t.fallback for t in trace)
 
 
-def _check_prompt_logprobs(oracle: HFLoop, case: Case, answer: Answer) -> None:
+def _check_prompt_logprobs(oracle: Oracle, case: Case, answer: Answer) -> None:
     # The reference takes its time over each `kl` row: a sample of the positions will do there.
     step = 8 if case.settings.weighting == "kl" else 1
     reference = oracle.fuse(case.prompt, case.settings, slice(0, -1, step)).logits.log_softmax(-1)

@@ -34,7 +34,7 @@ EXPERTS = ["red", "blue"]
     ],
 )
 def test_who_drafts(settings: FusionSettings, draft: str, drafter: int, run: tuple[int, ...]) -> None:
-    drafted = with_drafter(settings, draft, EXPERTS)
+    drafted = with_drafter(settings, draft, EXPERTS, has_base=True)
     assert drafted.drafter == drafter
     assert drafted.members_run == run
     assert drafted.members_used == settings.members_used, "drafting steers nothing"

@@ -69,7 +69,7 @@ async def draw(
     engine: FusionEngine, prompt: list[int], settings: Settings, samples: int
 ) -> tuple[Counter[tuple[int, ...]], int]:
     """How often each sequence came, of so many drawn at temperature 1."""
-    asked = with_drafter(fusion_settings(settings, EXPERTS), "auto", EXPERTS)
+    asked = with_drafter(fusion_settings(settings, EXPERTS), "auto", EXPERTS, has_base=True)
 
     async def run(number: int) -> list[tuple[int, ...]]:
         params = SamplingParams(

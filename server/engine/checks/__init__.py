@@ -34,7 +34,10 @@ class MemberReport:
     architecture: Architecture
     parameters: int
     weight_bytes: int
-    """As served: floating-point tensors in the engine's number format, quantised ones as stored."""
+    """As served: floating-point tensors in the engine's number format, quantised ones as stored; 0 of another member's
+    weights."""
+    read_bytes: int
+    """What a step of it reads: the weights, whoever's they are."""
     kv_bytes_per_token: int
 
 
@@ -46,7 +49,8 @@ class Report:
     """The configuration, with `engine.max_model_len` set: vLLM alone would take the large model's limit."""
     members: Members
     reports: tuple[MemberReport, ...]
-    """One per member: large, base, experts in the configuration's order."""
+    """One for each member that has a KV cache: large, base, experts in the configuration's order, and those again that
+    read prompts of their own with another member's weights."""
     vocabulary: int
     """How many ids the shared tokenizer has."""
     max_model_len: int
@@ -103,7 +107,7 @@ def check_members(config: Config) -> Report:
     architectures = {member.name: check_architecture(member, config.engine, dtype) for member in members.all}
     vocabularies = read_vocabularies(members)
     settings = {member.name: read_settings(member) for member in members.experts if member.kind == "adapter"}
-    tensors = {member.name: read_tensors(member) for member in members.all if member.kind != "merge"}
+    tensors = {member.name: read_tensors(member) for member in members.loaded if member.kind != "merge"}
     check_side_by_side(members, config.engine)
     remarks = check_vocabularies(members, vocabularies)
     members, ends = find_ends(config, members, vocabularies)
@@ -118,9 +122,10 @@ def check_members(config: Config) -> Report:
     for member in members.all:
         held = tensors[members.shape_of(member).name]
         architecture = architectures[member.name]
-        parameters, weight_bytes = _weigh(member, held, dtype)
+        parameters, read_bytes = _weigh(member, held, dtype)
+        weight_bytes = 0 if member.of is not None else read_bytes
         kv_bytes_per_token = architecture.kv_bytes_per_token(kv_bytes)
-        reports.append(MemberReport(member, architecture, parameters, weight_bytes, kv_bytes_per_token))
+        reports.append(MemberReport(member, architecture, parameters, weight_bytes, read_bytes, kv_bytes_per_token))
         if member.multimodal and member.kind == "model":
             remarks.append(f"{member.name}: served as a text model; its parts that read images or sound are left out")
         stored = {tensor.dtype for tensor in held.values() if tensor.dtype in FLOATS}

@@ -88,7 +88,7 @@ def check_side_by_side(members: Members, engine: Mapping[str, Any]) -> None:
         ConfigError: ranks would wait for each other, or vLLM has nothing ready for a member of that kind.
     """
     sparse = [member.where for member in members.all if member.is_sparse]
-    if sparse and int(engine.get("data_parallel_size") or 1) > 1 and members.base is not None:
+    if sparse and int(engine.get("data_parallel_size") or 1) > 1 and len(members.all) > 1:
         raise ConfigError(
             f"engine.data_parallel_size: {sparse[0]} is a mixture of experts, whose ranks wait for each other in "
             "every layer, while members run only where a request uses them; start replicas instead"

@@ -118,7 +118,7 @@ def relative_speed(report: Report, cached_tokens: int) -> float:
     parallel = int(report.config.engine.get("tensor_parallel_size") or 1)
     number = kv_dtype_bytes(report.config.engine, report.dtype)
     read = [
-        r.weight_bytes / parallel + cached_tokens * r.architecture.kv_bytes_per_token(number, parallel)
+        r.read_bytes / parallel + cached_tokens * r.architecture.kv_bytes_per_token(number, parallel)
         for r in report.reports
     ]
     return read[0] / sum(read)

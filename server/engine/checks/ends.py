@@ -37,6 +37,8 @@ def find_ends(config: Config, members: Members, vocabularies: Mapping[str, Vocab
 
 def _own_ends(member: Member, members: Members, vocabularies: Mapping[str, Vocabulary]) -> set[int]:
     """A member's `eos_token` and the `eos_token_id` of its generation_config.json; of a merge, those of its parts."""
+    if member.of is not None:
+        return _own_ends(member.of, members, vocabularies)
     if member.parts:
         return set().union(*(_own_ends(part, members, vocabularies) for _, part in member.parts))
     if member.kind == "adapter" and member.name not in vocabularies:

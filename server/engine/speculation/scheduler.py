@@ -14,6 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 
+from server.engine.scheduling import RoomAhead
 from server.engine.speculation.pace import Pace
 
 
@@ -29,7 +30,7 @@ class _Step:
     """It verifies as many as it makes, and reads no prompt: its time tells what the number costs."""
 
 
-class PacedScheduler(Scheduler):
+class PacedScheduler(RoomAhead, Scheduler):
     """The scheduler of an engine whose members draft."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -1,0 +1,66 @@
+"""The logits of a call's members, put together as the rows' pairs name them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.utils import torch_utils
+
+from server.engine.settings import ANY, LARGE, NOTHING
+from server.engine.step import MemberRows
+
+
+class Sides:
+    """What stands on either side of the experts' pairs, over the N rows of a call."""
+
+    def __init__(
+        self, large: torch.Tensor, models: Mapping[int, Any], rows: Sequence[MemberRows | None], common: int
+    ) -> None:
+        self._logits: dict[int, torch.Tensor] = {LARGE: large}
+        self._large, self._models, self._rows, self._common = large, models, rows, common
+
+    def experts(self, members: np.ndarray) -> torch.Tensor:
+        """[N, V_m] logits of the members that `members` [N] names row by row; they share their weights."""
+        numbers = [int(number) for number in np.unique(members) if number != ANY] or [NOTHING]
+        first, *others = numbers
+        logits = self._of(first)
+        if others:
+            logits = logits.clone()
+            for number in others:
+                rows = np.flatnonzero(members == number).astype(np.int64)
+                index = torch_utils.async_tensor_h2d(rows, device=logits.device)
+                logits[index] = self._of(number)[index]
+        return logits
+
+    def against(self, members: np.ndarray) -> torch.Tensor:
+        """The same, of what experts are compared with: over the ids alone that all members share.
+
+        What fuses compares over the ids that its arguments have. They must not depend on which members other requests
+        of the batch use.
+        """
+        return self.experts(members)[:, : self._common]
+
+    def _of(self, member: int) -> torch.Tensor:
+        if member not in self._logits:
+            rows = self._rows[member] if member >= 0 else None
+            self._logits[member] = self._nothing() if rows is None else self._all_rows(self._models[member], rows)
+        return self._logits[member]
+
+    def _nothing(self) -> torch.Tensor:
+        """The logits of no member: every token is as likely as every other."""
+        # Of an even stride, for which the kernel is compiled.
+        size = -(-self._common // 64) * 64
+        return self._large.new_zeros(1, size).expand(self._large.shape[0], -1)[:, : self._common]
+
+    def _all_rows(self, model: Any, part: MemberRows) -> torch.Tensor:
+        """A member's logits [N, V_m]; rows that do not use it are zeros, which nobody reads."""
+        logits: torch.Tensor = model.compute_logits(part.hidden)
+        if part.rows is None:
+            return logits
+        # Of the same stride as the head's own output, for which the kernel is compiled.
+        whole = logits.new_zeros(self._large.shape[0], logits.stride(0))[:, : logits.shape[1]]
+        whole[part.rows] = logits
+        return whole
