@@ -200,7 +200,9 @@ def _print_members(console: Console, report: Report) -> None:
     table.add_column("member", "all")
     table.add_column("kind")
     table.add_column("architecture")
-    table.add_column("parameters", f"{sum(r.parameters for r in report.reports):,}", justify="right")
+    table.add_column(
+        "parameters", f"{sum(r.parameters for r in report.reports if r.member.of is None):,}", justify="right"
+    )
     table.add_column("weights", format_bytes(report.weight_bytes), justify="right")
     table.add_column("layers", justify="right")
     table.add_column("KV per token", format_bytes(report.kv_bytes_per_token), justify="right")
@@ -208,9 +210,10 @@ def _print_members(console: Console, report: Report) -> None:
     table.add_column("ids", f"{report.vocabulary:,}", justify="right")
     for row in report.reports:
         architecture = row.architecture
+        kind = row.member.kind if row.member.of is None else f"{row.member.kind} {row.member.of.name}"
         table.add_row(
             row.member.name,
-            row.member.kind if row.member.quantisation is None else f"{row.member.kind}, {row.member.quantisation}",
+            kind if row.member.quantisation is None else f"{kind}, {row.member.quantisation}",
             architecture.name,
             f"{row.parameters:,}",
             format_bytes(row.weight_bytes),

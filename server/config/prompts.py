@@ -48,4 +48,6 @@ class SidePrompts(Section):
     """The prompts of an expert's pair, each with a KV cache of its own where it is named."""
 
     expert: PromptWay | None = Field(None, alias="with", description="What the expert itself reads.")
-    against: PromptWay | None = Field(None, description="What the member reads that it is compared with.")
+    against: PromptWay | None = Field(
+        None, description="What the member reads that it is compared with: the same keys as under `with`."
+    )

@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from fusion_kernels.weighting import markdown_table
 from server.config.engine import OWNED
 from server.config.http import HttpConfig
+from server.config.prompts import PromptWay, SidePrompts
 from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig
 from server.config.section import Section
 from server.config.source import RULE
@@ -31,6 +32,8 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("large.", MemberConfig),
     ("base.", MemberConfig),
     ("experts.NAME.", ExpertConfig),
+    ("experts.NAME.prompt.", SidePrompts),
+    ("experts.NAME.prompt.with.", PromptWay),
     ("presets.NAME.", PresetConfig),
     ("admission.", AdmissionConfig),
     ("limits.", LimitsConfig),
@@ -83,8 +86,8 @@ YAML. Unknown keys are refused, and the nearest valid one is named.
 
 ## Names
 
-An expert's name is a letter followed by letters, digits, `_` or `-`, 32 characters at most; `large` and `base` are
-taken. A preset's name may also start with a digit and hold dots, and has 64 characters at most.
+An expert's name is a letter followed by letters, digits, `_` or `-`, 32 characters at most; `large`, `base` and
+`none` are taken. A preset's name may also start with a digit and hold dots, and has 64 characters at most.
 
 ## Engine arguments
 
@@ -133,7 +136,9 @@ def rows() -> Iterator[Row]:
     """Yield every key of the configuration file, in the order of the file."""
     for prefix, section in SECTIONS:
         for name, field in section.model_fields.items():
-            yield Row(prefix + name, _type_name(field.annotation), _default(field), field.description or "")
+            yield Row(
+                prefix + (field.alias or name), _type_name(field.annotation), _default(field), field.description or ""
+            )
 
 
 def rich_table() -> Table:

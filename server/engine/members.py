@@ -21,7 +21,7 @@ from server.errors import ConfigError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-Role = Literal["large", "base", "expert"]
+Role = Literal["large", "base", "expert", "against"]
 Kind = Literal["model", "adapter", "merge", "use"]
 
 # Everything that is small: settings, tokenizers, chat templates. Weights come after the checks.
@@ -198,7 +198,8 @@ def _twins(config: Config, large: Member, base: Member | None, experts: Sequence
             original = large if of < 0 else base if of == 0 else experts[of - 1]
             assert original is not None
             name = f"{expert.name} against {original.name}"
-            twins.append(Twin(_once_more(original, name, f"experts.{expert.name}.against"), number, of))
+            member = _once_more(original, name, f"experts.{expert.name}.against")
+            twins.append(Twin(replace(member, role="against"), number, of))
     return tuple(twins)
 
 

@@ -35,6 +35,13 @@ class PairLoop:
 
         return self._fuse(read, settings)
 
+    def greedy(self, prompt: Sequence[int], settings: Settings, max_tokens: int) -> list[int]:
+        """The likeliest continuation of a prompt."""
+        tokens: list[int] = []
+        for _ in range(max_tokens):
+            tokens.append(int(self.along(prompt, [*tokens, 0], settings).logits[-1].argmax()))
+        return tokens
+
     def fuse(self, token_ids: Sequence[int], settings: Settings, positions: slice) -> Fused:
         """The fusion at `positions` of a text that all members read."""
         return self._fuse(lambda model, expert, side: self._read(model, token_ids)[positions], settings)

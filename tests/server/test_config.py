@@ -92,12 +92,12 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "{model: ./red}",
             "{}",
-            "experts.red: an expert needs exactly one of model, adapter and merge; this one has none of them",
+            "experts.red: an expert needs exactly one of model, adapter, merge and use; this one has none of them",
         ),
         (
             "{model: ./red}",
             "{model: ./red, adapter: ./lora}",
-            "experts.red: an expert needs exactly one of model, adapter and merge; this one has model and adapter",
+            "experts.red: an expert needs exactly one of model, adapter, merge and use; this one has model and adapter",
         ),
         (
             "{model: ./red}",
@@ -117,6 +117,42 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "  'm x':",
             "experts.m x: 'm x' is not an expert name: a letter, then letters, digits, '_' or '-', "
             "32 characters at most",
+        ),
+        (
+            "{model: ./red}",
+            "{use: rad}",
+            "experts.red.use: 'rad' cannot stand here; valid names: large, base, blue, lora, mix",
+        ),
+        ("{model: ./red}", "{use: red}", "experts.red.use: 'red' cannot stand here; it is this expert"),
+        (
+            "{model: ./red}",
+            "{model: ./red, against: lorra}",
+            "experts.red.against: 'lorra' cannot stand here; did you mean 'lora'?",
+        ),
+        (
+            "{model: ./red}",
+            "{use: large}",
+            "experts.mix.merge: 'red' has no weights of its own; name the expert whose weights it uses",
+        ),
+        (
+            "{model: ./red}",
+            "{model: ./red, against: none, prompt: {against: {}}}",
+            "experts.red.prompt.against: an expert that is compared with none has one prompt",
+        ),
+        (
+            "{model: ./red}",
+            "{model: ./red, prompt: {with: {text: a, system: b}}}",
+            "experts.red.prompt.with: text is the whole prompt: leave out system, context, turns and template beside it",
+        ),
+        (
+            "{model: ./red}",
+            "{model: ./red, prompt: {without: {}}}",
+            "unknown key 'without' in experts.red.prompt; did you mean 'with'?",
+        ),
+        (
+            "experts: [red],",
+            "experts: [red], prompts: {rad: {}},",
+            "presets.giant-red.prompts: there is no expert 'rad'; did you mean 'red'?",
         ),
         ("  mix:", "  7:", "experts.7: a name must be text; write it in quotes: '7'"),
         (
@@ -401,7 +437,7 @@ def test_a_large_model_alone_needs_no_base(folder: Path) -> None:
         "fusion.yaml: base: without experts nothing uses"
     )
     with_experts = alone + "experts: {red: {model: ./red}}\n"
-    assert fault(folder, with_experts).startswith("fusion.yaml: experts: experts need a base")
+    assert fault(folder, with_experts).startswith("fusion.yaml: experts: expert 'red' needs a base")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from server.config import Config
@@ -40,6 +40,19 @@ class MemberReport:
     """What a step of it reads: the weights, whoever's they are."""
     kv_bytes_per_token: int
 
+    def as_dict(self) -> dict[str, Any]:
+        """What it is and costs, as JSON can say it."""
+        return {
+            "name": self.member.name,
+            "role": self.member.role,
+            "kind": self.member.kind,
+            "architecture": self.architecture.name,
+            "parameters": self.parameters,
+            "weight_bytes": self.weight_bytes,
+            "layers": self.architecture.layers,
+            "kv_bytes_per_token": self.kv_bytes_per_token,
+        }
+
 
 @dataclass(frozen=True)
 class Report:
@@ -71,6 +84,18 @@ class Report:
         """KV cache bytes that one token takes in all members together."""
         return sum(report.kv_bytes_per_token for report in self.reports)
 
+    @property
+    def _listed(self) -> list[MemberReport]:
+        """Also the experts that are another member under the request's prompt, and cost nothing."""
+        found = {report.member.name: report for report in self.reports}
+        missing = [expert for expert in self.members.experts if expert.name not in found and expert.of is not None]
+        free = [
+            replace(found[expert.of.name], member=expert, weight_bytes=0, read_bytes=0, kv_bytes_per_token=0)
+            for expert in missing
+            if expert.of is not None
+        ]
+        return [*self.reports, *free]
+
     def as_dict(self) -> dict[str, Any]:
         """The members, and the presets over them, as JSON can say it."""
         return {
@@ -78,19 +103,7 @@ class Report:
             "max_model_len": self.max_model_len,
             "vocabulary": self.vocabulary,
             "sampling_defaults": self.sampling_defaults,
-            "members": [
-                {
-                    "name": report.member.name,
-                    "role": report.member.role,
-                    "kind": report.member.kind,
-                    "architecture": report.architecture.name,
-                    "parameters": report.parameters,
-                    "weight_bytes": report.weight_bytes,
-                    "layers": report.architecture.layers,
-                    "kv_bytes_per_token": report.kv_bytes_per_token,
-                }
-                for report in self.reports
-            ],
+            "members": [report.as_dict() for report in self._listed],
             "presets": {name: preset.model_dump() for name, preset in self.config.presets.items()},
         }
 
