@@ -121,6 +121,8 @@ class _OwnPrompts:
             )
         self._readers[member] = field
         if ids is not None:
+            if self._state.report.members.numbered[member].is_chunked:
+                raise RequestError(f"{field}: the member's chunked attention reads the request's prompt alone", field)
             self._prompts[member] = ids
 
     async def _ids(self, given: GivenPrompt, field: str) -> list[int]:
@@ -163,7 +165,10 @@ class _OwnPrompts:
         if isinstance(request, FusionMessagesRequest):
             return [*self._state.messages.translate(request).messages]
         if isinstance(request, FusionResponsesRequest) and request.previous_response_id is None:
-            return construct_input_messages(request_instructions=request.instructions, request_input=request.input)
+            messages: list[Message] = construct_input_messages(
+                request_instructions=request.instructions, request_input=request.input
+            )
+            return messages
         what = "a text" if isinstance(request, FusionCompletionRequest) else "an answer that came before"
         raise RequestError(
             f"{field}: this model makes it of a request's messages, and there is {what}; give the prompt itself", field

@@ -90,6 +90,11 @@ class Member:
         return any(getattr(self.text_config, name, None) for name in names)
 
     @property
+    def is_chunked(self) -> bool:
+        """Whether its attention sees chunks of the text (Llama 4's), which begin at places of the request."""
+        return getattr(self.text_config, "attention_chunk_size", None) is not None
+
+    @property
     def is_latent(self) -> bool:
         """Whether it has multi-head latent attention (DeepSeek's)."""
         return getattr(self.text_config, "kv_lora_rank", None) is not None

@@ -38,11 +38,17 @@ def _share(original: nn.Module, twin: nn.Module) -> None:
             twin._modules[name] = own
     twin._parameters.update(original._parameters)
     twin._buffers.update(original._buffers)
-    # What layers keep beside: attention sinks stand in the backend's object too.
+    # What layers keep beside: attention sinks and projections stand in the backend's object too.
     for theirs, ours in ((original, twin), (getattr(original, "impl", None), getattr(twin, "impl", None))):
         for key, value in vars(ours).items() if ours is not None else ():
-            if isinstance(value, torch.Tensor) and value.is_meta:
+            if _is_empty(value):
                 setattr(ours, key, getattr(theirs, key))
+
+
+def _is_empty(value: object) -> bool:
+    if isinstance(value, nn.Module):
+        return any(tensor.is_meta for tensor in (*value.parameters(), *value.buffers()))
+    return isinstance(value, torch.Tensor) and value.is_meta
 
 
 def _tensors(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from tests.server_process import ServerProcess
 
 MAX_TOKENS = 12
 MAX_LEN = 256
-QUESTION = {"role": "user", "content": "Name one river."}
+QUESTION: Any = {"role": "user", "content": "Name one river."}
 MESSAGES: list[Any] = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "name": "context", "content": "All rivers have dried up, it says here."},
@@ -203,7 +203,7 @@ def test_the_base_reads_one_prompt(client: OpenAI, expected: Expected) -> None:
     assert chat(client, "both", [QUESTION], prompts=prompts) == expected.answer(
         expected.ids([QUESTION]), "both", {("red", "against"): read, ("blue", "against"): read}
     )
-    with pytest.raises(openai.BadRequestError, match="red.against is the same member"):
+    with pytest.raises(openai.BadRequestError, match=r"red\.against is the same member"):
         chat(client, "both", [QUESTION], prompts={"red": {"against": "A"}})
 
 
@@ -257,8 +257,8 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
 def test_bad_prompts(client: OpenAI, preset: str, fusion: dict[str, Any], param: str, message: str) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
         chat(client, preset, [QUESTION], **fusion)
-    assert refused.value.body["param"] == param  # type: ignore[index, call-overload]
-    assert message in refused.value.body["message"]  # type: ignore[index, call-overload]
+    assert refused.value.body["param"] == param  # type: ignore[index]
+    assert message in refused.value.body["message"]  # type: ignore[index]
 
 
 def test_what_cannot_go_with_it(client: OpenAI) -> None:

@@ -104,7 +104,7 @@ class Engine:
             self._make_room(slot, request.computed + length)
             self._offer(request, request.computed + length)
         self.rng.shuffle(slots)
-        lengths, prefilling = ([scheduled[slot][part] for slot in slots] for part in (0, 1))
+        lengths, prefilling = [scheduled[slot][0] for slot in slots], [scheduled[slot][1] for slot in slots]
         batch = self._batch(slots, lengths, prefilling)
         used = np.ones(len(slots), dtype=bool)
         reading = Reading(batch, self.tables, self.table, MEMBER, used, self.most)  # type: ignore[arg-type]

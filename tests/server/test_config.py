@@ -142,7 +142,8 @@ def test_a_good_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "{model: ./red}",
             "{model: ./red, prompt: {with: {text: a, system: b}}}",
-            "experts.red.prompt.with: text is the whole prompt: leave out system, context, turns and template beside it",
+            "experts.red.prompt.with: text is the whole prompt: leave out system, context, turns and template beside "
+            "it",
         ),
         (
             "{model: ./red}",
