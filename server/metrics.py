@@ -21,7 +21,6 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from fusion_kernels import Weighting
-from fusion_kernels.batch import BASE, FIRST_EXPERT
 from server.config import Config
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, Counts
 from server.engine.client import FusionEngine
@@ -65,7 +64,7 @@ class _Names(NamedTuple):
     presets: list[str]
     weightings: list[str]  # by `Weighting`
     experts: list[str]
-    members: list[str]  # by the member numbers of `Fused.broken`
+    members: list[str]  # in the order of `Counts.broken`
 
 
 class FusionMetrics(Collector):
@@ -78,9 +77,8 @@ class FusionMetrics(Collector):
             presets=list(config.presets),
             weightings=[str(weighting) for weighting in Weighting],
             experts=experts,
-            members=[""] * BASE + ["base"] + experts,
+            members=["base", *experts],
         )
-        assert len(self._names.members) == FIRST_EXPERT + len(experts)
         self._counts = self._zero()
         self._reported: set[str] = set()
 

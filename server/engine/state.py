@@ -313,7 +313,8 @@ class FusionModelState(DefaultModelState):
     ) -> None:
         """Keep a step that fused, where somebody looks."""
         if self.watched is not None:
-            batch = Batch(large, base, experts, rows.kind, rows.use, rows.alpha, rows.alpha_max)
+            against = [base] * len(experts)
+            batch = Batch(large, against, experts, rows.kind, rows.use, rows.alpha, rows.alpha_max)
             self.watched.append(self_check.Step(batch, fused))
 
     def record(

@@ -13,7 +13,7 @@ import torch
 import vllm.v1.worker.cpu.shm  # noqa: F401 (as vLLM's CPU worker does, before the runner's modules)
 
 from fusion_kernels import Fused, Weighting
-from fusion_kernels.batch import BASE, FIRST_EXPERT
+from fusion_kernels.batch import broken_against, broken_expert
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, MAX_PENDING_STEPS, Aggregates, Counts
 from server.engine.settings import FusionSettings
 from server.engine.slots import Slot, SlotTable
@@ -31,10 +31,11 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counts = Aggregates(SlotTable(SLOTS, EXPERTS, CPU), PRESETS).read()
 
-    def add(self, settings: FusionSettings, alpha: dict[int, float], kl: list[float], broken: int) -> None:
+    def add(self, settings: FusionSettings, alpha: dict[int, float], kl: list[float], broken: int | None) -> None:
+        """`broken` is 0 for the base, 1 + t for expert t."""
         preset = settings.preset
         self.counts["tokens"][preset][settings.weighting] += 1
-        if broken:
+        if broken is not None:
             self.counts["broken"][preset][broken] += 1
             return
         for expert in settings.experts:
@@ -80,9 +81,13 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
         alpha = torch.tensor([[rng.choice([*ALPHA_BUCKETS, -0.4, 0.6, 99.0]) for _ in in_use] for _ in order])
         kl = torch.tensor([[rng.choice([*KL_BUCKETS, 0.0, 0.2, 50.0]) for _ in range(2)] for _ in order])
         broken = torch.zeros(SLOTS, dtype=torch.int8)
+        culprits: dict[int, int] = {}
         for row, index in enumerate(order):
             if (experts := requests[index].experts) and rng.random() < 0.2:
-                broken[row] = rng.choice([BASE, *(FIRST_EXPERT + in_use.index(t) for t in experts)])
+                if (culprit := rng.choice([None, *experts])) is None:
+                    culprits[row], broken[row] = 0, broken_against(in_use.index(experts[0]))
+                else:
+                    culprits[row], broken[row] = 1 + culprit, broken_expert(in_use.index(culprit))
         rows = table.rows(torch.tensor(order))
         if in_use:
             fused = Fused(torch.zeros(SLOTS, 4), alpha, torch.zeros(SLOTS, 2), kl, broken)
@@ -92,10 +97,9 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
         for row, index in enumerate(order):
             if not generates[row]:
                 continue
-            settings, broken_number = requests[index], int(broken[row])
-            member = FIRST_EXPERT + in_use[broken_number - FIRST_EXPERT] if broken_number > BASE else broken_number
+            settings = requests[index]
             weights = {t: float(alpha[row, in_use.index(t)]) for t in settings.experts}
-            tally.add(settings, weights, kl[row].tolist(), member)
+            tally.add(settings, weights, kl[row].tolist(), culprits.get(row))
     for index in range(SLOTS):
         table.remove(index)
     found = aggregates.read()
