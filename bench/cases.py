@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from fusion_kernels import Fused, Weighting, fuse_logits, reference
+from fusion_kernels.batch import once_each
 
 KINDS = tuple(Weighting)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+AGAINST = ("base", "own", "nothing")
+"""What an expert may be compared with: the one base, a tensor of its own, or zeros, one row in memory for all rows."""
 
 
 @dataclass
@@ -16,7 +19,7 @@ class Case:
     """The arguments of `fuse_logits`."""
 
     large: Tensor
-    base: Tensor
+    against: list[Tensor]
     experts: list[Tensor]
     kind: Tensor
     use: Tensor
@@ -25,29 +28,36 @@ class Case:
 
     def fuse(self, impl: str | None) -> Fused:
         settings = {"kind": self.kind, "use": self.use, "alpha": self.alpha, "alpha_max": self.alpha_max}
-        return fuse_logits(self.large, self.base, self.experts, **settings, impl=impl)
+        return fuse_logits(self.large, self.against, self.experts, **settings, impl=impl)
 
     def to(self, device: str) -> "Case":
-        experts = [expert.to(device) for expert in self.experts]
-        moved = {
-            name: getattr(self, name).to(device) for name in ("large", "base", "kind", "use", "alpha", "alpha_max")
-        }
-        return Case(experts=experts, **moved)
+        """A copy there: what is one tensor stays one, and so does a row that stands for all rows."""
+
+        def move(member: Tensor) -> Tensor:
+            return member.to(device) if member.stride(0) else member[:1].to(device).expand(member.shape)
+
+        large, *members = once_each(move, self.members)
+        settings = {name: getattr(self, name).to(device) for name in ("kind", "use", "alpha", "alpha_max")}
+        number = len(self.experts)
+        return Case(large, members[:number], members[number:], **settings)
 
     def row_alone(self, i: int) -> "Case":
         rows = slice(i, i + 1)
         settings = {name: getattr(self, name)[rows] for name in ("kind", "use", "alpha", "alpha_max")}
-        return Case(self.large[rows], self.base[rows], [expert[rows] for expert in self.experts], **settings)
+        against, experts = ([member[rows] for member in members] for members in (self.against, self.experts))
+        return Case(self.large[rows], against, experts, **settings)
+
+    @property
+    def members(self) -> list[Tensor]:
+        return [self.large, *self.against, *self.experts]
 
     def common(self) -> int:
-        return min(member.shape[1] for member in [self.large, self.base, *self.experts])
+        return min(member.shape[1] for member in self.members)
 
     def row(self, i: int, used: list[int]) -> reference.Row:
         common = self.common()
-        members = [self.experts[t][i, :common] for t in used]
-        return reference.Row(
-            self.large[i, :common].float(), self.base[i, :common].float(), [m.float() for m in members]
-        )
+        against, experts = ([members[t][i, :common].float() for t in used] for members in (self.against, self.experts))
+        return reference.Row(self.large[i, :common].float(), against, experts)
 
 
 def logits(generator: torch.Generator, rows: int, vocabulary: int, scale: float) -> Tensor:
@@ -69,30 +79,53 @@ def make(
     dtype: torch.dtype = torch.float32,
     paddings: tuple[int, ...] = (0,),
     masked: float = 0.0,
+    against: tuple[str, ...] = ("base",),
+    broken: float = 0.0,
 ) -> Case:
-    """A case with `rows` rows that go through `kinds`; experts are the base plus `spread` noise."""
+    """A case with `rows` rows that go through `kinds`, and experts that go through `against`.
+
+    Experts, and what is an expert's own to be compared with, are the base plus `spread` noise. `masked` is the share of
+    masked tokens, `broken` that of rows of a member that hold NaN or +inf.
+    """
     generator = torch.Generator().manual_seed(seed)
     large, base = logits(generator, rows, vocabulary, scale), logits(generator, rows, vocabulary, scale)
     experts = [base + logits(generator, rows, vocabulary, spread) for _ in range(number)]
+    chosen = [against[t % len(against)] for t in range(number)]
+    others = [
+        torch.zeros(1, vocabulary) if name == "nothing" else base + logits(generator, rows, vocabulary, spread)
+        for name in chosen
+        if name != "base"
+    ]
     members = []
-    for i, member in enumerate([large, base, *experts]):
+    for i, member in enumerate([large, base, *experts, *others]):
         padding = paddings[i % len(paddings)]
-        tail = torch.randn(rows, padding, generator=generator) * scale
-        member = member.masked_fill(torch.rand(rows, vocabulary, generator=generator) < masked, -torch.inf)
+        tail = torch.randn(len(member), padding, generator=generator) * scale
+        member = member.masked_fill(torch.rand(member.shape, generator=generator) < masked, -torch.inf)
         members.append(torch.cat([member, tail], dim=1).clamp(-1e4, 1e4 if scale > 100 else None).to(dtype))
         if masked:
             members[-1][:, :vocabulary][member == -torch.inf] = -torch.inf
+        if broken:
+            _break(generator, members[-1], broken)
     alpha_max = torch.rand(rows, generator=generator) * 3
     alpha_max[torch.rand(rows, generator=generator) < 0.5] = 2.0
+    own = iter(members[2 + number :])
     return Case(
         members[0],
-        members[1],
-        members[2:],
+        [members[1] if name == "base" else next(own).expand(rows, -1) for name in chosen],
+        members[2 : 2 + number],
         torch.tensor([kinds[i % len(kinds)] for i in range(rows)], dtype=torch.int8),
         torch.rand(rows, number, generator=generator) < 0.7,
         torch.rand(rows, number, generator=generator) * 3 - 1,
         alpha_max,
     )
+
+
+def _break(generator: torch.Generator, member: Tensor, share: float) -> None:
+    """Put NaN or +inf somewhere in this share of a member's rows."""
+    for row in (torch.rand(len(member), generator=generator) < share).nonzero().flatten():
+        place = torch.randint(0, member.shape[1], (), generator=generator)
+        which = int(torch.randint(0, 3, (), generator=generator))
+        member[row, place] = (torch.nan, -torch.nan, torch.inf)[which]
 
 
 def same_values(actual: Tensor, expected: Tensor, tolerance: Tensor | float, what: str) -> None:
@@ -124,7 +157,7 @@ def judge(case: Case, impl: str | None, device: str = "cpu") -> None:
             continue
         problem = case.row(i, used)
         alpha = [float(out.alpha[i, t]) for t in used]
-        finite = torch.cat([m[i].float() for m in [case.large, case.base, *case.experts]])
+        finite = torch.cat([member[i].float() for member in case.members])
         size = float(torch.where(finite.isfinite(), finite, 0.0).abs().max()) * 2.0**-23
         reach = 1.0 + sum(abs(a) for a in alpha)
         target, found = problem.target, problem.at(alpha)

@@ -1,19 +1,34 @@
 """What a fusion takes and what it returns, for B rows, T experts and the V ids of the large model."""
 
-from typing import NamedTuple, Self
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-# The members as `Fused.broken` numbers them.
-BASE, FIRST_EXPERT = 1, 2
+
+# Numbers in `Fused.broken`, for t a number or a tensor. numba and Triton compile them too, hence one expression each.
+def broken_expert(t: Any) -> Any:
+    """Expert t is broken."""
+    return 1 + t
+
+
+def broken_against(t: Any) -> Any:
+    """What expert t is compared with is broken."""
+    return -1 - t
+
+
+def expert_of(broken: Any) -> Any:
+    """The expert t that a number other than 0 is about: itself is broken, or what it is compared with."""
+    return abs(broken) - 1
 
 
 class Batch(NamedTuple):
     """The arguments of `fuse_logits`, checked: what every implementation gets."""
 
     large: Tensor
-    base: Tensor
+    against: list[Tensor]
+    """T tensors, what each expert is compared with: one may stand several times, and its rows may have stride 0."""
     experts: list[Tensor]
     kind: Tensor
     use: Tensor
@@ -22,8 +37,8 @@ class Batch(NamedTuple):
 
     @property
     def members(self) -> list[Tensor]:
-        """Large, base and the experts, in this order."""
-        return [self.large, self.base, *self.experts]
+        """Large, the T that experts are compared with, and the T experts, in this order."""
+        return [self.large, *self.against, *self.experts]
 
     @property
     def common(self) -> int:
@@ -39,12 +54,14 @@ class Fused(NamedTuple):
     alpha: Tensor
     """[B, T] float32: the weights used; 0 for an expert that had no part, 1 for the expert of an `ALONE` row."""
     kl_target: Tensor
-    """[B, 2] float32: mean a = KL(expert || base) and mean b = KL(base || expert) over the row's experts, in nats."""
+    """[B, 2] float32: over the row's experts, mean a = KL(expert || what it is compared with) and mean b = KL(what it
+    is compared with || expert), in nats."""
     kl_fused: Tensor
     """[B, 2] float32: f = KL(fused || large) and g = KL(large || fused) at the weights used, in nats."""
     broken: Tensor
-    """[B] int8: the member whose NaN or +inf made the row fall back to the large model alone: `BASE`, or
-    `FIRST_EXPERT` + t for expert t; the first one found where there are several, and 0 in every other row."""
+    """[B] int8: whose NaN or +inf made the row fall back to the large model alone: `broken_expert(t)`, or
+    `broken_against(t)` for what expert t is compared with; the first one in the order against_0, expert_0, against_1,
+    expert_1, .. of the experts that the row uses, and 0 in every other row."""
 
     @classmethod
     def room_for(cls, batch: Batch) -> Self:
@@ -59,4 +76,13 @@ class Fused(NamedTuple):
     @property
     def fallback(self) -> Tensor:
         """[B] bool: a member that the row needed is broken, so the row is the large model alone."""
-        return self.broken > 0
+        return self.broken != 0
+
+
+def once_each(function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`function` of every tensor, called once for one that stands several times."""
+    found: dict[int, Tensor] = {}
+    for tensor in tensors:
+        if id(tensor) not in found:
+            found[id(tensor)] = function(tensor)
+    return [found[id(tensor)] for tensor in tensors]

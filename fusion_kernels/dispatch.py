@@ -12,11 +12,13 @@ from fusion_kernels.batch import Batch, Fused
 
 # Each is a package with `fuse`, imported when first used: numba and triton take seconds, and only one is needed.
 BACKENDS = ("reference", "torch", "cpu", "triton")
+LOGITS = (torch.float32, torch.float16, torch.bfloat16)
+"""The dtypes that logits may have."""
 
 
 def fuse_logits(
     large: Tensor,
-    base: Tensor,
+    against: Tensor | Sequence[Tensor],
     experts: Sequence[Tensor],
     *,
     kind: Tensor,
@@ -29,7 +31,9 @@ def fuse_logits(
 
     Args:
         large: [B, V], the large model's logits; like all logits float32, float16 or bfloat16, computed with in float32.
-        base: [B, V_b], the base's logits.
+        against: what the experts are compared with: one tensor [B, V_a] for all of them, such as the base's logits, or
+            T tensors, one for each. Of a tensor that stands several times nothing is done twice. Rows may have stride
+            0: zeros [1, V_a], expanded to B rows, compare an expert with nothing, the uniform distribution.
         experts: T tensors [B, V_t]. Vocabularies may be padded to different lengths; V_c below is the shortest of all.
         kind: [B] int8, a `Weighting` per row.
         use: [B, T] bool, the experts each row uses. Ignored by `NONE`; `ALONE` takes the first one.
@@ -39,19 +43,21 @@ def fuse_logits(
             "reference" is the float64 oracle, and slow.
 
     Returns:
-        `Fused`. With delta_t = expert_t - base on the first V_c ids and 0 beyond, the logits are
-        large + sum_t alpha_t delta_t. A token that base or expert masks (-inf) has delta 0; one that large masks stays
-        masked. `ALONE` rows hold the expert's own logits, -inf past its vocabulary. A `NONE` row, and a row without
-        experts, is large unchanged. So is a row whose large logits hold NaN or +inf; it does not count as a fallback.
+        `Fused`. With delta_t = expert_t - against_t on the first V_c ids and 0 beyond, the logits are
+        large + sum_t alpha_t delta_t. A token that expert_t or against_t masks (-inf) has delta 0; one that large masks
+        stays masked. `ALONE` rows hold the expert's own logits, -inf past its vocabulary. A `NONE` row, and a row
+        without experts, is large unchanged. So is a row whose large logits hold NaN or +inf; it does not count as a
+        fallback.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together, or an unknown `impl`.
     """
-    _check(large, base, experts, kind=kind, use=use, alpha=alpha, alpha_max=alpha_max)
+    _check(large, against, experts, kind=kind, use=use, alpha=alpha, alpha_max=alpha_max)
     name = impl or _implementation(large.device.type)
     if name not in BACKENDS:
         raise ValueError(f"impl is {name!r}; the choices are {', '.join(BACKENDS)}")
-    return Fused(*_fuse(large, base, list(experts), kind, use, alpha, alpha_max, name))
+    against = [against] * len(experts) if isinstance(against, Tensor) else list(against)
+    return Fused(*_fuse(large, against, list(experts), kind, use, alpha, alpha_max, name))
 
 
 def warm_up() -> None:
@@ -77,7 +83,7 @@ def _backend(name: str) -> Any:
 @torch.library.custom_op("fusion_kernels::fuse", mutates_args=())
 def _fuse(
     large: Tensor,
-    base: Tensor,
+    against: list[Tensor],
     experts: list[Tensor],
     kind: Tensor,
     use: Tensor,
@@ -85,14 +91,14 @@ def _fuse(
     alpha_max: Tensor,
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    fused: Fused = _backend(name).fuse(Batch(large, base, experts, kind, use, alpha, alpha_max))
+    fused: Fused = _backend(name).fuse(Batch(large, against, experts, kind, use, alpha, alpha_max))
     return fused
 
 
 @_fuse.register_fake
 def _(
     large: Tensor,
-    base: Tensor,
+    against: list[Tensor],
     experts: list[Tensor],
     kind: Tensor,
     use: Tensor,
@@ -110,16 +116,24 @@ def _(
     )
 
 
-def _check(large: Tensor, base: Tensor, experts: Sequence[Tensor], **per_row: Tensor) -> None:
+def _check(large: Tensor, against: Tensor | Sequence[Tensor], experts: Sequence[Tensor], **per_row: Tensor) -> None:
     rows, number = large.shape[0], len(experts)
     if number == 0:
         raise ValueError("experts is empty; give at least one tensor [B, V_t]")
-    members = {"large": large, "base": base} | {f"experts[{t}]": expert for t, expert in enumerate(experts)}
+    if isinstance(against, Tensor):
+        members = {"large": large, "against": against}
+    elif len(against) == number:
+        members = {"large": large} | {f"against[{t}]": against_t for t, against_t in enumerate(against)}
+    else:
+        raise ValueError(f"against has length {len(against)}; with these experts it must be one tensor, or {number}")
+    members |= {f"experts[{t}]": expert for t, expert in enumerate(experts)}
     for name, member in members.items():
         if member.dim() != 2 or member.shape[0] != rows:
             raise ValueError(
                 f"{name} has shape {tuple(member.shape)}; with {rows} rows it must be [{rows}, vocabulary]"
             )
+        if member.dtype not in LOGITS:
+            raise ValueError(f"{name} is {member.dtype}; it must be {', '.join(map(str, LOGITS))}")
     shapes = {"kind": (rows,), "use": (rows, number), "alpha": (rows, number), "alpha_max": (rows,)}
     dtypes = {"kind": torch.int8, "use": torch.bool, "alpha": torch.float32, "alpha_max": torch.float32}
     for name, value in per_row.items():

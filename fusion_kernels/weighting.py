@@ -89,7 +89,7 @@ class Weighting(IntEnum):
 
     @property
     def fuses(self) -> bool:
-        """Whether it adds deltas to the large model's logits, and so needs the base."""
+        """Whether it adds deltas to the large model's logits, and so needs what its experts are compared with."""
         return self.parameter is not None
 
 

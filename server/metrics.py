@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -21,8 +22,8 @@ from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, M
 from prometheus_client.registry import Collector
 
 from fusion_kernels import Weighting
-from fusion_kernels.batch import BASE, FIRST_EXPERT
 from server.config import Config
+from server.config.schema import NONE
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, Counts
 from server.engine.client import FusionEngine
 
@@ -65,7 +66,6 @@ class _Names(NamedTuple):
     presets: list[str]
     weightings: list[str]  # by `Weighting`
     experts: list[str]
-    members: list[str]  # by the member numbers of `Fused.broken`
 
 
 class FusionMetrics(Collector):
@@ -78,20 +78,18 @@ class FusionMetrics(Collector):
             presets=list(config.presets),
             weightings=[str(weighting) for weighting in Weighting],
             experts=experts,
-            members=[""] * BASE + ["base"] + experts,
         )
-        assert len(self._names.members) == FIRST_EXPERT + len(experts)
         self._counts = self._zero()
         self._reported: set[str] = set()
 
     def update(self, engines: list[Counts]) -> None:
         """Take a reading of every engine, and log the members that it shows broken for the first time."""
         counts: Any = {name: np.sum([engine[name] for engine in engines], axis=0).tolist() for name in engines[0]}  # type: ignore[literal-required]
-        for number, member in enumerate(self._names.members):
-            tokens = sum(row[number] for row in counts["broken"])
+        broken: Counter[str] = sum(map(self._broken, counts["broken"]), Counter())
+        for member, tokens in broken.items():
             if tokens and member not in self._reported:
                 self._reported.add(member)
-                who = "the base" if member == "base" else f"expert '{member}'"
+                who = f"expert '{member}'" if member in self._names.experts else f"the {member}"
                 logger.error(
                     "The logits of %s hold NaN or infinity; the large model answers alone at such tokens (%d so far). "
                     "They are counted in fusion_solver_failures_total; this is said once.",
@@ -126,8 +124,9 @@ class FusionMetrics(Collector):
             for weighting, number in zip(names.weightings, counts["tokens"][index], strict=True):
                 if number or weighting == settings.weighting:
                     tokens.add_metric([preset, weighting], number)
-            for member, number in zip(names.members, counts["broken"][index], strict=True):
-                if number or member in settings.experts or (member == "base" and settings.experts):
+            own = {member for name in settings.experts for member in (name, self._config.experts[name].against)}
+            for member, number in self._broken(counts["broken"][index]).items():
+                if number or member in own:
                     failures.add_metric([preset, member], number)
             for expert, sizes, total in zip(
                 names.experts, counts["alpha"][index], counts["alpha_sum"][index], strict=True
@@ -140,6 +139,15 @@ class FusionMetrics(Collector):
         yield from (tokens, failures, alpha, divergence)
         if self._config.speculation is not None:
             yield from self._collect_drafts()
+
+    def _broken(self, counts: list[list[int]]) -> Counter[str]:
+        """A preset's tokens at which a member was broken, by the members' names."""
+        found: Counter[str] = Counter()
+        for (name, expert), (itself, against) in zip(self._config.experts.items(), counts, strict=True):
+            found[name] += itself
+            if expert.against != NONE:
+                found[expert.against] += against
+        return found
 
     def _collect_drafts(self) -> Iterator[Metric]:
         drafted = CounterMetricFamily(
@@ -168,7 +176,7 @@ class FusionMetrics(Collector):
         draft_tokens = 0 if self._config.speculation is None else self._config.speculation.tokens
         return {
             "tokens": [[0] * len(self._names.weightings) for _ in presets],
-            "broken": [[0] * len(self._names.members) for _ in presets],
+            "broken": [[[0, 0] for _ in experts] for _ in presets],
             "alpha": [[[0] * (len(ALPHA_BUCKETS) + 1) for _ in experts] for _ in presets],
             "alpha_sum": [[0.0 for _ in experts] for _ in presets],
             "kl": [[[0] * (len(KL_BUCKETS) + 1) for _ in DIVERGENCES] for _ in presets],

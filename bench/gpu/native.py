@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from bench.cases import DTYPES, KINDS, Case, judge, make
+from bench.cases import AGAINST, DTYPES, KINDS, Case, judge, make
 from bench.gpu.cost import SHAPES, Prediction
 from bench.kernels import Case as Logits
 from bench.kernels import paper_loop
@@ -69,6 +69,8 @@ def _drawn(draws: int) -> Iterator[Callable[[], None]]:
                 "number": 1 + seed % 8,
                 "spread": (0.01, 1.0, 3.0, 10.0)[seed // 2 % 4],
                 "masked": (0.0, 0.0, 0.2, 0.9)[seed // 8 % 4],
+                "against": (("base",), AGAINST)[seed // 32 % 2],
+                "broken": (0.0, 0.0, 0.2)[seed % 3],
                 "dtype": dtype,
             },
         )

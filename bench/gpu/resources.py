@@ -84,7 +84,7 @@ def example(number: int = 1, rows: int = 1, vocabulary: int = 128_256, dtype: to
     members = [torch.empty(rows, vocabulary, dtype=dtype) for _ in range(2 + number)]
     return Batch(
         members[0],
-        members[1],
+        members[1:2] * number,
         members[2:],
         torch.zeros(rows, dtype=torch.int8),
         torch.ones(rows, number, dtype=torch.bool),

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fusion_kernels.batch import Batch, Fused
+from fusion_kernels.batch import Batch, Fused, once_each
 from fusion_kernels.cpu.moments import BFLOAT16, BLOCK, FLOAT32, MEMBER
 from fusion_kernels.cpu.row import FACTS, Scratch, Settings, fuse_rows
 from fusion_kernels.cpu.search import COLUMNS
@@ -20,7 +20,7 @@ _local = threading.local()
 
 def fuse(batch: Batch) -> Fused:
     """`fuse_logits` for CPU tensors; float32 and bfloat16 logits are read in place, other dtypes are converted."""
-    tensors = [_readable(member) for member in batch.members]
+    tensors = once_each(_readable, batch.members)
     rows, number = batch.use.shape
     # Whoever loads a model makes its dtype and device the default ones.
     real: Any = {"dtype": torch.float32, "device": "cpu"}
@@ -50,7 +50,7 @@ def warm_up() -> None:
     logits = torch.zeros(1, 2, dtype=torch.float32, device="cpu")
     kind = torch.tensor([Weighting.NONE], dtype=torch.int8, device="cpu")
     ones = torch.ones(1, 1, dtype=torch.float32, device="cpu")
-    fuse(Batch(logits, logits, [logits], kind, ones.bool(), ones, ones[0]))
+    fuse(Batch(logits, [logits], [logits], kind, ones.bool(), ones, ones[0]))
 
 
 def _readable(member: Tensor) -> Tensor:

@@ -77,15 +77,15 @@ def weigh(row: Any, top: float, weights: Any) -> float:
 
 
 @jit
-def delta_of(expert: Any, base: Any, large: Any, large_top: float, delta: Any) -> tuple[float, float]:
-    """delta = expert - base, 0 where either masks; all [n].
+def delta_of(expert: Any, against: Any, large: Any, large_top: float, delta: Any) -> tuple[float, float]:
+    """delta = expert - against, 0 where either masks; all [n].
 
     Returns the largest delta among large's top tokens (the centre) and the largest of all.
     """
     top, lowest = np.float32(large_top), np.float32(-np.inf)
     delta_key, centre_key = _LEAST, _LEAST
     for i in range(delta.size):
-        d = expert[i] - base[i] if (expert[i] > lowest) & (base[i] > lowest) else _ZERO
+        d = expert[i] - against[i] if (expert[i] > lowest) & (against[i] > lowest) else _ZERO
         delta[i] = d
         key = ordered(d)
         delta_key = max(delta_key, key)
@@ -94,44 +94,44 @@ def delta_of(expert: Any, base: Any, large: Any, large_top: float, delta: Any) -
 
 
 @jit
-def joint_tops(expert: Any, base: Any) -> tuple[float, float]:
-    """The largest expert and base logit among the tokens that neither masks, -inf if there are none."""
+def joint_tops(expert: Any, against: Any) -> tuple[float, float]:
+    """The largest logit of an expert, and of what it is compared with, among the tokens that neither masks; or -inf."""
     lowest = np.float32(-np.inf)
-    expert_key, base_key = _MINUS_INF, _MINUS_INF
+    expert_key, against_key = _MINUS_INF, _MINUS_INF
     for i in range(expert.size):
-        both = (expert[i] > lowest) & (base[i] > lowest)
+        both = (expert[i] > lowest) & (against[i] > lowest)
         expert_key = max(expert_key, ordered(expert[i]) if both else _LEAST)
-        base_key = max(base_key, ordered(base[i]) if both else _LEAST)
-    return unordered(expert_key), unordered(base_key)
+        against_key = max(against_key, ordered(against[i]) if both else _LEAST)
+    return unordered(expert_key), unordered(against_key)
 
 
 @jit
-def targets(expert: Any, base: Any, expert_top: float, base_top: float) -> tuple[float, float, float]:
-    """a = KL(Q_t || Q), b = KL(Q || Q_t) and the entropy of Q_t over the tokens that neither masks."""
-    t_top, b_top, lowest = np.float32(expert_top), np.float32(base_top), np.float32(-np.inf)
-    mass_t, mass_b, mean_t, mean_b, level_t = 0.0, 0.0, 0.0, 0.0, 0.0
+def targets(expert: Any, against: Any, expert_top: float, against_top: float) -> tuple[float, float, float]:
+    """a = KL(Q_t || R_t), b = KL(R_t || Q_t) and the entropy of Q_t over the tokens that neither masks."""
+    q_top, r_top, lowest = np.float32(expert_top), np.float32(against_top), np.float32(-np.inf)
+    mass_q, mass_r, mean_q, mean_r, level_q = 0.0, 0.0, 0.0, 0.0, 0.0
     for start in range(0, expert.size, BLOCK):
-        es, bs = expert[start : start + BLOCK], base[start : start + BLOCK]
+        es, rs = expert[start : start + BLOCK], against[start : start + BLOCK]
         s0, s1, s2, s3, s4 = _ZERO, _ZERO, _ZERO, _ZERO, _ZERO
         for i in range(es.size):
-            both = (es[i] > lowest) & (bs[i] > lowest)
-            e, b = (es[i] - t_top if both else _ZERO), (bs[i] - b_top if both else _ZERO)
-            q_t, q = (exp(e) if both else _ZERO), (exp(b) if both else _ZERO)
+            both = (es[i] > lowest) & (rs[i] > lowest)
+            e, r = (es[i] - q_top if both else _ZERO), (rs[i] - r_top if both else _ZERO)
+            q_t, r_t = (exp(e) if both else _ZERO), (exp(r) if both else _ZERO)
             s0 += q_t
-            s1 += q
-            s2 += q_t * (e - b)
-            s3 += q * (e - b)
+            s1 += r_t
+            s2 += q_t * (e - r)
+            s3 += r_t * (e - r)
             s4 += q_t * e
-        mass_t += s0
-        mass_b += s1
-        mean_t += s2
-        mean_b += s3
-        level_t += s4
-    if mass_t == 0.0:
+        mass_q += s0
+        mass_r += s1
+        mean_q += s2
+        mean_r += s3
+        level_q += s4
+    if mass_q == 0.0:
         return 0.0, 0.0, 0.0
-    shift = np.log(mass_t / mass_b)
-    entropy = max(np.log(mass_t) - level_t / mass_t, 0.0)
-    return max(mean_t / mass_t - shift, 0.0), max(shift - mean_b / mass_b, 0.0), entropy
+    shift = np.log(mass_q / mass_r)
+    entropy = max(np.log(mass_q) - level_q / mass_q, 0.0)
+    return max(mean_q / mass_q - shift, 0.0), max(shift - mean_r / mass_r, 0.0), entropy
 
 
 @jit

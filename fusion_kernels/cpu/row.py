@@ -4,12 +4,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fusion_kernels.batch import BASE, FIRST_EXPERT
+from fusion_kernels import batch
 from fusion_kernels.cpu import moments
 from fusion_kernels.cpu.search import Best, Line, at_one, search, search_on_grid
 from fusion_kernels.cpu.vector import entry, jit
 from fusion_kernels.weighting import Weighting
 
+broken_expert, broken_against = jit(batch.broken_expert), jit(batch.broken_against)
 # As plain numbers, which numba compiles into the code.
 NONE, STATIC, KL_GRID, KL_SAFE, ALONE = (
     int(weighting)
@@ -31,8 +32,8 @@ class Settings(NamedTuple):
 class Scratch(NamedTuple):
     """One thread's memory; float32 unless said."""
 
-    base: Any
-    """[V_c]: the row's base logits."""
+    against: Any
+    """[V_c]: the logits that an expert is compared with."""
     expert: Any
     """[V_c]: an expert's logits; later the sum of all weighted deltas."""
     weights: Any
@@ -66,13 +67,13 @@ def fuse_rows(first: int, stop: int, members: Any, settings: Any, out: Any, scra
     """Rows first .. stop of the batch.
 
     Args:
-        members: [2 + T] `MEMBER` records: large, base and experts.
+        members: [1 + 2 T] `MEMBER` records, in the order of `Batch.members`.
         settings: `Settings`.
         out: `Fused` of arrays, zeroed except the logits.
         scratch: `Scratch`.
     """
     for index in range(first, stop):
-        kind, use, logits, common = settings.kind[index], settings.use[index], out.logits[index], scratch.base.size
+        kind, use, logits, common = settings.kind[index], settings.use[index], out.logits[index], scratch.against.size
         top, _, broken = moments.load(members[0], index, logits.size, logits)
         if kind == NONE or not use.any():
             continue
@@ -97,12 +98,12 @@ def copy_expert(index: int, members: Any, use: Any, out: Any) -> None:
     t = 0
     while not use[t]:
         t += 1
-    logits = out.logits[index]
-    length = min(members[2 + t].length, logits.size)
+    logits, member = out.logits[index], members[1 + use.size + t]
+    length = min(member.length, logits.size)
     expert = np.empty(length, np.float32)
-    _, _, broken = moments.load(members[2 + t], index, length, expert)
+    _, _, broken = moments.load(member, index, length, expert)
     if broken:
-        out.broken[index] = FIRST_EXPERT + t
+        out.broken[index] = broken_expert(t)
         return
     out.alpha[index, t] = 1.0
     logits[:length] = expert
@@ -111,25 +112,35 @@ def copy_expert(index: int, members: Any, use: Any, out: Any) -> None:
 
 @jit
 def load_deltas(row: Any, members: Any, scratch: Any) -> int:
-    """Fill the used experts' deltas and facts; the first broken member as `Fused.broken` numbers it, 0 without one."""
-    base, expert = scratch.base, scratch.expert
-    base_top, base_masked, broken = moments.load(members[1], row.index, base.size, base)
-    if broken:
-        return BASE
-    for t in range(row.use.size):
+    """Fill the used experts' deltas and facts; what is broken first, as `Fused.broken` numbers it, 0 without any."""
+    against, expert, number = scratch.against, scratch.expert, row.use.size
+    # Experts that follow each other are compared with the same, as a rule: it is loaded once.
+    loaded, against_top, against_masked = 0, np.float32(0.0), False
+    for t in range(number):
         if not row.use[t]:
             continue
-        expert_top, masked, broken = moments.load(members[2 + t], row.index, expert.size, expert)
+        if loaded == 0 or not is_same(members[1 + t], members[loaded]):
+            loaded = 1 + t
+            against_top, against_masked, broken = moments.load(members[loaded], row.index, against.size, against)
+            if broken:
+                return broken_against(t)
+        expert_top, masked, broken = moments.load(members[1 + number + t], row.index, expert.size, expert)
         if broken:
-            return FIRST_EXPERT + t
+            return broken_expert(t)
         fact = scratch.facts[t]
-        centre, highest = moments.delta_of(expert, base, row.large, row.top, scratch.deltas[t])
+        centre, highest = moments.delta_of(expert, against, row.large, row.top, scratch.deltas[t])
         fact.centre, fact.reach = centre, highest - centre
-        tops = (expert_top, base_top)
-        if masked or base_masked:
-            tops = moments.joint_tops(expert, base)
-        fact.a, fact.b, fact.entropy = moments.targets(expert, base, tops[0], tops[1])
+        tops = (expert_top, against_top)
+        if masked or against_masked:
+            tops = moments.joint_tops(expert, against)
+        fact.a, fact.b, fact.entropy = moments.targets(expert, against, tops[0], tops[1])
     return 0
+
+
+@jit
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two `MEMBER` records are of the same logits, whatever their lengths."""
+    return (one.address == other.address) & (one.row_bytes == other.row_bytes) & (one.dtype == other.dtype)
 
 
 @jit

@@ -1,6 +1,7 @@
 """The equations in float64 for one row, written to be read beside the paper (arXiv 2406.15480, eq. 4, 6, Algorithm 1).
 
-Names follow the paper: P, Q, Q_t are the distributions of the large model, the base and expert t over the common ids.
+Names follow the paper: P and Q_t are the distributions of the large model and of expert t over the common ids. Expert t
+is compared with R_t; in the paper that is Q, the base's distribution, for every t.
 """
 
 import torch
@@ -45,12 +46,12 @@ def divergences(large: Tensor, delta: Tensor, weights: Tensor) -> Tensor:
 
 
 def trust(target: Tensor, entropy: Tensor) -> Tensor:
-    """[T]: how much of its weight each of T experts keeps under `KL_SAFE`, sqrt(a / (a + H(Q_t))), a = KL(Q_t || Q).
+    """[T]: how much of its weight each of T experts keeps under `KL_SAFE`, sqrt(a / (a + H(Q_t))), a = KL(Q_t || R_t).
 
-    a + H(Q_t) = -sum Q_t log Q is the base's cross-entropy on the expert, so under the root is the share of it that
-    fine-tuning accounts for, as R^2 is the share of a variance that a model explains; the root is to it what the
-    correlation is to R^2. Near 1 where the expert learned something and is sure of it, near 0 where it says what the
-    base says, or does not know.
+    a + H(Q_t) = -sum Q_t log R_t is a cross-entropy on the expert, the base's as a rule, so under the root is the share
+    of it that fine-tuning accounts for, as R^2 is the share of a variance that a model explains; the root is to it what
+    the correlation is to R^2. Near 1 where the expert learned something and is sure of it, near 0 where it says what it
+    is compared with, or does not know.
 
     Args:
         target: [T, 2] float64, a and b of each expert.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fusion_kernels.batch import BASE, FIRST_EXPERT, Batch, Fused
+from fusion_kernels.batch import Batch, Fused, broken_against, broken_expert
 from fusion_kernels.reference.equations import divergences, kl, minimise, search_grid, trust
 from fusion_kernels.weighting import Weighting
 
@@ -14,20 +14,23 @@ Search = Callable[[Tensor, Tensor, Tensor, float], tuple[float, float]]
 
 
 class Row:
-    """One row in float64, cut to the common ids: the large logits, each used expert's delta, and the targets."""
+    """One row in float64, cut to the common ids: the large logits, each used expert's delta, and the targets.
 
-    def __init__(self, large: Tensor, base: Tensor, experts: list[Tensor]) -> None:
-        common = min(len(member) for member in [large, base, *experts])
+    `against` holds what each of the `experts` is compared with.
+    """
+
+    def __init__(self, large: Tensor, against: list[Tensor], experts: list[Tensor]) -> None:
+        common = min(len(member) for member in [large, *against, *experts])
         self.large = large[:common].double()
         self.deltas: list[Tensor] = []
         targets: list[Tensor] = []
         entropies: list[Tensor] = []
-        for expert in experts:
-            q, q_t = base[:common].double(), expert[:common].double()
-            both = (q > -torch.inf) & (q_t > -torch.inf)
-            self.deltas.append(torch.where(both, q_t - q, 0.0))
-            q, q_t = q[both], q_t[both]
-            targets.append(torch.stack([kl(q_t, q), kl(q, q_t)]) if len(q) else self.large.new_zeros(2))
+        for against_t, expert in zip(against, experts, strict=True):
+            r_t, q_t = against_t[:common].double(), expert[:common].double()
+            both = (r_t > -torch.inf) & (q_t > -torch.inf)
+            self.deltas.append(torch.where(both, q_t - r_t, 0.0))
+            r_t, q_t = r_t[both], q_t[both]
+            targets.append(torch.stack([kl(q_t, r_t), kl(r_t, q_t)]) if len(q_t) else self.large.new_zeros(2))
             log_q_t = q_t.log_softmax(-1)
             entropies.append(-(log_q_t.exp() * log_q_t.clamp(min=-1e9)).sum())
         self.targets = torch.stack(targets).clamp(min=0) if targets else self.large.new_zeros(0, 2)
@@ -97,7 +100,7 @@ def _copy_expert(batch: Batch, row: int, t: int, out: Fused) -> None:
     length = min(batch.experts[t].shape[1], batch.large.shape[1])
     expert = batch.experts[t][row, :length].float()
     if broken(expert):
-        out.broken[row] = FIRST_EXPERT + t
+        out.broken[row] = broken_expert(t)
         return
     out.logits[row] = -torch.inf
     out.logits[row, :length] = expert
@@ -106,14 +109,13 @@ def _copy_expert(batch: Batch, row: int, t: int, out: Fused) -> None:
 
 def _fuse_row(batch: Batch, row: int, weighting: Weighting, used: list[int], out: Fused) -> None:
     common = batch.common
-    members = {BASE: batch.base[row, :common]}
-    members |= {FIRST_EXPERT + t: batch.experts[t][row, :common] for t in used}
-    culprit = next((number for number, member in members.items() if broken(member)), 0)
-    if culprit:
-        out.broken[row] = culprit
-        return
-    base, *experts = members.values()
-    problem = Row(batch.large[row, :common], base, experts)
+    against = [batch.against[t][row, :common] for t in used]
+    experts = [batch.experts[t][row, :common] for t in used]
+    for t, against_t, expert in zip(used, against, experts, strict=True):
+        if broken(against_t) or broken(expert):
+            out.broken[row] = broken_against(t) if broken(against_t) else broken_expert(t)
+            return
+    problem = Row(batch.large[row, :common], against, experts)
     if weighting == Weighting.STATIC:
         weights = [float(batch.alpha[row, t]) for t in used]
     else:

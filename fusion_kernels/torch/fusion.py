@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fusion_kernels.batch import BASE, FIRST_EXPERT, Batch, Fused
+from fusion_kernels.batch import Batch, Fused, broken_against, broken_expert, once_each
 from fusion_kernels.search import GRID_POINTS, GRID_STEPS_PER_UNIT
 from fusion_kernels.torch.search import Cumulants, solve, worth
 from fusion_kernels.weighting import Weighting
@@ -62,31 +62,35 @@ def _plan(batch: Batch) -> Plan:
     alone = batch.kind == Weighting.ALONE
     use = batch.use & (batch.kind != Weighting.NONE)[:, None]
     first = use & (use.cumsum(1) == 1)
-    bad_large, bad_base = _broken(batch.large), _broken(batch.base[:, :common])
+    fuses = use.any(1) & ~alone
+    bad_large = _broken(batch.large)
+    bad_against = torch.stack(once_each(lambda against_t: _broken(against_t[:, :common]), batch.against), dim=1)
     bad_experts = torch.stack([_broken(expert[:, :common]) for expert in batch.experts], dim=1)
     bad_alone = torch.stack([_broken(expert[:, : batch.large.shape[1]]) for expert in batch.experts], dim=1)
-    needs_base = use.any(1) & ~alone
-    bad_used = torch.where(alone[:, None], bad_alone & first, bad_experts & use)
-    culprit = torch.where(bad_used.any(1), FIRST_EXPERT + bad_used.int().argmax(1), 0)
-    culprit = torch.where(bad_base & needs_base, BASE, culprit)
+    bad_experts = torch.where(alone[:, None], bad_alone & first, bad_experts & use)
+    # In the order in which the first one counts.
+    bad = torch.stack([bad_against & use & fuses[:, None], bad_experts], dim=2).flatten(1)
+    where = bad.int().argmax(1)
+    t, is_expert = where // 2, where % 2 == 1
+    culprit = torch.where(is_expert, broken_expert(t), broken_against(t)) * bad.any(1)
     broken = torch.where(bad_large & ~alone, 0, culprit).to(torch.int8)
     sound = broken == 0
-    return Plan(use, (alone & sound)[:, None] & first, needs_base & sound & ~bad_large, broken)
+    return Plan(use, (alone & sound)[:, None] & first, fuses & sound & ~bad_large, broken)
 
 
 def _problem(batch: Batch, plan: Plan) -> Problem:
     # Rows that are not fused compute on zeros: no NaN can leak, and every row takes the same path.
     common, fused = batch.common, plan.fused[:, None]
     p = torch.where(fused, batch.large[:, :common].float(), 0.0)
-    q = torch.where(fused, batch.base[:, :common].float(), 0.0)
+    against = once_each(lambda against_t: against_t[:, :common].float(), batch.against)
     deltas, targets, entropies = [], [], []
-    for t, expert in enumerate(batch.experts):
+    for t, (against_t, expert) in enumerate(zip(against, batch.experts, strict=True)):
         live = fused & plan.use[:, t, None]
-        q_t = torch.where(live, expert[:, :common].float(), q)
-        both = (q > -torch.inf) & (q_t > -torch.inf)
-        delta = torch.where(both, q_t - q, 0.0)
+        r_t, q_t = torch.where(live, against_t, 0.0), torch.where(live, expert[:, :common].float(), 0.0)
+        both = (r_t > -torch.inf) & (q_t > -torch.inf)
+        delta = torch.where(both, q_t - r_t, 0.0)
         deltas.append(delta)
-        expert_targets, entropy = _targets(q, q_t, delta, both)
+        expert_targets, entropy = _targets(r_t, q_t, both)
         targets.append(expert_targets)
         entropies.append(entropy)
     target = torch.stack(targets).sum(0) / plan.use.sum(1).clamp(min=1)[:, None] * fused
@@ -121,13 +125,13 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return torch.where(logits > -torch.inf, logits.log_softmax(1), -torch.inf)
 
 
-def _targets(q: Tensor, q_t: Tensor, delta: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, 2]: KL(Q_t || Q) and KL(Q || Q_t), and [B]: the entropy of Q_t; all over the tokens that neither masks."""
-    log_q = _log_softmax(torch.where(both, q, -torch.inf))
+def _targets(r_t: Tensor, q_t: Tensor, both: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, 2]: KL(Q_t || R_t), KL(R_t || Q_t), and [B]: the entropy of Q_t; over the tokens that neither masks."""
+    log_r_t = _log_softmax(torch.where(both, r_t, -torch.inf))
     log_q_t = _log_softmax(torch.where(both, q_t, -torch.inf))
-    ratio = torch.where(both, log_q_t - log_q, 0.0)
+    ratio = torch.where(both, log_q_t - log_r_t, 0.0)
     q_t_mass = log_q_t.exp()
-    targets = torch.stack([(q_t_mass * ratio).sum(1), -(log_q.exp() * ratio).sum(1)], dim=1).clamp(min=0)
+    targets = torch.stack([(q_t_mass * ratio).sum(1), -(log_r_t.exp() * ratio).sum(1)], dim=1).clamp(min=0)
     return targets, -torch.where(both, q_t_mass * log_q_t, 0.0).sum(1)
 
 

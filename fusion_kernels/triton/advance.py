@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from fusion_kernels.triton import merging, search, sums
-from fusion_kernels.triton.place import ALONE, ANY_SIZE, NONE, STATIC, expert_at, members_at, place_of
+from fusion_kernels.triton.place import ALONE, ANY_SIZE, NONE, STATIC, members_at, one_of, place_of
 from fusion_kernels.triton.state import DONE, NEWTON, STATE, load_state, store_state
 from fusion_kernels.triton.sums import Line, at
 
@@ -25,11 +25,11 @@ def advance_kernel(
     notes,
     counters,
     large,
-    base,
+    against,
     experts,
     large_stride,
-    base_stride,
-    strides,
+    against_strides,
+    expert_strides,
     kind,
     use,
     alpha_max,
@@ -50,10 +50,11 @@ def advance_kernel(
         states += which * STATE
         state = load_state(states)
         if (state.next.phase != DONE) & (state.tame > 0):
-            members = members_at(large, base, experts, large_stride, base_stride, strides, index, ALIGNED)
-            expert, first = expert_at(members, t, ALIGNED), place.chunk * CHUNK
+            members = members_at(large, against, experts, large_stride, against_strides, expert_strides, index, ALIGNED)
+            against_t, expert = one_of(members.against, t, ALIGNED), one_of(members.experts, t, ALIGNED)
+            first = place.chunk * CHUNK
             stop = tl.minimum(first + CHUNK, common)
-            line = Line(members.large, members.base, expert, first, stop, state.top, state.centre)
+            line = Line(members.large, against_t, expert, first, stop, state.top, state.centre)
             lines += which * chunks * merging.WIDTH
             mine = lines + place.chunk * merging.WIDTH
             newton = state.next.phase == NEWTON
@@ -78,11 +79,11 @@ def finish_kernel(
     states,  # as in `scan_kernel`
     notes,
     large,
-    base,
+    against,
     experts,
     large_stride,
-    base_stride,
-    strides,
+    against_strides,
+    expert_strides,
     kind,
     use,
     alpha_max,
@@ -98,9 +99,12 @@ def finish_kernel(
         states += (place.index * number + t) * STATE
         state = load_state(states)
         if state.next.phase != DONE:
-            members = members_at(large, base, experts, large_stride, base_stride, strides, place.index, ALIGNED)
-            expert, zero = expert_at(members, t, ALIGNED), tl.full((), 0, tl.int32)
-            line = Line(members.large, members.base, expert, zero, common, state.top, state.centre)
+            members = members_at(
+                large, against, experts, large_stride, against_strides, expert_strides, place.index, ALIGNED
+            )
+            against_t, expert = one_of(members.against, t, ALIGNED), one_of(members.experts, t, ALIGNED)
+            zero = tl.full((), 0, tl.int32)
+            line = Line(members.large, against_t, expert, zero, common, state.top, state.centre)
             while state.next.phase != DONE:
                 if state.next.phase == NEWTON:
                     shift = tl.full((), 0.0, tl.float32)

@@ -8,7 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fusion_kernels.batch import Batch, Fused
+from fusion_kernels.batch import Batch, Fused, once_each
 from fusion_kernels.triton.advance import advance_kernel, finish_kernel
 from fusion_kernels.triton.merging import WIDTH
 from fusion_kernels.triton.place import SCALE
@@ -75,16 +75,10 @@ def launches(batch: Batch, out: Fused) -> Iterator[Launch]:
 def _arguments(batch: Batch, out: Fused) -> dict[str, Any]:
     """All that any of the kernels takes, by name."""
     rows, number = batch.use.shape
-    experts = batch.experts
-    if len({expert.dtype for expert in experts}) > 1:
-        experts = [expert.float() for expert in experts]
-    large, base, *experts = (
-        member if member.stride(1) == 1 else member.contiguous() for member in (batch.large, batch.base, *experts)
-    )
-    vocabulary = large.shape[1]
+    vocabulary = batch.large.shape[1]
     chunks, columns = triton.cdiv(vocabulary, CHUNK_IDS), max(SLOTS, triton.next_power_of_2(number))
-    # The slots past the last expert hold the first one again, and nobody reads them.
-    slots = [*experts, *experts[:1] * (columns - number)]
+    (large,) = _slots([batch.large], 1)
+    against, experts = _slots(batch.against, columns), _slots(batch.experts, columns)
 
     def scratch(*shape: int) -> Tensor:
         return torch.empty(rows, *shape, dtype=torch.float32, device=large.device)
@@ -100,12 +94,12 @@ def _arguments(batch: Batch, out: Fused) -> dict[str, Any]:
         "notes": scratch(2),
         "counters": torch.zeros(rows, 1 + number, dtype=torch.int32, device=large.device),
         "large": large,
-        "base": base,
-        "experts": tuple(slots),
+        "against": against,
+        "experts": experts,
         "large_stride": large.stride(0),
-        "base_stride": base.stride(0),
-        "strides": tuple(slot.stride(0) * SCALE.value for slot in slots),
-        "lengths": tuple(slot.shape[1] * SCALE.value for slot in slots),
+        "against_strides": tuple(slot.stride(0) * SCALE.value for slot in against),
+        "expert_strides": tuple(slot.stride(0) * SCALE.value for slot in experts),
+        "lengths": tuple(slot.shape[1] * SCALE.value for slot in experts),
         "kind": batch.kind.contiguous(),
         "use": batch.use.contiguous().view(torch.int8),
         "alpha": batch.alpha.contiguous(),
@@ -115,13 +109,21 @@ def _arguments(batch: Batch, out: Fused) -> dict[str, Any]:
         "common": batch.common,
         "chunks": chunks,
         "COLUMNS": columns,
-        "ALIGNED": all(_aligned(member) for member in (large, base, *experts)),
+        "ALIGNED": all(map(_aligned, {large, *against, *experts})),
         "ALIGNED_OUT": _aligned(out.logits),
         "CHUNK": CHUNK_IDS,
         "BLOCK": BLOCK_IDS,
         "WIDE": WIDE_IDS,
         "SPLITS": triton.next_power_of_2(chunks),
     }
+
+
+def _slots(tensors: list[Tensor], columns: int) -> tuple[Tensor, ...]:
+    """The tensors with one dtype and adjacent ids; then the first one again, up to `columns`, which nobody reads."""
+    if len({tensor.dtype for tensor in tensors}) > 1:
+        tensors = once_each(Tensor.float, tensors)
+    tensors = once_each(lambda tensor: tensor if tensor.stride(1) == 1 else tensor.contiguous(), tensors)
+    return tuple(tensors + tensors[:1] * (columns - len(tensors)))
 
 
 def _aligned(member: Tensor) -> bool:

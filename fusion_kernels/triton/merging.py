@@ -25,8 +25,8 @@ SWEPT = tl.constexpr(59)  # 1 where the chunk's sweep can be used
 class Facts(NamedTuple):
     """What is known of a row and an expert before the weights."""
 
-    a: Any  # KL(Q_t || Q)
-    b: Any  # KL(Q || Q_t)
+    a: Any  # KL(Q_t || R_t)
+    b: Any  # KL(R_t || Q_t)
     entropy: Any  # of Q_t
     top: Any  # the largest of large's common logits
     centre: Any  # delta there
@@ -75,7 +75,7 @@ def merge_first_look(lines, chunks, SPLITS: tl.constexpr):
         column(lines, chunks, TOPS + 1, -INF, SPLITS),
     )
     deltas = column(lines, chunks, TOPS + 2, -INF, SPLITS)
-    base_tops, expert_tops = (
+    against_tops, expert_tops = (
         column(lines, chunks, TOPS + 3, -INF, SPLITS),
         column(lines, chunks, TOPS + 4, -INF, SPLITS),
     )
@@ -86,23 +86,23 @@ def merge_first_look(lines, chunks, SPLITS: tl.constexpr):
     top = tl.max(tops, 0)
     centre = tl.max(tl.where(tops == top, centres, -INF), 0)
     # Every chunk's sums are moved to the row's tops; those of a chunk without a token that both members have are 0.
-    base_top, expert_top = tl.max(base_tops, 0), tl.max(expert_tops, 0)
-    seen = base_tops > -INF
-    rise, rise_t = tl.where(seen, base_tops - base_top, 0.0), tl.where(seen, expert_tops - expert_top, 0.0)
-    scale, scale_t = tl.exp(rise), tl.exp(rise_t)
-    q, q_t = column(lines, chunks, MASSES, 0.0, SPLITS), column(lines, chunks, MASSES + 1, 0.0, SPLITS)
-    base_sum, expert_sum = tl.sum(q * scale, 0), tl.sum(q_t * scale_t, 0)
-    moved = rise_t - rise  # of the offset
-    base_mean = tl.sum((column(lines, chunks, MASSES + 2, 0.0, SPLITS) + moved * q) * scale, 0)
-    expert_mean = tl.sum((column(lines, chunks, MASSES + 3, 0.0, SPLITS) + moved * q_t) * scale_t, 0)
-    level = tl.sum((column(lines, chunks, MASSES + 4, 0.0, SPLITS) + rise_t * q_t) * scale_t, 0)
-    some = base_sum > 0
-    base_sum, expert_sum = tl.where(some, base_sum, 1.0), tl.where(some, expert_sum, 1.0)
-    # log Z_t - log Z, relative to the offset.
-    shift = tl.where(some, tl.log(expert_sum / base_sum), 0.0)
+    against_top, expert_top = tl.max(against_tops, 0), tl.max(expert_tops, 0)
+    seen = against_tops > -INF
+    rise_r, rise_q = tl.where(seen, against_tops - against_top, 0.0), tl.where(seen, expert_tops - expert_top, 0.0)
+    scale_r, scale_q = tl.exp(rise_r), tl.exp(rise_q)
+    r_t, q_t = column(lines, chunks, MASSES, 0.0, SPLITS), column(lines, chunks, MASSES + 1, 0.0, SPLITS)
+    against_sum, expert_sum = tl.sum(r_t * scale_r, 0), tl.sum(q_t * scale_q, 0)
+    moved = rise_q - rise_r  # of the offset
+    against_mean = tl.sum((column(lines, chunks, MASSES + 2, 0.0, SPLITS) + moved * r_t) * scale_r, 0)
+    expert_mean = tl.sum((column(lines, chunks, MASSES + 3, 0.0, SPLITS) + moved * q_t) * scale_q, 0)
+    level = tl.sum((column(lines, chunks, MASSES + 4, 0.0, SPLITS) + rise_q * q_t) * scale_q, 0)
+    some = against_sum > 0
+    against_sum, expert_sum = tl.where(some, against_sum, 1.0), tl.where(some, expert_sum, 1.0)
+    # log of the ratio of both normalisers, relative to the offset.
+    shift = tl.where(some, tl.log(expert_sum / against_sum), 0.0)
     return Facts(
         tl.maximum(expert_mean / expert_sum - shift, 0.0),
-        tl.maximum(shift - base_mean / base_sum, 0.0),
+        tl.maximum(shift - against_mean / against_sum, 0.0),
         tl.maximum(tl.log(expert_sum) - level / expert_sum, 0.0),
         top,
         centre,

@@ -18,8 +18,8 @@ ALONE = tl.constexpr(int(Weighting.ALONE))
 # A kernel is compiled once for all sizes and places of its arguments: what it may take for granted of them, wide loads
 # for instance, is in its compile-time arguments.
 ANY_SIZE = {
-    "do_not_specialize": ["number", "vocabulary", "common", "chunks", "large_stride", "base_stride"],
-    "do_not_specialize_on_alignment": ["large", "base", "experts", "kind", "use", "alpha", "alpha_max"],
+    "do_not_specialize": ["number", "vocabulary", "common", "chunks", "large_stride"],
+    "do_not_specialize_on_alignment": ["large", "against", "experts", "kind", "use", "alpha", "alpha_max"],
 }
 
 # Triton heeds that for single arguments alone, and looks into tuples: multiples of 16 are all one to it.
@@ -40,8 +40,8 @@ class Members(NamedTuple):
     """A row of each member."""
 
     large: Any
-    base: Any
-    experts: Any  # COLUMNS pointers; those past T are never read
+    against: Any  # COLUMNS pointers; those past T are never read
+    experts: Any  # likewise
 
 
 @triton.jit
@@ -64,21 +64,31 @@ def at_row(member, index, stride, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def members_at(large, base, experts, large_stride, base_stride, strides, index, ALIGNED: tl.constexpr):
-    """The `Members` at a row."""
+def rows_at(matrices, strides, index, ALIGNED: tl.constexpr):
+    """A row of each of several matrices."""
     rows = ()
-    for t in tl.static_range(len(experts)):
-        rows = rows + (at_row(experts[t], index, strides[t] // SCALE, ALIGNED),)  # noqa: RUF005
-    return Members(at_row(large, index, large_stride, ALIGNED), at_row(base, index, base_stride, ALIGNED), rows)
+    for t in tl.static_range(len(matrices)):
+        rows = rows + (at_row(matrices[t], index, strides[t] // SCALE, ALIGNED),)  # noqa: RUF005
+    return rows
 
 
 @triton.jit
-def expert_at(members, t, ALIGNED: tl.constexpr):
-    """The row of expert t, chosen at run time: unrolled over the experts, the kernel would be as many times as long."""
-    address = members.experts[0].to(tl.int64)
-    for i in tl.static_range(1, len(members.experts)):
-        address = tl.where(t == i, members.experts[i].to(tl.int64), address)
-    row = address.to(tl.pointer_type(members.experts[0].dtype.element_ty))
+def members_at(large, against, experts, large_stride, against_strides, expert_strides, index, ALIGNED: tl.constexpr):
+    """The `Members` at a row."""
+    return Members(
+        at_row(large, index, large_stride, ALIGNED),
+        rows_at(against, against_strides, index, ALIGNED),
+        rows_at(experts, expert_strides, index, ALIGNED),
+    )
+
+
+@triton.jit
+def one_of(rows, t, ALIGNED: tl.constexpr):
+    """The t-th row, chosen at run time: unrolled over the experts, the kernel would be as many times as long."""
+    address = rows[0].to(tl.int64)
+    for i in tl.static_range(1, len(rows)):
+        address = tl.where(t == i, rows[i].to(tl.int64), address)
+    row = address.to(tl.pointer_type(rows[0].dtype.element_ty))
     if ALIGNED:
         row = tl.multiple_of(row, 16)
     return row

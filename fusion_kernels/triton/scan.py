@@ -5,8 +5,7 @@
 import triton
 import triton.language as tl
 
-from fusion_kernels.batch import BASE as BASE_NUMBER
-from fusion_kernels.batch import FIRST_EXPERT as FIRST_EXPERT_NUMBER
+from fusion_kernels import batch
 from fusion_kernels.triton import merging, search, sums
 from fusion_kernels.triton.place import (
     ALONE,
@@ -15,23 +14,23 @@ from fusion_kernels.triton.place import (
     KL_SAFE,
     NONE,
     STATIC,
-    expert_at,
     length_of,
     members_at,
+    one_of,
     place_of,
     store_pair,
 )
 from fusion_kernels.triton.state import DONE, STATE, store_state
-from fusion_kernels.triton.sums import BASE, INF, LARGE, Line, at
+from fusion_kernels.triton.sums import AGAINST, INF, LARGE, Line, at
 
-BROKEN_BASE = tl.constexpr(BASE_NUMBER)
-BROKEN_EXPERT = tl.constexpr(FIRST_EXPERT_NUMBER)
+broken_expert, broken_against = triton.jit(batch.broken_expert), triton.jit(batch.broken_against)
 
 
 @triton.jit
 def _look(
     place,
-    members,
+    large,
+    against,
     expert,
     out,
     common,
@@ -44,13 +43,13 @@ def _look(
     first = place.chunk * CHUNK
     stop, end = tl.minimum(first + CHUNK, common), tl.minimum(first + CHUNK, vocabulary)
     zero = tl.full((), 0.0, tl.float32)
-    line = Line(members.large, members.base, expert, first, stop, zero, zero)
+    line = Line(large, against, expert, first, stop, zero, zero)
     tops = sums.tops_of(line, WIDE)
     # Large's own ids count too.
-    past = sums.broken(members.large, tl.maximum(first, common), end, BLOCK) * LARGE
-    tops = sums.Tops(tops.large, tops.centre, tops.delta, tops.base, tops.expert, tops.broken | past)
+    past = sums.broken(large, tl.maximum(first, common), end, BLOCK) * LARGE
+    tops = sums.Tops(tops.large, tops.centre, tops.delta, tops.against, tops.expert, tops.broken | past)
     shift = tl.where(tops.large > -INF, tops.large, 0.0)
-    line = Line(members.large, members.base, expert, first, stop, shift, tops.centre)
+    line = Line(large, against, expert, first, stop, shift, tops.centre)
     step, furthest = search.first_points(place.limit, place.weighting == KL_GRID)
     masses, s0, s1, s2 = sums.first_look(line, tops, step, BLOCK)
     merging.write_first_look(out, tops, masses)
@@ -60,7 +59,7 @@ def _look(
 
 @triton.jit
 def _begin(place, lines, states, notes, kl_target, number, chunks, SPLITS: tl.constexpr):
-    """From all chunks' first looks: the row's targets, and the `State` of each search. Return the broken member."""
+    """From all chunks' first looks: the row's targets, and the `State` of each search. Return what is broken."""
     count = tl.sum(place.used, 0)
     zero = tl.full((), 0.0, tl.float32)
     a, b, top = zero, zero, zero - INF
@@ -72,7 +71,8 @@ def _begin(place, lines, states, notes, kl_target, number, chunks, SPLITS: tl.co
             b += facts.b / count
             top = facts.top
             bad_large |= facts.broken & LARGE
-            found = tl.where(facts.broken & BASE > 0, BROKEN_BASE, tl.where(facts.broken > 0, t + BROKEN_EXPERT, 0))
+            found = tl.where(facts.broken > 0, broken_expert(t), 0)
+            found = tl.where(facts.broken & AGAINST > 0, broken_against(t), found)
             bad = tl.where(bad == 0, found, bad)
     whole = (bad == 0) & (bad_large == 0)
     store_pair(notes, tl.where(whole, place.weighting, NONE).to(tl.float32), top)
@@ -116,11 +116,11 @@ def scan_kernel(
     kl_target,  # [B, 2] float32, out
     broken_member,  # [B] int8, out
     large,  # [B, V] any float
-    base,  # [B, V_b] any float
-    experts,  # COLUMNS pointers to [B, V_t] of one float type, of which T are meant
+    against,  # COLUMNS pointers to [B, V_a] of one float type, of which T are meant
+    experts,  # likewise
     large_stride,  # elements per row
-    base_stride,
-    strides,  # COLUMNS of them, times SCALE
+    against_strides,  # COLUMNS of them, times SCALE
+    expert_strides,  # likewise
     lengths,  # COLUMNS: V_t, times SCALE
     kind,  # [B] int8
     use,  # [B, T] int8
@@ -149,20 +149,21 @@ def scan_kernel(
             store_pair(kl_target, 0.0, 0.0)
             tl.store(broken_member + index, 0)
     elif (at(place.used, t) > 0) & ((alone == 0) | (t == first)):
-        members = members_at(large, base, experts, large_stride, base_stride, strides, index, ALIGNED)
-        expert, mine = expert_at(members, t, ALIGNED), lines + (t * chunks + place.chunk) * merging.WIDTH
+        members = members_at(large, against, experts, large_stride, against_strides, expert_strides, index, ALIGNED)
+        expert, mine = one_of(members.experts, t, ALIGNED), lines + (t * chunks + place.chunk) * merging.WIDTH
         if alone:
             begin, length = place.chunk * CHUNK, tl.minimum(length_of(lengths, t), vocabulary)
             flag = sums.broken(expert, begin, tl.minimum(begin + CHUNK, length), BLOCK)
             tl.store(mine + merging.TOPS + 5, flag.to(tl.float32))
         else:
-            _look(place, members, expert, mine, common, vocabulary, CHUNK, BLOCK, WIDE)
+            against_t = one_of(members.against, t, ALIGNED)
+            _look(place, members.large, against_t, expert, mine, common, vocabulary, CHUNK, BLOCK, WIDE)
         if merging.arrive(counters + index * (1 + number), chunks * tl.where(alone, 1, count)):
             if alone:
                 sound = merging.is_sound(lines + t * chunks * merging.WIDTH, chunks, SPLITS)
                 store_pair(notes, tl.where(sound, ALONE, NONE).to(tl.float32), 0.0)
                 store_pair(kl_target, 0.0, 0.0)
-                tl.store(broken_member + index, tl.where(sound, 0, first + BROKEN_EXPERT).to(tl.int8))
+                tl.store(broken_member + index, tl.where(sound, 0, broken_expert(first)).to(tl.int8))
             else:
                 states += index * number * STATE
                 bad = _begin(place, lines, states, notes, kl_target, number, chunks, SPLITS)

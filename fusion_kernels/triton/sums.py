@@ -31,7 +31,7 @@ class Line(NamedTuple):
     """The ids first .. stop of one row, along one delta."""
 
     large: Any  # pointer to the row, of any float; so are the next two
-    base: Any
+    against: Any
     expert: Any
     first: Any
     stop: Any  # at most V_c
@@ -45,9 +45,9 @@ class Tops(NamedTuple):
     large: Any  # of large's logits
     centre: Any  # delta at the id of `large`
     delta: Any  # of delta
-    base: Any  # of the base's logits that the expert does not mask
-    expert: Any  # of the expert's logits that the base does not mask
-    broken: Any  # which members hold NaN or +inf: LARGE + BASE + EXPERT
+    against: Any  # of the logits that the expert is compared with and does not mask
+    expert: Any  # of the expert's logits that are not masked there
+    broken: Any  # which members hold NaN or +inf: LARGE + AGAINST + EXPERT
 
 
 class Peaks(NamedTuple):
@@ -56,26 +56,26 @@ class Peaks(NamedTuple):
     large: Any
     centre: Any
     delta: Any
-    base: Any
+    against: Any
     expert: Any
     any_large: Any
-    any_base: Any
+    any_against: Any
     any_expert: Any
 
 
 class Masses(NamedTuple):
     """The sums of a chunk from which the targets follow; each relative to the chunk's own `Tops`."""
 
-    base: Any  # of q = exp(base - top)
+    against: Any  # of r_t = exp(against - top)
     expert: Any  # of q_t = exp(expert - top)
-    base_mean: Any  # of q (delta - offset), with the offset expert top - base top
+    against_mean: Any  # of r_t (delta - offset), with the offset expert top - against top
     expert_mean: Any  # of q_t (delta - offset)
     level: Any  # of q_t (expert - top)
 
 
 # The bits of `Tops.broken`.
 LARGE = tl.constexpr(1)
-BASE = tl.constexpr(2)
+AGAINST = tl.constexpr(2)
 EXPERT = tl.constexpr(4)
 
 
@@ -98,9 +98,9 @@ def load(row, ids, stop, MASKED: tl.constexpr):
 
 
 @triton.jit
-def delta_of(base, expert):
-    """expert - base, 0 where either masks its token."""
-    delta = expert - base
+def delta_of(against, expert):
+    """expert - against, 0 where either masks its token."""
+    delta = expert - against
     return tl.where(tl.abs(delta) < INF, delta, 0.0)
 
 
@@ -142,9 +142,9 @@ def broken(row, first, stop, BLOCK: tl.constexpr):
 
 @triton.jit
 def _add_peaks(peaks, line, ids, MASKED: tl.constexpr):
-    large, base = load(line.large, ids, line.stop, MASKED), load(line.base, ids, line.stop, MASKED)
-    expert = load(line.expert, ids, line.stop, MASKED)
-    delta = expert - base
+    large, expert = load(line.large, ids, line.stop, MASKED), load(line.expert, ids, line.stop, MASKED)
+    against = load(line.against, ids, line.stop, MASKED)
+    delta = expert - against
     both = tl.abs(delta) < INF
     delta = tl.where(both, delta, 0.0)
     # Lanes past the end and masked tokens count with their delta, 0 or not: they are in the sums too, with the weight
@@ -154,10 +154,10 @@ def _add_peaks(peaks, line, ids, MASKED: tl.constexpr):
         tl.where(higher, large, peaks.large),
         tl.where(higher, delta, peaks.centre),
         tl.maximum(peaks.delta, delta),
-        tl.maximum(peaks.base, tl.where(both, base, -INF)),
+        tl.maximum(peaks.against, tl.where(both, against, -INF)),
         tl.maximum(peaks.expert, tl.where(both, expert, -INF)),
         _peak(peaks.any_large, large),
-        _peak(peaks.any_base, base),
+        _peak(peaks.any_against, against),
         _peak(peaks.any_expert, expert),
     )
 
@@ -177,9 +177,11 @@ def tops_of(line, BLOCK: tl.constexpr):
         large,
         tl.max(tl.where(peaks.large == large, peaks.centre, -INF), 0),
         tl.max(peaks.delta, 0),
-        tl.max(peaks.base, 0),
+        tl.max(peaks.against, 0),
         tl.max(peaks.expert, 0),
-        _is_broken(peaks.any_large) * LARGE + _is_broken(peaks.any_base) * BASE + _is_broken(peaks.any_expert) * EXPERT,
+        _is_broken(peaks.any_large) * LARGE
+        + _is_broken(peaks.any_against) * AGAINST
+        + _is_broken(peaks.any_expert) * EXPERT,
     )
 
 
@@ -187,7 +189,7 @@ def tops_of(line, BLOCK: tl.constexpr):
 def _weigh(line, ids, MASKED: tl.constexpr):
     """(log P up to a constant, delta - centre) at `ids`."""
     large = load(line.large, ids, line.stop, MASKED) - line.top
-    delta = delta_of(load(line.base, ids, line.stop, MASKED), load(line.expert, ids, line.stop, MASKED))
+    delta = delta_of(load(line.against, ids, line.stop, MASKED), load(line.expert, ids, line.stop, MASKED))
     return large, delta - line.centre
 
 
@@ -268,18 +270,18 @@ def sweep(line, first, step, BLOCK: tl.constexpr):
 
 @triton.jit
 def _add_first_look(masses, sums, line, tops, step, ids, MASKED: tl.constexpr):
-    large, base = load(line.large, ids, line.stop, MASKED), load(line.base, ids, line.stop, MASKED)
-    expert = load(line.expert, ids, line.stop, MASKED)
-    delta = expert - base
+    large, expert = load(line.large, ids, line.stop, MASKED), load(line.expert, ids, line.stop, MASKED)
+    against = load(line.against, ids, line.stop, MASKED)
+    delta = expert - against
     both = tl.abs(delta) < INF
     delta = tl.where(both, delta, 0.0)
     below = tl.where(both, expert - tops.expert, 0.0)
-    q, q_t = tl.where(both, exp(base - tops.base), 0.0), tl.where(both, exp(below), 0.0)
-    off = delta - tl.where(tops.base > -INF, tops.expert - tops.base, 0.0)
+    r_t, q_t = tl.where(both, exp(against - tops.against), 0.0), tl.where(both, exp(below), 0.0)
+    off = delta - tl.where(tops.against > -INF, tops.expert - tops.against, 0.0)
     masses = Masses(
-        masses.base + q,
+        masses.against + r_t,
         masses.expert + q_t,
-        masses.base_mean + q * off,
+        masses.against_mean + r_t * off,
         masses.expert_mean + q_t * off,
         masses.level + q_t * below,
     )
@@ -298,9 +300,9 @@ def first_look(line, tops, step, BLOCK: tl.constexpr):
     if middle < line.stop:
         masses, sums = _add_first_look(masses, sums, line, tops, step, middle + tl.arange(0, BLOCK), True)
     masses = Masses(
-        tl.sum(masses.base, 0),
+        tl.sum(masses.against, 0),
         tl.sum(masses.expert, 0),
-        tl.sum(masses.base_mean, 0),
+        tl.sum(masses.against_mean, 0),
         tl.sum(masses.expert_mean, 0),
         tl.sum(masses.level, 0),
     )

@@ -13,9 +13,9 @@ from fusion_kernels.triton.place import (
     NONE,
     STATIC,
     at_row,
-    expert_at,
     length_of,
     members_at,
+    one_of,
     place_of,
     store_pair,
 )
@@ -51,8 +51,8 @@ def _fused(members, weights, ids, common, end, MASKED: tl.constexpr):
     fused = sums.load(members.large, ids, end, MASKED)
     for t in tl.static_range(len(members.experts)):
         if weights[t] != 0:
-            base = sums.load(members.base, ids, common, MASKED)
-            delta = sums.delta_of(base, sums.load(members.experts[t], ids, common, MASKED))
+            against = sums.load(members.against[t], ids, common, MASKED)
+            delta = sums.delta_of(against, sums.load(members.experts[t], ids, common, MASKED))
             fused = tl.fma(delta, weights[t], fused)
     return fused
 
@@ -114,11 +114,11 @@ def write_kernel(
     notes,
     counters,
     large,
-    base,
+    against,
     experts,
     large_stride,
-    base_stride,
-    strides,
+    against_strides,
+    expert_strides,
     lengths,
     kind,
     use,
@@ -140,14 +140,14 @@ def write_kernel(
     place = place_of(kind, use, alpha_max, number, chunks, COLUMNS)
     index, columns = place.index, tl.arange(0, COLUMNS)
     weighting, top = tl.load(notes + 2 * index), tl.load(notes + 2 * index + 1)
-    members = members_at(large, base, experts, large_stride, base_stride, strides, index, ALIGNED)
+    members = members_at(large, against, experts, large_stride, against_strides, expert_strides, index, ALIGNED)
     out = at_row(logits, index, vocabulary, ALIGNED_OUT)
     first = place.chunk * CHUNK
     end, kl_fused = tl.minimum(first + CHUNK, vocabulary), kl_fused + 2 * index
     cells, one = out_alpha + index * number + columns, place.chunk == 0
     if weighting == ALONE:
         t = tl.argmax(place.used, 0)
-        _copy(out, expert_at(members, t, ALIGNED), first, length_of(lengths, t), end, BLOCK)
+        _copy(out, one_of(members.experts, t, ALIGNED), first, length_of(lengths, t), end, BLOCK)
         if one:
             tl.store(cells, tl.where(columns == t, 1.0, 0.0), mask=columns < number)
             store_pair(kl_fused, 0.0, 0.0)

@@ -17,7 +17,7 @@ import torch
 from vllm.utils import torch_utils
 
 from fusion_kernels import Weighting
-from fusion_kernels.batch import FIRST_EXPERT
+from fusion_kernels.batch import expert_of
 
 if TYPE_CHECKING:
     from fusion_kernels import Fused
@@ -42,7 +42,9 @@ class Counts(TypedDict):
     """The counters, as they travel from the worker: P presets, T experts."""
 
     tokens: list[list[int]]  # [P, weightings]: generated tokens, by `Weighting`
-    broken: list[list[int]]  # [P, 2 + T]: tokens that fell back, by the member numbers of `Fused.broken`
+    broken: list[
+        list[list[int]]
+    ]  # [P, T, 2]: tokens that fell back: the expert was broken, or what it is compared with
     alpha: list[list[list[int]]]  # [P, T, buckets]: tokens by weight, of those that used the expert
     alpha_sum: list[list[float]]  # [P, T]
     kl: list[list[list[int]]]  # [P, 2, buckets]: by KL(fused || large) and KL(large || fused)
@@ -97,7 +99,7 @@ class Aggregates:
         self._rows = np.zeros(len(table.slots), dtype=np.int64)
         # Whoever loads a model makes its dtype and device the default ones.
         whole, real = {"dtype": torch.int64, "device": device}, {"dtype": torch.float64, "device": device}
-        self._broken = torch.zeros(presets, FIRST_EXPERT + experts, **whole)  # type: ignore[call-overload]
+        self._broken = torch.zeros(presets, experts, 2, **whole)  # type: ignore[call-overload]
         self._alpha = torch.zeros(presets, experts, len(ALPHA_BUCKETS) + 1, **whole)  # type: ignore[call-overload]
         self._alpha_sum = torch.zeros(presets, experts, **real)  # type: ignore[call-overload]
         self._kl = torch.zeros(presets, 2, len(KL_BUCKETS) + 1, **whole)  # type: ignore[call-overload]
@@ -198,10 +200,11 @@ class Aggregates:
         )
         preset, kind = labels // len(Weighting), labels % len(Weighting)
         indices = torch_utils.async_tensor_h2d(np.array(experts, dtype=np.int64), device=device)
-        members = torch.cat([torch.arange(FIRST_EXPERT, device=device), indices + FIRST_EXPERT])
-        _add(self._broken, (preset, members[broken.long()]), generated & (broken > 0))
+        fell_back = broken != 0
+        expert = indices[torch.where(fell_back, expert_of(broken), 0).long()]
+        _add(self._broken, (preset, expert, (broken < 0).long()), generated & fell_back)
 
-        sound = generated & (broken == 0)
+        sound = generated & ~fell_back
         chosen = (preset[:, None], indices[None, :].expand_as(alpha))
         used = use & sound[:, None]
         _add(self._alpha, (*chosen, torch.bucketize(alpha, self._alpha_bounds)), used)

@@ -15,7 +15,7 @@ from vllm import SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
 from fusion_kernels import Fused, Weighting, fuse_logits, reference
-from fusion_kernels.batch import FIRST_EXPERT, Batch
+from fusion_kernels.batch import Batch, once_each
 from server.engine.settings import FusionSettings, Pair
 from server.errors import ServerError
 
@@ -132,22 +132,31 @@ def judge(steps: Sequence[Step]) -> Judgement:
 def _drifts(generated: Batch, read: Batch) -> list[str]:
     """The members that say another thing of a token when they generate than when they read it as a prompt."""
     faults = []
-    for number, pair in enumerate(zip(generated.members, read.members, strict=True)):
-        drift = float(reference.kl(*(logits.double() for logits in pair)).max())
+    again = _named(read)
+    for name, logits in _named(generated).items():
+        drift = float(reference.kl(logits.double(), again[name].double()).max())
         # A member that is broken, or masks tokens, is no fault of the engine's.
         if drift > MOST_DRIFT and drift != float("inf"):
-            name = (
-                ("the large model", "the base")[number] if number < FIRST_EXPERT else f"expert {number - FIRST_EXPERT}"
-            )
             faults.append(
                 f"{name} is {drift:.3g} nats off while it generates from what it says of the same tokens as a prompt"
             )
     return faults
 
 
+def _named(batch: Batch) -> dict[str, torch.Tensor]:
+    """The members' logits by what they are; what all experts are compared with is the base."""
+    named = {"the large model": batch.large}
+    for t, (expert, against) in enumerate(zip(batch.experts, batch.against, strict=True)):
+        shared = all(other is batch.against[0] for other in batch.against)
+        named["the base" if shared else f"what expert {t} is compared with"] = against
+        named[f"expert {t}"] = expert
+    return named
+
+
 def _on_host(batch: Batch) -> Batch:
-    large, base, experts, *settings = batch
-    return Batch(large.cpu(), base.cpu(), [expert.cpu() for expert in experts], *(each.cpu() for each in settings))
+    large, against, experts, *settings = batch
+    against, experts = once_each(torch.Tensor.cpu, against), once_each(torch.Tensor.cpu, experts)
+    return Batch(large.cpu(), against, experts, *(each.cpu() for each in settings))
 
 
 def _faults(weighting: str, batch: Batch, fused: Fused, want: Fused) -> list[str]:

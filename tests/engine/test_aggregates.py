@@ -13,7 +13,7 @@ import torch
 import vllm.v1.worker.cpu.shm  # noqa: F401 (as vLLM's CPU worker does, before the runner's modules)
 
 from fusion_kernels import Fused, Weighting
-from fusion_kernels.batch import BASE, FIRST_EXPERT
+from fusion_kernels.batch import broken_against, broken_expert
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, MAX_PENDING_STEPS, Aggregates, Counts
 from server.engine.settings import FusionSettings
 from server.engine.slots import Slot, SlotTable
@@ -31,11 +31,14 @@ class Tally:
     def __init__(self) -> None:
         self.counts: Counts = Aggregates(SlotTable(SLOTS, EXPERTS, CPU), PRESETS).read()
 
-    def add(self, settings: FusionSettings, alpha: dict[int, float], kl: list[float], broken: int) -> None:
+    def add(
+        self, settings: FusionSettings, alpha: dict[int, float], kl: list[float], broken: tuple[int, int] | None
+    ) -> None:
+        """`broken` is an expert, and 1 where what it is compared with is broken."""
         preset = settings.preset
         self.counts["tokens"][preset][settings.weighting] += 1
-        if broken:
-            self.counts["broken"][preset][broken] += 1
+        if broken is not None:
+            self.counts["broken"][preset][broken[0]][broken[1]] += 1
             return
         for expert in settings.experts:
             self.counts["alpha"][preset][expert][bucket(ALPHA_BUCKETS, alpha[expert])] += 1
@@ -80,9 +83,11 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
         alpha = torch.tensor([[rng.choice([*ALPHA_BUCKETS, -0.4, 0.6, 99.0]) for _ in in_use] for _ in order])
         kl = torch.tensor([[rng.choice([*KL_BUCKETS, 0.0, 0.2, 50.0]) for _ in range(2)] for _ in order])
         broken = torch.zeros(SLOTS, dtype=torch.int8)
+        culprits: dict[int, tuple[int, int]] = {}
         for row, index in enumerate(order):
             if (experts := requests[index].experts) and rng.random() < 0.2:
-                broken[row] = rng.choice([BASE, *(FIRST_EXPERT + in_use.index(t) for t in experts)])
+                culprit, side = culprits[row] = rng.choice(experts), rng.randrange(2)
+                broken[row] = (broken_expert, broken_against)[side](in_use.index(culprit))
         rows = table.rows(torch.tensor(order))
         if in_use:
             fused = Fused(torch.zeros(SLOTS, 4), alpha, torch.zeros(SLOTS, 2), kl, broken)
@@ -92,10 +97,9 @@ def test_random_steps_are_counted_as_one_by_one() -> None:
         for row, index in enumerate(order):
             if not generates[row]:
                 continue
-            settings, broken_number = requests[index], int(broken[row])
-            member = FIRST_EXPERT + in_use[broken_number - FIRST_EXPERT] if broken_number > BASE else broken_number
+            settings = requests[index]
             weights = {t: float(alpha[row, in_use.index(t)]) for t in settings.experts}
-            tally.add(settings, weights, kl[row].tolist(), member)
+            tally.add(settings, weights, kl[row].tolist(), culprits.get(row))
     for index in range(SLOTS):
         table.remove(index)
     found = aggregates.read()

@@ -19,7 +19,7 @@ def batch(rows: int = 2, experts: int = 3, dtype: torch.dtype = torch.float32) -
     large, base, *others = ((torch.randn(rows, 200, generator=generator) * 20).to(dtype) for _ in range(2 + experts))
     return Batch(
         large,
-        base,
+        [base] * experts,
         others,
         torch.full((rows,), Weighting.STATIC, dtype=torch.int8),
         torch.ones(rows, experts, dtype=torch.bool),
@@ -41,7 +41,7 @@ def test_a_right_step_is_right(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("member", [0, 1, 2])
 def test_a_broken_member_is_no_fault_of_the_engines(member: int) -> None:
     broken = batch()
-    [broken.large, broken.base, broken.experts[0]][member].fill_(torch.nan)
+    [broken.large, broken.against[0], broken.experts[0]][member].fill_(torch.nan)
     assert judge([step(broken)]).faults == []
 
 
@@ -77,10 +77,12 @@ def decoded(spoiled: int | None = None) -> list[Step]:
     """One row each: four steps that generate, and the last one's token read as a prompt; `spoiled` is a member."""
     last = batch(rows=1)
     again = last._replace(
-        large=last.large.clone(), base=last.base.clone(), experts=[expert.clone() for expert in last.experts]
+        large=last.large.clone(),
+        against=[last.against[0].clone()] * len(last.experts),
+        experts=[expert.clone() for expert in last.experts],
     )
     if spoiled is not None:
-        logits = [again.large, again.base, *again.experts][spoiled]
+        logits = [again.large, again.against[0], *again.experts][spoiled]
         logits.copy_(logits.roll(1, dims=1))
     return [step(each) for each in (batch(rows=1),) * 3 + (last, again)]
 
@@ -103,7 +105,7 @@ def test_a_member_that_generates_from_other_states(member: int, name: str) -> No
 def test_equal_logits_may_fall_either_way() -> None:
     level = batch(rows=1, experts=1)
     level.large.zero_()
-    level.base.copy_(level.experts[0])
+    level.against[0].copy_(level.experts[0])
     assert judge([step(level)]).tokens == [list(range(200))]
 
 

@@ -23,7 +23,7 @@ class Attention(nn.Module, AttentionLayerBase):  # type: ignore[misc]
     def __init__(self, sinks: torch.Tensor, project: nn.Module) -> None:
         super().__init__()
         self.register_buffer("scale", torch.ones(()))
-        self.impl = Impl(sinks, project)
+        self.impl: Any = Impl(sinks, project)
 
     def get_attn_backend(self) -> Any:
         raise NotImplementedError
@@ -54,13 +54,13 @@ def test_all_but_attention_is_shared() -> None:
     twin: Any = twin_of(model, Model)
     assert twin.embed is model.embed
     for ours, theirs in zip(twin.layers, model.layers, strict=True):
-        assert ours.mlp is theirs.mlp  # type: ignore[union-attr]
-        assert ours.attention is not theirs.attention  # type: ignore[union-attr]
-        assert ours.sinks is theirs.sinks is ours.attention.impl.sinks  # type: ignore[union-attr]
-        assert ours.attention.impl.project is theirs.project  # type: ignore[union-attr]
-        assert ours.attention.scale is theirs.attention.scale  # type: ignore[union-attr]
+        assert ours.mlp is theirs.mlp
+        assert ours.attention is not theirs.attention
+        assert ours.sinks is theirs.sinks is ours.attention.impl.sinks
+        assert ours.attention.impl.project is theirs.project
+        assert ours.attention.scale is theirs.attention.scale
     # Weights that come later, and what is made of them, are both models'.
-    model.layers[0].mlp[0] = nn.Linear(3, 7)  # type: ignore[index, union-attr, operator]
+    model.layers[0].mlp[0] = nn.Linear(3, 7)  # type: ignore[assignment]
     assert twin.layers[0].mlp[0].out_features == 7
     assert {name for name, _ in twin.named_parameters()} == {name for name, _ in model.named_parameters()}
 

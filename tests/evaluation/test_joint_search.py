@@ -9,7 +9,7 @@ from fusion_kernels import Weighting, reference
 
 
 def joint(case: Case, limit: float) -> torch.Tensor:
-    return fuse_jointly(case.large, case.base, case.experts, limit)[1]
+    return fuse_jointly(case.large, case.against[0], case.experts, limit)[1]
 
 
 def every_expert(seed: int, rows: int, number: int, vocabulary: int) -> Case:
@@ -48,8 +48,8 @@ def test_equal_experts_share_the_weight() -> None:
 
 def test_the_logits_are_those_of_the_weights() -> None:
     case = make(5, rows=4, number=2, paddings=(6, 3, 0))
-    logits, alpha = fuse_jointly(case.large, case.base, case.experts, 2.0)
+    logits, alpha = fuse_jointly(case.large, case.against[0], case.experts, 2.0)
     expected, common = case.large.clone(), case.common()
     for t, expert in enumerate(case.experts):
-        expected[:, :common] += alpha[:, t, None] * (expert[:, :common] - case.base[:, :common])
+        expected[:, :common] += alpha[:, t, None] * (expert[:, :common] - case.against[t][:, :common])
     torch.testing.assert_close(logits, expected)

@@ -2,11 +2,13 @@
 
 from hypothesis import strategies as st
 
-from bench.cases import DTYPES, KINDS, Case, make
+from bench.cases import AGAINST, DTYPES, KINDS, Case, make
 
 
 def cases(max_vocabulary: int = 300, max_rows: int = 6, max_experts: int = 4) -> st.SearchStrategy[Case]:
-    """Cases over shapes, dtypes, vocabularies of unequal length, masks, and logits from tiny to 1e4."""
+    """Cases over shapes, dtypes, vocabularies of unequal length, masks, broken members, and logits from tiny to 1e4;
+    experts are compared with the base, with a tensor of their own or with nothing.
+    """
     return st.builds(
         make,
         seed=st.integers(0, 2**31),
@@ -19,4 +21,6 @@ def cases(max_vocabulary: int = 300, max_rows: int = 6, max_experts: int = 4) ->
         dtype=st.sampled_from(DTYPES),
         paddings=st.lists(st.integers(0, 9), min_size=1, max_size=4).map(tuple),
         masked=st.sampled_from([0.0, 0.0, 0.2, 0.9]),
+        against=st.lists(st.sampled_from(AGAINST), min_size=1, max_size=4).map(tuple),
+        broken=st.sampled_from([0.0, 0.0, 0.0, 0.2]),
     )

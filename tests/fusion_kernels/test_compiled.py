@@ -61,6 +61,13 @@ def test_experts_of_other_lengths_and_strides_are_no_variant() -> None:
     # As vLLM's heads give them: columns of a padded matrix.
     experts = [torch.empty(4, 32_064, dtype=torch.bfloat16)[:, :length] for length in (31_999, 32_000, 32_011)]
     assert variants(batch._replace(experts=experts)) == known
+    assert variants(batch._replace(against=experts)) == known
+
+
+def test_what_experts_are_compared_with_is_no_variant() -> None:
+    batch = example(number=3, rows=4)
+    own, nothing = torch.empty_like(batch.large), torch.zeros_like(batch.large[:1]).expand(4, -1)
+    assert variants(batch._replace(against=[batch.against[0], own, nothing])) == variants(batch)
 
 
 def test_what_is_predicted() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench.cases import Case, make
+from bench.cases import AGAINST, Case, make
 from fusion_kernels import Weighting, fuse_logits, warm_up
 
 
@@ -21,7 +21,10 @@ def test_an_unknown_implementation_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("base", torch.zeros(4, 97), r"base has shape \(4, 97\); with 5 rows it must be \[5, vocabulary\]"),
+        ("against", torch.zeros(4, 97), r"against has shape \(4, 97\); with 5 rows it must be \[5, vocabulary\]"),
+        ("against", [torch.zeros(1, 97)], r"against\[0\] has shape \(1, 97\); with 5 rows it must be \[5, "),
+        ("against", [torch.zeros(5, 97)] * 2, "against has length 2; with these experts it must be one tensor, or 1"),
+        ("against", [torch.zeros(5, 97).double()], r"against\[0\] is torch.float64; it must be torch.float32, torch.f"),
         ("experts", [], "experts is empty"),
         ("kind", torch.zeros(5, dtype=torch.int64), r"kind is \(5,\) torch.int64; .* must be \(5,\) torch.int8"),
         ("use", torch.ones(5, 2, dtype=torch.bool), r"use is \(5, 2\) torch.bool; .* must be \(5, 1\) torch.bool"),
@@ -39,18 +42,20 @@ def test_it_warms_up_where_a_model_is_loaded_on_another_device() -> None:
         warm_up()
 
 
-def test_the_custom_op_is_well_formed() -> None:
-    case = make(0, number=2)
-    arguments = (case.large, case.base, case.experts, case.kind, case.use, case.alpha, case.alpha_max, "cpu")
+@pytest.mark.parametrize("against", [("base",), AGAINST])
+def test_the_custom_op_is_well_formed(against: tuple[str, ...]) -> None:
+    case = make(0, number=4, against=against)
+    arguments = (case.large, case.against, case.experts, case.kind, case.use, case.alpha, case.alpha_max, "cpu")
     torch.library.opcheck(torch.ops.fusion_kernels.fuse.default, arguments)
 
 
-def test_under_torch_compile_without_a_graph_break() -> None:
-    case = make(0, number=2)
+@pytest.mark.parametrize("against", [("base",), AGAINST])
+def test_under_torch_compile_without_a_graph_break(against: tuple[str, ...]) -> None:
+    case = make(0, number=4, against=against)
 
     def step(case: Case) -> torch.Tensor:
         settings = {"kind": case.kind, "use": case.use, "alpha": case.alpha, "alpha_max": case.alpha_max}
-        return fuse_logits(case.large, case.base, case.experts, **settings, impl="cpu").logits * 2
+        return fuse_logits(case.large, case.against, case.experts, **settings, impl="cpu").logits * 2
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(case), case.fuse("cpu").logits * 2)

@@ -1,13 +1,16 @@
 """Numbers that break naive code, and the promises about rows that are not fused."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.cases import make
+from bench.cases import AGAINST, DTYPES, KINDS, judge, make
 from fusion_kernels import Fused, Weighting, fuse_logits
+from fusion_kernels.batch import broken_against, broken_expert, expert_of
 
 IMPLEMENTATIONS = ["reference", "torch", "cpu"]
 SEARCHED = [Weighting.KL, Weighting.KL_GRID]
@@ -66,14 +69,95 @@ def test_the_broken_member_is_named(kind: Weighting, impl: str) -> None:
     case.use[:] = True if kind != Weighting.ALONE else torch.tensor([False, True])
     case.experts[0][1, 3] = torch.nan
     case.experts[1][2, 5] = torch.inf
-    case.base[3, 2] = torch.nan
-    case.base[4, 1] = case.experts[1][4, 7] = torch.nan
-    expected = [0, 0, 3, 0, 3] if kind == Weighting.ALONE else [0, 2, 3, 1, 1]
+    case.against[0][3, 2] = torch.nan
+    case.against[0][4, 1] = case.experts[1][4, 7] = torch.nan
+    base, first, second = broken_against(0), broken_expert(0), broken_expert(1)
+    expected = [0, 0, second, 0, second] if kind == Weighting.ALONE else [0, first, second, base, base]
     out = case.fuse(impl)
     assert out.broken.tolist() == expected
     assert out.fallback.tolist() == [bool(number) for number in expected]
     for row in out.fallback.nonzero().flatten():
         assert torch.equal(out.logits[row], case.large[row].float()), "the large model alone"
+
+
+@pytest.mark.parametrize("kind", [Weighting.STATIC, *SEARCHED, Weighting.KL_SAFE])
+def test_the_first_broken_comparison_is_named(kind: Weighting, impl: str) -> None:
+    case = make(0, rows=6, number=3, kinds=(kind,), against=("own", "base"))
+    case.use[:] = True
+    case.experts[0][0, 3] = case.against[1][0, 5] = torch.nan
+    case.against[1][1, 5] = case.experts[1][1, 5] = torch.inf
+    case.experts[1][2, 5] = case.against[2][2, 0] = torch.nan
+    case.against[2][3, 0] = torch.nan
+    case.against[0][4, 1] = case.experts[0][4, 1] = torch.nan
+    expected = [broken_expert(0), broken_against(1), broken_expert(1), broken_against(2), broken_against(0), 0]
+    assert case.fuse(impl).broken.tolist() == expected
+    assert [expert_of(number) for number in expected[:-1]] == [0, 1, 1, 2, 0]
+
+
+def test_a_shared_base_is_named_by_the_first_expert_in_use(impl: str) -> None:
+    case = make(0, rows=3, number=3, kinds=(Weighting.KL,))
+    case.use[:] = torch.tensor([[True, True, True], [False, True, True], [False, False, True]])
+    case.against[0].fill_(torch.nan)
+    assert case.fuse(impl).broken.tolist() == [broken_against(t) for t in range(3)]
+
+
+def test_what_a_row_does_not_need_may_be_broken(impl: str) -> None:
+    case = make(
+        0, rows=4, number=2, kinds=(Weighting.KL, Weighting.NONE, Weighting.ALONE, Weighting.STATIC), against=AGAINST
+    )
+    case.use[:] = torch.tensor([[True, False], [True, True], [False, True], [True, False]])
+    clean = case.fuse(impl)
+    case.against[1].fill_(torch.inf)
+    case.against[0][1:3] = torch.nan
+    out = case.fuse(impl)
+    for found, expected in zip(out, clean, strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", [Weighting.STATIC, *SEARCHED, Weighting.KL_SAFE])
+def test_compared_with_nothing_is_compared_with_the_uniform_distribution(kind: Weighting, impl: str) -> None:
+    large, expert, zeros = random(3, 50), random(3, 50, seed=1), torch.zeros(1, 50)
+    out = fuse(large, zeros.expand(3, -1), expert, kind, impl)
+    written_out = fuse(large, zeros.repeat(3, 1), expert, kind, impl)
+    for found, expected in zip(out, written_out, strict=True):
+        assert torch.equal(found, expected)
+    log_q = expert.log_softmax(1)
+    target = torch.stack([math.log(50) + (log_q.exp() * log_q).sum(1), -math.log(50) - log_q.mean(1)], dim=1)
+    torch.testing.assert_close(out.kl_target, target, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(out.logits, large + out.alpha * expert, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_one_tensor_is_that_tensor_for_every_expert(dtype: torch.dtype, impl: str) -> None:
+    case = make(0, rows=12, number=3, dtype=dtype)
+    copies = replace(case, against=[against.clone() for against in case.against])
+    settings = {"kind": case.kind, "use": case.use, "alpha": case.alpha, "alpha_max": case.alpha_max}
+    one = fuse_logits(case.large, case.against[0], case.experts, **settings, impl=impl)
+    for result in zip(case.fuse(impl), copies.fuse(impl), one, strict=True):
+        assert torch.equal(result[0], result[1])
+        assert torch.equal(result[0], result[2])
+
+
+def test_comparisons_in_any_order(impl: str) -> None:
+    case = make(3, rows=12, number=4, against=("base", "own", "nothing"))
+    out = case.fuse(impl)
+    order = [3, 1, 0, 2]
+    sorted_otherwise = replace(
+        case,
+        against=[case.against[t] for t in order],
+        experts=[case.experts[t] for t in order],
+        use=case.use[:, order],
+        alpha=case.alpha[:, order],
+    ).fuse(impl)
+    rows = case.kind != Weighting.ALONE  # which takes the first
+    torch.testing.assert_close(sorted_otherwise.alpha[rows], out.alpha[rows][:, order], rtol=0, atol=1e-3)
+    torch.testing.assert_close(sorted_otherwise.logits[rows], out.logits[rows], rtol=0, atol=1e-2)
+
+
+def test_formats_may_differ(impl: str) -> None:
+    case = make(8, rows=len(KINDS), number=3, against=AGAINST, dtype=torch.bfloat16)
+    case.against[1], case.experts[2] = case.against[1].float(), case.experts[2].half()
+    judge(case, impl)
 
 
 def test_a_broken_expert_harms_no_row_that_does_not_use_it(impl: str) -> None:

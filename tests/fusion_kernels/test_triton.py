@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from bench.cases import KINDS, Case, judge, make
+from bench.cases import AGAINST, KINDS, Case, judge, make
 from fusion_kernels import Weighting
 from fusion_kernels.triton import launch
 from tests.fusion_kernels.strategies import cases
@@ -74,6 +74,7 @@ def test_rows_of_several_blocks(number: int, kinds: tuple[Weighting, ...]) -> No
         (2, {"vocabulary": 256, "number": 1, "dtype": torch.bfloat16}),
         (3, {"vocabulary": 150, "number": 2, "masked": 0.9, "scale": 10.0}),
         (4, {"vocabulary": 150, "number": 1, "spread": 10.0, "scale": 10.0}),
+        (5, {"vocabulary": 200, "number": 3, "against": AGAINST, "masked": 0.2, "paddings": (0, 150, 3, 90)}),
     ],
 )
 def test_rows_of_many_chunks(seed: int, shape: dict[str, object]) -> None:
@@ -88,7 +89,7 @@ def far(larger: float, *, padding: int = 0) -> Case:
     expert = torch.tensor([[0.0, 1.0, larger] + [0.0] * padding] * len(rows))
     return Case(
         large,
-        base,
+        [base],
         [expert],
         torch.tensor(rows, dtype=torch.int8),
         torch.ones(len(rows), 1, dtype=torch.bool),
@@ -120,7 +121,7 @@ def test_a_wild_chunk_of_a_tame_row() -> None:
 def test_chunks_without_any_token_of_a_member() -> None:
     case = make(9, rows=len(KINDS), vocabulary=200, number=2)
     case.use[:] = True
-    case.large[:, :96] = case.base[:, 96:192] = -torch.inf
+    case.large[:, :96] = case.against[0][:, 96:192] = -torch.inf
     case.experts[0][:, 192:] = case.experts[1][:, :100] = -torch.inf
     judge(case, "triton", DEVICE)
 
@@ -142,7 +143,26 @@ def test_broken_members(kind: Weighting) -> None:
     case.use[:] = True
     case.experts[0][1, 2300] = torch.nan
     case.experts[1][2, 5] = torch.inf
-    case.base[3, 2] = case.experts[0][3, 7] = torch.nan
+    case.against[0][3, 2] = case.experts[0][3, 7] = torch.nan
+    judge(case, "triton", DEVICE)
+
+
+@runs
+@pytest.mark.parametrize("kind", [Weighting.KL_SAFE, Weighting.ALONE])
+def test_broken_comparisons(kind: Weighting) -> None:
+    case = make(7, rows=6, vocabulary=2500, number=3, kinds=(kind,), against=("own", "base"))
+    case.use[:] = torch.tensor([True, True, False])
+    case.against[0][1, 2300] = case.against[1][2, 5] = torch.nan
+    case.experts[0][3, 7] = case.against[1][3, 2] = torch.inf
+    case.against[1][4, 6] = case.experts[1][4, 2] = torch.nan
+    case.against[2][5, 1] = torch.nan
+    judge(case, "triton", DEVICE)
+
+
+@runs
+def test_formats_may_differ() -> None:
+    case = make(8, rows=len(KINDS), number=3, against=AGAINST, dtype=torch.bfloat16)
+    case.against[1], case.experts[2] = case.against[1].float(), case.experts[2].half()
     judge(case, "triton", DEVICE)
 
 
