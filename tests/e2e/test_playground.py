@@ -294,6 +294,25 @@ def test_two_settings_answer_side_by_side(open_page: Open, server: ServerProcess
     expect(page.locator(".lane")).to_have_count(1)
 
 
+def test_an_expert_is_compared_under_another_prompt(open_page: Open) -> None:
+    sent: list[Any] = []
+
+    def watch(page: Page) -> None:
+        page.on("request", lambda request: sent.append(request.post_data_json) if request.method == "POST" else None)
+
+    page = open_page(prepare=watch)
+    lane(page).get_by_label("Preset").select_option("giant-text")
+    page.get_by_text("Compare under another system prompt").click()
+    page.locator(".prompts input:visible").fill("Say nothing.")
+    ask(page, EXTRACTION, "giant-text")
+    read = [{"role": "system", "content": "Say nothing."}, {"role": "user", "content": EXTRACTION}]
+    assert sent[0]["fusion"]["prompts"] == {"text": {"against": read}}
+    expect(page.locator("#code")).to_contain_text("Say nothing.")
+    expect(page.locator(".turn")).to_contain_text("text against “Say nothing.”")
+    lane(page).get_by_label("Preset").select_option("giant")
+    expect(page.locator(".prompts")).to_be_hidden()
+
+
 def test_the_menu_of_weightings_is_the_servers(open_page: Open) -> None:
     def add_one(page: Page) -> None:
         def answer(route: Route) -> None:

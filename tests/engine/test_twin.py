@@ -19,7 +19,7 @@ class Impl:
         self.sinks, self.project = sinks, project
 
 
-class Attention(nn.Module, AttentionLayerBase):  # type: ignore[misc]
+class Attention(nn.Module, AttentionLayerBase):
     def __init__(self, sinks: torch.Tensor, project: nn.Module) -> None:
         super().__init__()
         self.register_buffer("scale", torch.ones(()))
@@ -50,7 +50,7 @@ class Model(nn.Module):
 
 
 def test_all_but_attention_is_shared() -> None:
-    model = Model()
+    model: Any = Model()
     twin: Any = twin_of(model, Model)
     assert twin.embed is model.embed
     for ours, theirs in zip(twin.layers, model.layers, strict=True):
@@ -60,7 +60,7 @@ def test_all_but_attention_is_shared() -> None:
         assert ours.attention.impl.project is theirs.project
         assert ours.attention.scale is theirs.attention.scale
     # Weights that come later, and what is made of them, are both models'.
-    model.layers[0].mlp[0] = nn.Linear(3, 7)  # type: ignore[assignment]
+    model.layers[0].mlp[0] = nn.Linear(3, 7)
     assert twin.layers[0].mlp[0].out_features == 7
     assert {name for name, _ in twin.named_parameters()} == {name for name, _ in model.named_parameters()}
 

@@ -21,6 +21,7 @@ from server.engine.checks.generation import describe_defaults, sampling_defaults
 from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
 from server.engine.checks.vocabulary import check_vocabularies, read_vocabularies
 from server.engine.members import Member, Members, resolve_members
+from server.engine.pairs import Pairs
 from server.errors import ConfigError
 
 __all__ = ["MemberReport", "Report", "check_members"]
@@ -96,6 +97,14 @@ class Report:
         ]
         return [*self.reports, *free]
 
+    def _own_prompts(self, member: Member) -> list[str]:
+        """The sides of an expert's pair for which a request may give prompts."""
+        names = list(self.config.experts)
+        if member.name not in names:
+            return []
+        pair = Pairs(self.config).own(names.index(member.name))
+        return [side for side, number in zip(("with", "against"), pair, strict=True) if number >= 0]
+
     def as_dict(self) -> dict[str, Any]:
         """The members, and the presets over them, as JSON can say it."""
         return {
@@ -103,7 +112,9 @@ class Report:
             "max_model_len": self.max_model_len,
             "vocabulary": self.vocabulary,
             "sampling_defaults": self.sampling_defaults,
-            "members": [report.as_dict() for report in self._listed],
+            "members": [
+                report.as_dict() | {"own_prompts": self._own_prompts(report.member)} for report in self._listed
+            ],
             "presets": {name: preset.model_dump() for name, preset in self.config.presets.items()},
         }
 

@@ -25,11 +25,12 @@ async function connect() {
   try {
     const [models, members] = await Promise.all([getJson("v1/models", key), getJson("v1/fusion/experts", key)]);
     const names = models.data.map((model) => model.id).filter((name) => name in members.presets);
-    const found = members.members.filter((member) => member.role === "expert").map((member) => member.name);
+    const experts = members.members.filter((member) => member.role === "expert");
     server = {
       presets: Object.fromEntries(names.map((name) => [name, members.presets[name]])),
       weightings: Object.fromEntries(members.weightings.map((weighting) => [weighting.name, weighting])),
-      experts: found,
+      experts: experts.map((member) => member.name),
+      comparing: experts.filter((member) => member.own_prompts.includes("against")).map((member) => member.name),
     };
     showMembers(members.members);
     notice("");

@@ -5,6 +5,7 @@
  * @property {Record<string, Preset>} presets
  * @property {Record<string, Weighting>} weightings
  * @property {string[]} experts
+ * @property {string[]} comparing experts whose comparison may read a prompt of its own
  *
  * @typedef {object} Weighting as `/v1/fusion/experts` describes it
  * @property {string} name
@@ -26,12 +27,18 @@
  * @property {string[]} experts
  * @property {Record<string, number>} alpha where that is the parameter
  * @property {number} alphaMax
+ * @property {Record<string, string>} against what experts are compared under: a system prompt, or in completion a text
  */
 
 export const ROUTES = { chat: "v1/chat/completions", completion: "v1/completions" };
 
-/** The `fusion` field: only what differs from the preset. @param {Setting} setting @param {Preset} preset */
-export function fusionField(setting, preset) {
+/**
+ * The `fusion` field: only what differs from the preset.
+ * @param {Setting} setting
+ * @param {Preset} preset
+ * @param {(text: string) => any} compared the prompt that a text stands for, where an expert is compared under it
+ */
+export function fusionField(setting, preset, compared) {
   const field = {};
   if (setting.weighting !== preset.weighting) field.weighting = setting.weighting;
   if (setting.weighting === "none") return field;
@@ -44,6 +51,10 @@ export function fusionField(setting, preset) {
     }
   } else if (setting.parameter === "alpha_max" && setting.alphaMax !== preset.alpha_max) {
     field.alpha_max = setting.alphaMax;
+  }
+  const against = setting.experts.filter((name) => setting.against[name]);
+  if (against.length) {
+    field.prompts = Object.fromEntries(against.map((name) => [name, { against: compared(setting.against[name]) }]));
   }
   return field;
 }
@@ -59,12 +70,14 @@ export function alphaOf(preset, name) {
  * @param {{role: string, content: string}[]} messages the conversation; `completion` takes the last one's text
  */
 export function body(mode, messages, setting, preset, sampling) {
+  const others = messages.filter(({ role }) => role !== "system");
+  const compared = (text) => (mode === "chat" ? [{ role: "system", content: text }, ...others] : text);
   return {
     model: setting.preset,
     ...(mode === "chat" ? { messages } : { prompt: messages.at(-1).content }),
     ...sampling,
     stream: true,
-    fusion: { ...fusionField(setting, preset), trace: "full" },
+    fusion: { ...fusionField(setting, preset, compared), trace: "full" },
   };
 }
 

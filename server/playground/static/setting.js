@@ -14,6 +14,7 @@ export class SettingControls {
   #alphaMax;
   #alphaMaxLabel;
   #experts;
+  #prompts;
 
   /**
    * @param {Element} root
@@ -28,11 +29,13 @@ export class SettingControls {
     this.#alphaMax = root.querySelector(".alpha-max");
     this.#alphaMaxLabel = root.querySelector(".alpha-max-label");
     this.#experts = root.querySelector(".experts");
+    this.#prompts = root.querySelector(".prompts");
     this.#preset.append(...Object.keys(server.presets).map((name) => element("option", { value: name, text: name })));
     this.#weighting.append(
       ...Object.values(server.weightings).map(({ name, summary, description }) => element("option", { value: name, text: `${name}: ${summary}`, title: description })),
     );
     this.#experts.append(...server.experts.map((name) => this.#chip(name)));
+    this.#prompts.append(...server.comparing.map((name) => this.#prompt(name)));
     this.#preset.addEventListener("change", () => this.choose(this.#preset.value));
     this.#weighting.addEventListener("change", () => this.#settle());
     this.#alphaMax.addEventListener("input", () => this.#changed());
@@ -48,6 +51,7 @@ export class SettingControls {
       chip.used.checked = (values.experts ?? preset.experts).includes(chip.name);
       set(chip.alpha, alphaOf(preset, chip.name) ?? DEFAULT_ALPHA, values.alpha?.[chip.name]);
     }
+    for (const [name, input] of this.#promptInputs()) input.value = values.against?.[name] ?? "";
     this.#settle();
   }
 
@@ -62,15 +66,17 @@ export class SettingControls {
       experts: used.map((chip) => chip.name),
       alpha: Object.fromEntries(used.map((chip) => [chip.name, numberIn(chip.alpha)])),
       alphaMax: numberIn(this.#alphaMax),
+      against: Object.fromEntries(this.#promptInputs().map(([name, input]) => [name, input.value.trim()])),
     };
   }
 
   /** The setting in words, for whoever reads the answer later. */
   get summary() {
-    const { preset, weighting, parameter, experts, alpha, alphaMax } = this.value;
+    const { preset, weighting, parameter, experts, alpha, alphaMax, against } = this.value;
     const named = experts.map((name) => (parameter === "alpha" ? `${name} ${alpha[name]}` : name));
     const most = parameter === "alpha_max" ? `alpha up to ${alphaMax}` : "";
-    return [preset, weighting, named.join(", "), most].filter(Boolean).join(" · ");
+    const compared = experts.filter((name) => against[name]).map((name) => `${name} against “${against[name]}”`);
+    return [preset, weighting, named.join(", "), most, ...compared].filter(Boolean).join(" · ");
   }
 
   /** @returns {import("./request.js").Preset} */
@@ -97,6 +103,9 @@ export class SettingControls {
     this.#experts.disabled = experts === "none";
     for (const chip of chips) chip.alpha.hidden = parameter !== "alpha" || !chip.used.checked;
     this.#alphaMaxLabel.hidden = parameter !== "alpha_max";
+    const used = chips.filter((chip) => chip.used.checked && experts !== "none").map((chip) => chip.name);
+    for (const [name, input] of this.#promptInputs()) input.parentElement.hidden = !used.includes(name);
+    this.#prompts.hidden = !this.#server.comparing.some((name) => used.includes(name));
     this.#changed();
   }
 
@@ -107,6 +116,16 @@ export class SettingControls {
     alpha.addEventListener("input", () => this.#changed());
     const label = element("label", {}, used, element("span", { text: name }));
     return element("span", { class: `chip ${colourClass([name], this.#server.experts)}` }, label, alpha);
+  }
+
+  #prompt(name) {
+    const input = element("input", { type: "text", placeholder: "the same as the answer", autocomplete: "off", "data-expert": name });
+    input.addEventListener("input", () => this.#changed());
+    return element("label", { class: colourClass([name], this.#server.experts) }, element("span", { text: name }), input);
+  }
+
+  #promptInputs() {
+    return [...this.#prompts.querySelectorAll("input")].map((input) => [input.dataset.expert, input]);
   }
 
   #chips() {
