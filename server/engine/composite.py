@@ -8,7 +8,7 @@ head turns its rows into logits, and `fuse_logits` weighs them by what each requ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -78,12 +78,11 @@ class LogitFusionForCausalLM(nn.Module):
             original = self.large if of == LARGE else models[of]
             if of == LARGE:
                 configs[number] = own_caches(large_config)
-                build = partial(large, twin["name"])
+                build = partial(_tagged, twin["name"], partial(large, twin["name"]))
             else:
                 configs[number] = own_caches(configs[of])
                 build = partial(_small_model, configs[number], maybe_prefix(prefix, twin["name"]))
-            with set_model_tag(twin["name"]):
-                models[number] = twin_of(original, build)
+            models[number] = twin_of(original, build)
         self.small: Any = nn.ModuleDict({str(number): model for number, model in models.items()})
         self._load_config = vllm_config.load_config
         self._sources = sources
@@ -213,9 +212,13 @@ class LogitFusionForCausalLM(nn.Module):
 
 
 def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
+    return _tagged(prefix, partial(init_vllm_registered_model, quantised_under(config, prefix), prefix=prefix))
+
+
+def _tagged(name: str, build: Callable[[], nn.Module]) -> nn.Module:
     # Each model is compiled under a name of its own.
-    with set_model_tag(prefix):
-        return init_vllm_registered_model(quantised_under(config, prefix), prefix=prefix)
+    with set_model_tag(name):
+        return build()
 
 
 def _fuse(large: torch.Tensor, against: list[torch.Tensor], experts: list[torch.Tensor], rows: Rows) -> Fused:

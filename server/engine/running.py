@@ -38,7 +38,7 @@ def run_members(state: FusionModelState, step: ForwardPass, *, everyone: bool) -
             key = column.tobytes()
             if key not in known:
                 known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
-            step.members.append(_run(state, step, member, known[key]))
+            step.members.append(_run(state, step, member, known[key], _wants_prompt(table, known[key].batch)))
     if not step.dummy:
         table.begun[slots] = True
 
@@ -47,17 +47,20 @@ def _run_own_prompts(
     state: FusionModelState, step: ForwardPass, number: int, member: SmallMember, used: np.ndarray
 ) -> MemberStates | None:
     """Run a member that reads another prompt than some of the requests that use it; `None`: it has nothing to read."""
+    wants_prompt = _wants_prompt(state.table, step.batch)
     reading = Reading(step.batch, state.block_tables, state.table, number, used, state.max_num_tokens)
     passes = [
-        _run(state, step, member, reading.sub_batch(stretch, step.block_tables, state.max_model_len))
+        _run(state, step, member, reading.sub_batch(stretch, step.block_tables, state.max_model_len), wants_prompt)
         for stretch in reading.stretches()
     ]
     return MemberStates.joined(passes) if passes else None
 
 
-def _run(state: FusionModelState, step: ForwardPass, member: SmallMember, sub: SubBatch) -> MemberStates:
+def _run(
+    state: FusionModelState, step: ForwardPass, member: SmallMember, sub: SubBatch, wants_prompt: bool
+) -> MemberStates:
     hidden = member.run(sub, state.metadata, step.kv_cache_config)
-    return MemberStates.kept(sub, hidden, _wants_prompt(state.table, sub.batch))
+    return MemberStates.kept(sub, hidden, wants_prompt)
 
 
 def _wants_prompt(table: SlotTable, batch: InputBatch) -> bool:

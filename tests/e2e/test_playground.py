@@ -304,7 +304,7 @@ def test_an_expert_is_compared_under_another_prompt(open_page: Open) -> None:
     lane(page).get_by_label("Preset").select_option("giant-text")
     page.get_by_text("Compare under another system prompt").click()
     page.locator(".prompts input:visible").fill("Say nothing.")
-    ask(page, EXTRACTION, "giant-text")
+    ask(page, EXTRACTION)
     read = [{"role": "system", "content": "Say nothing."}, {"role": "user", "content": EXTRACTION}]
     assert sent[0]["fusion"]["prompts"] == {"text": {"against": read}}
     expect(page.locator("#code")).to_contain_text("Say nothing.")
