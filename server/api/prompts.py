@@ -137,7 +137,12 @@ class _OwnPrompts:
             if len(ids) != len(given) or not all(0 <= each < size for each in ids):
                 raise RequestError(f"{field}: ids from 0 to {size - 1} are needed", field)
             return ids
-        return await self._of_messages([each for each in given if isinstance(each, dict)], None, field)
+        try:
+            messages = FusionChatCompletionRequest.model_validate({"messages": given}).messages
+        except ValidationError as error:
+            place = ".".join(map(str, error.errors()[0]["loc"][1:2]))
+            raise RequestError(f"{field}.{place}: {error.errors()[0]['msg']}", field) from error
+        return await self._of_messages(list(messages), None, field)
 
     async def _written(self, way: PromptWay, member: int, field: str) -> list[int]:
         """A prompt that the preset, or the expert, makes of the request."""
@@ -198,8 +203,6 @@ class _OwnPrompts:
                 default_template_kwargs=online.default_chat_template_kwargs,
                 tool_dicts=tools,
             )
-        except ValidationError as error:
-            raise RequestError(f"{field}: {error.errors()[0]['msg']}", field) from error
         except (ValueError, TypeError, KeyError, VLLMValidationError) as error:
             raise RequestError(f"{field}: {error}", field) from error
         return _ids_in(found)

@@ -20,6 +20,8 @@ from tests.server_process import ServerProcess
 
 MAX_TOKENS = 12
 MAX_LEN = 256
+UNFINISHED = "\ufffd"
+"""What stands for a character that an answer ends in the midst of."""
 QUESTION: Any = {"role": "user", "content": "Name one river."}
 MESSAGES: list[Any] = [
     {"role": "system", "content": "Be brief."},
@@ -118,7 +120,7 @@ class Expected:
         prompts = tuple((name, side, tuple(ids)) for (name, side), ids in own.items())
         settings = Settings(asked["weighting"], experts, alpha, prompts=prompts)
         text: str = self._tokenizer.decode(self._loop.greedy(prompt, settings, max_tokens), skip_special_tokens=True)
-        return text
+        return text.rstrip(UNFINISHED)
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +135,7 @@ def options(preset: str, **fusion: Any) -> dict[str, Any]:
 
 def chat(client: OpenAI, preset: str, messages: list[Any], **fusion: Any) -> str:
     answer = client.chat.completions.create(messages=messages, **options(preset, **fusion))
-    text: str = answer.choices[0].message.content
-    return text
+    return (answer.choices[0].message.content or "").rstrip(UNFINISHED)
 
 
 def test_presets_make_prompts_of_messages(client: OpenAI, expected: Expected) -> None:
@@ -156,7 +157,7 @@ def test_presets_make_prompts_of_messages(client: OpenAI, expected: Expected) ->
 def test_streams_say_the_same(client: OpenAI) -> None:
     chunks = client.chat.completions.create(messages=MESSAGES, stream=True, **options("guided"))
     text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
-    assert text == chat(client, "guided", MESSAGES)
+    assert text.rstrip(UNFINISHED) == chat(client, "guided", MESSAGES)
 
 
 def test_turns_of_a_conversation(client: OpenAI, expected: Expected) -> None:
@@ -177,7 +178,7 @@ def test_requests_bring_prompts(client: OpenAI, expected: Expected) -> None:
             found = chat(client, preset, [QUESTION], prompts={name: {side: given}})
             assert found == expected.answer(prompt, preset, {**kept, (name, side): read}), (name, side, given)
     completed = client.completions.create(prompt="Name one river.", **options("red", prompts={"red": {"against": "A"}}))
-    assert completed.choices[0].text == expected.answer(
+    assert completed.choices[0].text.rstrip(UNFINISHED) == expected.answer(
         expected.text("Name one river."), "red", {("red", "against"): expected.text("A")}
     )
 
@@ -194,7 +195,7 @@ def test_responses_too(client: OpenAI) -> None:
             **extra,
         )
         messages = [{"role": "system", "content": "Be brief."}, QUESTION]
-        assert answer.output_text == chat(client, preset, messages, **fusion)
+        assert answer.output_text.rstrip(UNFINISHED) == chat(client, preset, messages, **fusion)
 
 
 def test_the_base_reads_one_prompt(client: OpenAI, expected: Expected) -> None:
@@ -220,12 +221,16 @@ async def test_many_at_once(server: ServerProcess, client: OpenAI) -> None:
         for turn in range(6)
         for preset in ("guided", "faithful", "rewarded", "templated", "last", "giant", "red")
     ]
-    wanted = {(preset, turn): chat(client, preset, messages) for preset, messages, turn in asked if turn < 3}
+    drawn: dict[str, Any] = {"n": 2, "seed": 3, "temperature": 0.8}
+    wanted = {}
+    for preset, messages, turn in asked[: len(asked) // 2]:
+        alone = client.chat.completions.create(messages=messages, **(options(preset) | drawn))
+        wanted[preset, turn] = [choice.message.content for choice in alone.choices]
     async with AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0) as many:
 
         async def ask(preset: str, messages: list[Any], turn: int) -> None:
-            answer = await many.chat.completions.create(messages=messages, n=2, seed=3, **options(preset))
-            assert [choice.message.content for choice in answer.choices] == [wanted[preset, turn % 3]] * 2
+            answer = await many.chat.completions.create(messages=messages, **(options(preset) | drawn))
+            assert [choice.message.content for choice in answer.choices] == wanted[preset, turn % 3]
 
         await asyncio.gather(*(ask(*each) for each in asked))
 
@@ -244,7 +249,8 @@ BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("red", {"prompts": {"red": {"with": []}}}, "fusion.prompts.red.with", "at least one message"),
     ("red", {"prompts": {"red": {"with": ""}}}, "fusion.prompts.red.with", "at least one message"),
     ("red", {"prompts": {"red": {"with": [1, 9999]}}}, "fusion.prompts.red.with", "ids from 0 to 511"),
-    ("red", {"prompts": {"red": {"with": [{"role": "nobody"}]}}}, "fusion.prompts.red.with", ""),
+    ("red", {"prompts": {"red": {"with": [{"content": "A"}]}}}, "fusion.prompts.red.with", "with.0: "),
+    ("red", {"prompts": {"red": {"with": ["A"]}}}, "fusion.prompts.red.with.0", "not ['A']"),
     ("red", {"prompts": {"red": {"without": "A"}}}, "fusion.prompts.red.without", ""),
     ("rewarded", {"prompts": {"reward": {"against": "A"}}}, "fusion.prompts.reward.against", "compared with none"),
     ("faithful", {"prompts": {"unread": {"with": "A"}}}, "fusion.prompts.unread.with", "KV cache"),
