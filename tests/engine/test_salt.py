@@ -33,6 +33,16 @@ def test_one_salt_for_each_client_and_set_of_members() -> None:
     assert salt(None, SETTINGS[2]) == salt("", SETTINGS[2])
 
 
+def test_what_members_read_is_part_of_it() -> None:
+    read = [{}, {1: [5]}, {1: [5, 6]}, {0: [5]}, {0: [5], 1: [5]}]
+    asked = [FusionSettings(Weighting.KL, (0,), prompts=prompts) for prompts in read]
+    assert len({salt("a", settings) for settings in asked}) == len(read)
+    assert salt("a", asked[1]) == salt("a", FusionSettings(Weighting.STATIC, (0,), (1.0,), prompts={1: [5]}))
+    # Where a member's tokens lie follows from the length of the request's prompt.
+    one, two = (_salted({"prompt_token_ids": [1] * length}, asked[1])["cache_salt"] for length in (1, 2))
+    assert one != two
+
+
 def test_the_weighting_does_not_matter() -> None:
     static = FusionSettings(Weighting.STATIC, (1, 0), (0.3, 2.0), preset=2)
     assert salt("a", static) == salt("a", FusionSettings(Weighting.KL_SAFE, (0, 1)))

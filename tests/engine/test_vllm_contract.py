@@ -21,7 +21,9 @@ from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.plugins import DEFAULT_PLUGINS_GROUP
 from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.sample import logits_processor
@@ -188,6 +190,20 @@ def test_a_forward_context_can_be_put_around_a_member() -> None:
 def test_a_salt_is_part_of_a_prompts_first_block() -> None:
     assert 'cache_salt=decoder_input.get("cache_salt")' in source(InputProcessor.process_inputs)
     assert "request.cache_salt" in source(kv_cache_utils.generate_block_hash_extra_keys)
+
+
+def test_a_request_can_have_room_past_its_tokens() -> None:
+    parameters = inspect.signature(KVCacheManager.allocate_slots).parameters
+    assert list(parameters)[:3] == ["self", "request", "num_new_tokens"]
+    assert parameters["num_lookahead_tokens"].default == 0
+    allocate = source(KVCacheManager.allocate_slots)
+    assert "num_tokens_main_model + num_lookahead_tokens, self.max_model_len" in allocate
+    # What was only made room for is not offered to others.
+    assert "num_lookahead_tokens" not in allocate[allocate.index("allocate_new_blocks") :]
+    schedule = source(Scheduler.schedule)
+    assert (
+        schedule.count("allocate_slots( request, num_") == schedule.count("self.kv_cache_manager.allocate_slots(") == 2
+    )
 
 
 def test_loader_streams_secondary_weights() -> None:
