@@ -151,6 +151,8 @@ async def send(
     settings = fusion_settings(case.settings, experts, pairs)
     if case.draft is not None:
         settings = with_drafter(settings, case.draft, experts, has_base=True)
+        if settings.drafter in settings.prompts:
+            settings = replace(settings, drafter=None)
     trace = engine.open_trace() if case.trace else None
     if trace is not None:
         settings = replace(settings, trace=trace.prompt_key(0))

@@ -51,7 +51,8 @@ class PairLoop:
         sides: dict[str, list[torch.Tensor]] = {side: [] for side in SIDES}
         for expert, pair in self._pairs.items():
             for side, name in zip(SIDES, pair, strict=True):
-                sides[side].append(torch.zeros_like(large) if name is None else read(name, expert, side))
+                unread = name is None or expert not in settings.experts
+                sides[side].append(torch.zeros_like(large) if unread or name is None else read(name, expert, side))
         rows = len(large)
         use, alpha = torch.zeros(rows, len(self.experts), dtype=torch.bool), torch.zeros(rows, len(self.experts))
         for place, expert in enumerate(settings.experts):

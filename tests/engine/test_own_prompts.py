@@ -11,22 +11,20 @@ from typing import Any
 
 import pytest
 import yaml
+from vllm.engine.arg_utils import AsyncEngineArgs
 
 from server.config import load_config
 from server.engine.pairs import Pairs
-from tests.engine.driver import Case, draw_cases, send_all
+from tests.engine.driver import Case, drafted, draw_cases, send_all
 from tests.engine.engines import counter, running
 from tests.engine.judge import Verdict, judge
 from tests.engine.pair_loop import PairLoop
+from tests.engine.test_random_batches import ADAPTED, ASYNC, CHUNKS, LONG, NO_PREFIXES, TWO_WORKERS, asynchronous
 from tests.models import make_family
 
 BLOCK = 32
 # Eight slots, and room for less than half of what eight requests may need: vLLM must preempt.
 TIGHT = [f"engine.block_size={BLOCK}", "engine.max_model_len=192", "engine.num_gpu_blocks_override=16"]
-CHUNKS = "engine.max_num_batched_tokens=32"
-NO_PREFIXES = "engine.enable_prefix_caching=false"
-TWO_WORKERS = "engine.tensor_parallel_size=2"
-LONG = pytest.mark.long
 
 EXPERTS: dict[str, dict[str, Any]] = {
     "red": {"model": "red"},
@@ -63,30 +61,30 @@ def oracle(family: Path) -> PairLoop:
 
 
 def with_prompts(cases: Sequence[Case], seed: int, longest: int) -> list[Case]:
-    """The same requests, most with prompts of their own for some members: shorter ones and longer ones."""
+    """The same requests over two experts at most, with prompts of their own for some members: shorter and longer."""
     rng = random.Random(seed)
-    few = [tuple(rng.randint(3, 511) for _ in range(rng.randint(1, longest))) for _ in range(6)]
+    few = [tuple(rng.choices(range(3, 512), k=rng.randint(1, longest))) for _ in range(6)]
     made = []
     for case in cases:
-        prompts: list[tuple[str, str, tuple[int, ...]]] = []
+        settings = case.settings
+        if settings.weighting == "alone":
+            settings = replace(settings, experts=(rng.choice([name for name in EXPERTS if name != "contrast"]),))
+        elif settings.experts:
+            settings = replace(settings, experts=tuple(rng.sample(list(EXPERTS), rng.choice([1, 2]))))
+            settings = replace(settings, alpha=settings.alpha and tuple(rng.uniform(-1, 2) for _ in settings.experts))
+        prompts: dict[tuple[str, str], tuple[int, ...]] = {}
         for name, side in OWN:
-            if name in case.settings.experts and rng.random() < 0.5 and (name, side) not in {p[:2] for p in prompts}:
-                ids = (
-                    rng.choice(few)
-                    if rng.random() < 0.5
-                    else tuple(rng.choices(range(3, 512), k=rng.randint(1, longest)))
-                )
-                prompts.append((name, side, ids))
-        if case.settings.weighting == "alone":
-            prompts = [prompt for prompt in prompts if prompt[1] == "with"]
-        if not {"red", "reward"} - set(case.settings.experts) and ("red", "with") in {p[:2] for p in prompts}:
-            # Without a prompt of its own, `reward` is `red`, which reads one prompt of a request.
-            prompts.append(("reward", "with", few[0])) if ("reward", "with") not in {p[:2] for p in prompts} else None
-        if "contrast" in case.settings.experts:  # `blue` is on both sides
-            prompts = [prompt for prompt in prompts if prompt[:2] != ("blue", "with")]
+            if name in settings.experts and rng.random() < 0.5 and (side == "with" or settings.weighting != "alone"):
+                ids = rng.choices(range(3, 512), k=rng.randint(1, longest))
+                prompts[name, side] = rng.choice(few) if rng.random() < 0.5 else tuple(ids)
+        if {"red", "reward"} <= set(settings.experts) and ("red", "with") in prompts:
+            # Without a prompt of its own `reward` is `red`, which reads one prompt of a request.
+            prompts.setdefault(("reward", "with"), few[0])
+        if {"blue", "contrast"} <= set(settings.experts):  # `blue` is on both sides
+            prompts.pop(("blue", "with"), None)
+        settings = replace(settings, prompts=tuple((*side, ids) for side, ids in prompts.items()))
         params = {**case.params, "prompt_logprobs": None} if prompts else case.params
         prompt = rng.choice(few) if rng.random() < 0.2 else case.prompt
-        settings = replace(case.settings, prompts=tuple(prompts))
         made.append(replace(case, prompt=list(prompt), settings=settings, params=params))
     return made
 
@@ -99,6 +97,8 @@ def with_prompts(cases: Sequence[Case], seed: int, longest: int) -> list[Case]:
         pytest.param(200, 3, [NO_PREFIXES], id="200-no-prefixes", marks=LONG),
         pytest.param(200, 4, [], id="200-prefixes", marks=LONG),
         pytest.param(200, 5, [CHUNKS, TWO_WORKERS], id="200-two-workers", marks=LONG),
+        pytest.param(200, 6, [CHUNKS, ASYNC], id="200-async", marks=LONG),
+        pytest.param(200, 7, [CHUNKS, *ADAPTED], id="200-drafted", marks=LONG),
     ],
 )
 async def test_every_request_is_the_plain_loops(
@@ -106,11 +106,16 @@ async def test_every_request_is_the_plain_loops(
 ) -> None:
     if TWO_WORKERS in options:
         monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    if ASYNC in options:
+        monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", asynchronous(AsyncEngineArgs.create_engine_config))
     cases = draw_cases(number, seed, list(EXPERTS), longest_prompt=100, longest_answer=24)
-    # Prompts that are read twice ask for both at once where a test wants the prefix cache to find something.
     cases = with_prompts(cases, seed, 120)
-    pairs = Pairs(load_config(family, [*TIGHT, *options]))
-    async with running(family, *TIGHT, *options) as engine:
+    if options[1:] == ADAPTED:
+        cases = drafted(cases, "auto")
+    overrides = [*TIGHT, *(option for option in options if "=" in option)]
+    pairs = Pairs(load_config(family, overrides))
+    async with running(family, *overrides) as engine:
+        assert engine.vllm_config.scheduler_config.async_scheduling == (ASYNC in options)
         preempted, hits = counter("vllm:num_preemptions"), counter("vllm:prefix_cache_hits")
         answers = await asyncio.wait_for(send_all(engine, cases, list(EXPERTS), pairs), 900)
         preempted, hits = counter("vllm:num_preemptions") - preempted, counter("vllm:prefix_cache_hits") - hits
