@@ -41,7 +41,7 @@ async def measure(rounds: int, dtype: str) -> list[dict[str, Any]]:
     report = check_members(config)
     engine = start_engine(report.config, report.members)
     pair = Pairs(config).own(0)
-    tokenizer = engine.get_tokenizer()
+    tokenizer: Any = engine.get_tokenizer()
 
     def ids(messages: list[dict[str, str]]) -> list[int]:
         found: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)

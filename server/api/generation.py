@@ -84,7 +84,7 @@ async def generate(
             if settings.experts:
                 preset = list(state.config.presets.values())[settings.preset]
                 for part in request.parts:
-                    part.settle(await with_own_prompts(part, settings, preset, state))
+                    part.settle(await with_own_prompts(part, request.fusion, settings, preset, state))
             answer = await naming_the_fault(create, request, PROMPT_FIELDS[type(request)], state)
             if behind and not isinstance(answer, ErrorResponse):
                 attaches, close = [], _nothing  # what generates behind the answer holds the place, and the trace

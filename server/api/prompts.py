@@ -14,7 +14,7 @@ from vllm.entrypoints.openai.responses.utils import construct_input_messages
 from vllm.exceptions import VLLMValidationError
 
 from server.api.errors import RequestError
-from server.api.field import GivenPrompt
+from server.api.field import FusionField, GivenPrompt, SidesField
 from server.api.requests import (
     FusionChatCompletionRequest,
     FusionCompletionRequest,
@@ -33,24 +33,34 @@ Message = Mapping[str, Any]
 
 
 async def with_own_prompts(
-    request: FusionRequest, settings: FusionSettings, preset: PresetConfig, state: ServerState
+    request: FusionRequest,
+    field: FusionField | None,
+    settings: FusionSettings,
+    preset: PresetConfig,
+    state: ServerState,
 ) -> FusionSettings:
-    """The settings of one conversation or text, with the prompts that its members read.
+    """The settings of one conversation or text, with the prompts that its members read; `field` is the whole request's.
 
     Raises:
         RequestError: a prompt that it gives, or that its preset asks for, cannot be had; the field is named.
     """
-    return await _OwnPrompts(request, settings, preset, state).settled()
+    given = (field and field.prompts) or {}
+    return await _OwnPrompts(request, given, settings, preset, state).settled()
 
 
 class _OwnPrompts:
     def __init__(
-        self, request: FusionRequest, settings: FusionSettings, preset: PresetConfig, state: ServerState
+        self,
+        request: FusionRequest,
+        given: Mapping[str, SidesField],
+        settings: FusionSettings,
+        preset: PresetConfig,
+        state: ServerState,
     ) -> None:
         self._request, self._settings, self._preset, self._state = request, settings, preset, state
         self._names = list(state.config.experts)
         self._pairs = Pairs(state.config)
-        self._given = (request.fusion and request.fusion.prompts) or {}
+        self._given = given
         self._prompts: dict[int, list[int]] = {}
         self._readers: dict[int, str] = {}
         """Which side reads with a member, by the member's number."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import yaml
@@ -196,6 +197,16 @@ def test_responses_too(client: OpenAI) -> None:
         )
         messages = [{"role": "system", "content": "Be brief."}, QUESTION]
         assert answer.output_text.rstrip(UNFINISHED) == chat(client, preset, messages, **fusion)
+
+
+def test_batches_too(server: ServerProcess, client: OpenAI) -> None:
+    asked = [MESSAGES, [QUESTION]]
+    for preset, fusion in (("guided", None), ("red", {"prompts": {"red": {"with": "Rivers: "}}})):
+        body = {"messages": asked, "fusion": fusion, **options(preset)}
+        body |= body.pop("extra_body") | {"fusion": fusion}
+        answer = httpx.post(server.url + "/v1/chat/completions/batch", json=body, timeout=60).raise_for_status().json()
+        found = [choice["message"]["content"].rstrip(UNFINISHED) for choice in answer["choices"]]
+        assert found == [chat(client, preset, messages, **(fusion or {})) for messages in asked]
 
 
 def test_the_base_reads_one_prompt(client: OpenAI, expected: Expected) -> None:

@@ -29,6 +29,7 @@ def test_every_example_is_tested() -> None:
         "sdk.py",
         "async_stream_trace.py",
         "langchain_chat.py",
+        "own_prompts.py",
         "evaluation",
         "first_expert",
     }

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
 
+from tests.examples.test_examples import EXAMPLES, run
 from tests.server_process import ServerProcess
 from zoo.smollm2 import gguf_file
 
 CONFIG = Path(__file__).parents[2] / "zoo" / "smollm2.yaml"
+
+
+@pytest.mark.long
+def test_it_follows_what_it_is_told(tmp_path: Path) -> None:
+    """`examples/own_prompts.py`, as it stands."""
+    with ServerProcess(CONFIG, tmp_path / "log", environment={"SMOLLM2": str(gguf_file())}) as server:
+        lines = run(server, sys.executable, EXAMPLES / "own_prompts.py").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["plain", "faithful", "plain", "guided", "plain", "negative"]
+    said = [line.split(": ", 1)[1] for line in lines]
+    assert "Lyon" in said[1]
+    assert len(said[3].split()) < len(said[2].split())
+    assert said[4] != said[5]
 
 
 @pytest.mark.long
