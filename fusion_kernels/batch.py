@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-# Numbers in `Fused.broken`, for t a number or a tensor. numba and Triton compile them too, hence one expression each.
+# The numbers in `Fused.broken`, for t a number or a tensor; numba compiles these functions, too.
 def broken_expert(t: Any) -> Any:
     """Expert t is broken."""
     return 1 + t
