@@ -1,13 +1,15 @@
 """What a fusion takes and what it returns, for B rows, T experts and the V ids of the large model."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor
 
+Made = TypeVar("Made")
 
-# Numbers in `Fused.broken`, for t a number or a tensor. numba and Triton compile them too, hence one expression each.
+
+# The numbers in `Fused.broken`, for t a number or a tensor; numba compiles these functions, too.
 def broken_expert(t: Any) -> Any:
     """Expert t is broken."""
     return 1 + t
@@ -79,9 +81,9 @@ class Fused(NamedTuple):
         return self.broken != 0
 
 
-def once_each(function: Callable[[Tensor], Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+def once_each(function: Callable[[Tensor], Made], tensors: Sequence[Tensor]) -> list[Made]:
     """`function` of every tensor, called once for one that stands several times."""
-    found: dict[int, Tensor] = {}
+    found: dict[int, Made] = {}
     for tensor in tensors:
         if id(tensor) not in found:
             found[id(tensor)] = function(tensor)

@@ -56,7 +56,7 @@ def fuse_logits(
     name = impl or _implementation(large.device.type)
     if name not in BACKENDS:
         raise ValueError(f"impl is {name!r}; the choices are {', '.join(BACKENDS)}")
-    against = [against] * len(experts) if isinstance(against, Tensor) else list(against)
+    against = [against] if isinstance(against, Tensor) else list(against)
     return Fused(*_fuse(large, against, list(experts), kind, use, alpha, alpha_max, name))
 
 
@@ -91,6 +91,8 @@ def _fuse(
     alpha_max: Tensor,
     name: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    # One stands for all: T of it would be passed through torch's dispatcher one by one.
+    against = against * (len(experts) // len(against))
     fused: Fused = _backend(name).fuse(Batch(large, against, experts, kind, use, alpha, alpha_max))
     return fused
 

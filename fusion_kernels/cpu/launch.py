@@ -31,7 +31,7 @@ def fuse(batch: Batch) -> Fused:
         kl_fused=torch.zeros(rows, 2, **real),
         broken=torch.zeros(rows, dtype=torch.int8, device="cpu"),
     )
-    members = np.array([_record(tensor) for tensor in tensors], dtype=MEMBER)
+    members = np.array(once_each(_record, tensors), dtype=MEMBER)
     per_row = (batch.kind, batch.use, batch.alpha, batch.alpha_max)
     settings = Settings(*(value.contiguous().numpy() for value in per_row))
     arrays: Any = [value.numpy() for value in out]

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from fusion_kernels.triton import merging, search, sums
-from fusion_kernels.triton.place import ALONE, ANY_SIZE, NONE, STATIC, members_at, one_of, place_of
+from fusion_kernels.triton.place import ALONE, ANY_SIZE, NONE, STATIC, at_row, place_of, row_of
 from fusion_kernels.triton.state import DONE, NEWTON, STATE, load_state, store_state
 from fusion_kernels.triton.sums import Line, at
 
@@ -50,11 +50,12 @@ def advance_kernel(
         states += which * STATE
         state = load_state(states)
         if (state.next.phase != DONE) & (state.tame > 0):
-            members = members_at(large, against, experts, large_stride, against_strides, expert_strides, index, ALIGNED)
-            against_t, expert = one_of(members.against, t, ALIGNED), one_of(members.experts, t, ALIGNED)
+            row = at_row(large, index, large_stride, ALIGNED)
+            against_t = row_of(against, against_strides, t, index, ALIGNED)
+            expert = row_of(experts, expert_strides, t, index, ALIGNED)
             first = place.chunk * CHUNK
             stop = tl.minimum(first + CHUNK, common)
-            line = Line(members.large, against_t, expert, first, stop, state.top, state.centre)
+            line = Line(row, against_t, expert, first, stop, state.top, state.centre)
             lines += which * chunks * merging.WIDTH
             mine = lines + place.chunk * merging.WIDTH
             newton = state.next.phase == NEWTON
@@ -99,12 +100,10 @@ def finish_kernel(
         states += (place.index * number + t) * STATE
         state = load_state(states)
         if state.next.phase != DONE:
-            members = members_at(
-                large, against, experts, large_stride, against_strides, expert_strides, place.index, ALIGNED
-            )
-            against_t, expert = one_of(members.against, t, ALIGNED), one_of(members.experts, t, ALIGNED)
-            zero = tl.full((), 0, tl.int32)
-            line = Line(members.large, against_t, expert, zero, common, state.top, state.centre)
+            row, zero = at_row(large, place.index, large_stride, ALIGNED), tl.full((), 0, tl.int32)
+            against_t = row_of(against, against_strides, t, place.index, ALIGNED)
+            expert = row_of(experts, expert_strides, t, place.index, ALIGNED)
+            line = Line(row, against_t, expert, zero, common, state.top, state.centre)
             while state.next.phase != DONE:
                 if state.next.phase == NEWTON:
                     shift = tl.full((), 0.0, tl.float32)

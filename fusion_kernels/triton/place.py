@@ -37,11 +37,14 @@ class Place(NamedTuple):
 
 
 class Members(NamedTuple):
-    """A row of each member."""
+    """Where the logits of a row are."""
 
-    large: Any
-    against: Any  # COLUMNS pointers; those past T are never read
-    experts: Any  # likewise
+    index: Any  # of the row
+    large: Any  # pointer to the row
+    against: Any  # COLUMNS pointers to matrices; those past T are never read
+    against_strides: Any  # times SCALE
+    experts: Any  # as `against`
+    expert_strides: Any
 
 
 @triton.jit
@@ -64,34 +67,14 @@ def at_row(member, index, stride, ALIGNED: tl.constexpr):
 
 
 @triton.jit
-def rows_at(matrices, strides, index, ALIGNED: tl.constexpr):
-    """A row of each of several matrices."""
-    rows = ()
-    for t in tl.static_range(len(matrices)):
-        rows = rows + (at_row(matrices[t], index, strides[t] // SCALE, ALIGNED),)  # noqa: RUF005
-    return rows
-
-
-@triton.jit
-def members_at(large, against, experts, large_stride, against_strides, expert_strides, index, ALIGNED: tl.constexpr):
-    """The `Members` at a row."""
-    return Members(
-        at_row(large, index, large_stride, ALIGNED),
-        rows_at(against, against_strides, index, ALIGNED),
-        rows_at(experts, expert_strides, index, ALIGNED),
-    )
-
-
-@triton.jit
-def one_of(rows, t, ALIGNED: tl.constexpr):
-    """The t-th row, chosen at run time: unrolled over the experts, the kernel would be as many times as long."""
-    address = rows[0].to(tl.int64)
-    for i in tl.static_range(1, len(rows)):
-        address = tl.where(t == i, rows[i].to(tl.int64), address)
-    row = address.to(tl.pointer_type(rows[0].dtype.element_ty))
-    if ALIGNED:
-        row = tl.multiple_of(row, 16)
-    return row
+def row_of(matrices, strides, t, index, ALIGNED: tl.constexpr):
+    """A row of the t-th matrix, chosen at run time: unrolled over experts, a kernel would be as many times as long."""
+    address, stride = matrices[0].to(tl.int64), strides[0]
+    for i in tl.static_range(1, len(matrices)):
+        address = tl.where(t == i, matrices[i].to(tl.int64), address)
+        stride = tl.where(t == i, strides[i], stride)
+    matrix = address.to(tl.pointer_type(matrices[0].dtype.element_ty))
+    return at_row(matrix, index, stride // SCALE, ALIGNED)
 
 
 @triton.jit

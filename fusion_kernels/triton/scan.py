@@ -5,7 +5,7 @@
 import triton
 import triton.language as tl
 
-from fusion_kernels import batch
+from fusion_kernels.batch import broken_against, broken_expert
 from fusion_kernels.triton import merging, search, sums
 from fusion_kernels.triton.place import (
     ALONE,
@@ -14,16 +14,18 @@ from fusion_kernels.triton.place import (
     KL_SAFE,
     NONE,
     STATIC,
+    at_row,
     length_of,
-    members_at,
-    one_of,
     place_of,
+    row_of,
     store_pair,
 )
 from fusion_kernels.triton.state import DONE, STATE, store_state
 from fusion_kernels.triton.sums import AGAINST, INF, LARGE, Line, at
 
-broken_expert, broken_against = triton.jit(batch.broken_expert), triton.jit(batch.broken_against)
+# Triton compiles no annotated function; from these the numbers go up and down with t.
+BROKEN_EXPERT = tl.constexpr(broken_expert(0))
+BROKEN_AGAINST = tl.constexpr(broken_against(0))
 
 
 @triton.jit
@@ -71,8 +73,8 @@ def _begin(place, lines, states, notes, kl_target, number, chunks, SPLITS: tl.co
             b += facts.b / count
             top = facts.top
             bad_large |= facts.broken & LARGE
-            found = tl.where(facts.broken > 0, broken_expert(t), 0)
-            found = tl.where(facts.broken & AGAINST > 0, broken_against(t), found)
+            found = tl.where(facts.broken > 0, BROKEN_EXPERT + t, 0)
+            found = tl.where(facts.broken & AGAINST > 0, BROKEN_AGAINST - t, found)
             bad = tl.where(bad == 0, found, bad)
     whole = (bad == 0) & (bad_large == 0)
     store_pair(notes, tl.where(whole, place.weighting, NONE).to(tl.float32), top)
@@ -140,8 +142,7 @@ def scan_kernel(
     place, t = place_of(kind, use, alpha_max, number, chunks, COLUMNS), tl.program_id(1)
     index, count, first = place.index, tl.sum(place.used, 0), tl.argmax(place.used, 0)
     alone = place.weighting == ALONE
-    notes += 2 * index
-    kl_target += 2 * index
+    notes, kl_target = notes + 2 * index, kl_target + 2 * index
     lines += index * number * chunks * merging.WIDTH
     if (place.weighting == NONE) | (count == 0):
         if (place.chunk == 0) & (t == 0):
@@ -149,21 +150,22 @@ def scan_kernel(
             store_pair(kl_target, 0.0, 0.0)
             tl.store(broken_member + index, 0)
     elif (at(place.used, t) > 0) & ((alone == 0) | (t == first)):
-        members = members_at(large, against, experts, large_stride, against_strides, expert_strides, index, ALIGNED)
-        expert, mine = one_of(members.experts, t, ALIGNED), lines + (t * chunks + place.chunk) * merging.WIDTH
+        expert = row_of(experts, expert_strides, t, index, ALIGNED)
+        mine = lines + (t * chunks + place.chunk) * merging.WIDTH
         if alone:
             begin, length = place.chunk * CHUNK, tl.minimum(length_of(lengths, t), vocabulary)
             flag = sums.broken(expert, begin, tl.minimum(begin + CHUNK, length), BLOCK)
             tl.store(mine + merging.TOPS + 5, flag.to(tl.float32))
         else:
-            against_t = one_of(members.against, t, ALIGNED)
-            _look(place, members.large, against_t, expert, mine, common, vocabulary, CHUNK, BLOCK, WIDE)
+            row = at_row(large, index, large_stride, ALIGNED)
+            against_t = row_of(against, against_strides, t, index, ALIGNED)
+            _look(place, row, against_t, expert, mine, common, vocabulary, CHUNK, BLOCK, WIDE)
         if merging.arrive(counters + index * (1 + number), chunks * tl.where(alone, 1, count)):
             if alone:
                 sound = merging.is_sound(lines + t * chunks * merging.WIDTH, chunks, SPLITS)
                 store_pair(notes, tl.where(sound, ALONE, NONE).to(tl.float32), 0.0)
                 store_pair(kl_target, 0.0, 0.0)
-                tl.store(broken_member + index, tl.where(sound, 0, broken_expert(first)).to(tl.int8))
+                tl.store(broken_member + index, tl.where(sound, 0, BROKEN_EXPERT + first).to(tl.int8))
             else:
                 states += index * number * STATE
                 bad = _begin(place, lines, states, notes, kl_target, number, chunks, SPLITS)

@@ -11,12 +11,13 @@ from fusion_kernels.triton.place import (
     ANY_SIZE,
     KL_SAFE,
     NONE,
+    SCALE,
     STATIC,
+    Members,
     at_row,
     length_of,
-    members_at,
-    one_of,
     place_of,
+    row_of,
     store_pair,
 )
 from fusion_kernels.triton.state import STATE, load_best, load_trust
@@ -46,33 +47,35 @@ def _weights(place, states, alpha, weighting, number, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _fused(members, weights, ids, common, end, MASKED: tl.constexpr):
+def _fused(members, weights, ids, common, end, ALIGNED: tl.constexpr, MASKED: tl.constexpr):
     """large + sum_t alpha_t delta_t at `ids`."""
     fused = sums.load(members.large, ids, end, MASKED)
     for t in tl.static_range(len(members.experts)):
         if weights[t] != 0:
-            against = sums.load(members.against[t], ids, common, MASKED)
-            delta = sums.delta_of(against, sums.load(members.experts[t], ids, common, MASKED))
+            against = at_row(members.against[t], members.index, members.against_strides[t] // SCALE, ALIGNED)
+            expert = at_row(members.experts[t], members.index, members.expert_strides[t] // SCALE, ALIGNED)
+            delta = sums.delta_of(sums.load(against, ids, common, MASKED), sums.load(expert, ids, common, MASKED))
             fused = tl.fma(delta, weights[t], fused)
     return fused
 
 
 @triton.jit
-def _write(out, members, weights, first, common, end, BLOCK: tl.constexpr):
+def _write(out, members, weights, first, common, end, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
     """Write a chunk's fused logits; return the largest of them among the common ids."""
     each = ()
     for t in tl.static_range(len(members.experts)):
         each = each + (at(weights, t),)  # noqa: RUF005
     top = tl.full([BLOCK], -INF, tl.float32)
     middle = sums.whole_blocks(first, tl.minimum(common, end), BLOCK)
-    for start in tl.range(first, middle, BLOCK):
+    # Each slot's addresses are made where they are needed: kept from step to step, they would take all registers.
+    for start in tl.range(first, middle, BLOCK, disable_licm=True):
         ids = start + tl.arange(0, BLOCK)
-        fused = _fused(members, each, ids, common, end, False)
+        fused = _fused(members, each, ids, common, end, ALIGNED, False)
         tl.store(out + ids, fused)
         top = tl.maximum(top, fused)
-    for start in tl.range(middle, end, BLOCK):
+    for start in tl.range(middle, end, BLOCK, disable_licm=True):
         ids = start + tl.arange(0, BLOCK)
-        fused = _fused(members, each, ids, common, end, True)
+        fused = _fused(members, each, ids, common, end, ALIGNED, True)
         tl.store(out + ids, fused, mask=ids < end)
         top = tl.maximum(top, tl.where(ids < common, fused, -INF))
     return tl.max(top, 0)
@@ -140,14 +143,15 @@ def write_kernel(
     place = place_of(kind, use, alpha_max, number, chunks, COLUMNS)
     index, columns = place.index, tl.arange(0, COLUMNS)
     weighting, top = tl.load(notes + 2 * index), tl.load(notes + 2 * index + 1)
-    members = members_at(large, against, experts, large_stride, against_strides, expert_strides, index, ALIGNED)
+    row = at_row(large, index, large_stride, ALIGNED)
+    members = Members(index, row, against, against_strides, experts, expert_strides)
     out = at_row(logits, index, vocabulary, ALIGNED_OUT)
     first = place.chunk * CHUNK
     end, kl_fused = tl.minimum(first + CHUNK, vocabulary), kl_fused + 2 * index
     cells, one = out_alpha + index * number + columns, place.chunk == 0
     if weighting == ALONE:
         t = tl.argmax(place.used, 0)
-        _copy(out, one_of(members.experts, t, ALIGNED), first, length_of(lengths, t), end, BLOCK)
+        _copy(out, row_of(experts, expert_strides, t, index, ALIGNED), first, length_of(lengths, t), end, BLOCK)
         if one:
             tl.store(cells, tl.where(columns == t, 1.0, 0.0), mask=columns < number)
             store_pair(kl_fused, 0.0, 0.0)
@@ -155,12 +159,12 @@ def write_kernel(
         weights, f, g = _weights(place, states, alpha, weighting, number, COLUMNS)
         if one:
             tl.store(cells, weights, mask=columns < number)
-        fused_top = _write(out, members, weights, first, common, end, WIDE)
+        fused_top = _write(out, members, weights, first, common, end, ALIGNED, WIDE)
         # One search knows how far it goes; fixed weights, and those of several searches, have to be measured.
         known = one
         if ((weighting == STATIC) | (weighting == KL_SAFE)) & (top > -INF):
             lines += index * number * chunks * merging.WIDTH
-            move = _measure(out, members.large, first, tl.minimum(end, common), top, fused_top, BLOCK)
+            move = _measure(out, row, first, tl.minimum(end, common), top, fused_top, BLOCK)
             f, g, known = _conclude(move, lines, place.chunk, counters + index * (1 + number), chunks, SPLITS)
         if known:
             store_pair(kl_fused, f, g)
