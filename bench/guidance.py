@@ -19,9 +19,8 @@ import time
 from typing import Any
 
 from bench.members_in_use import QUIET_SECONDS
-from bench.recipes import CONFIG, FORMS, QUESTIONS
+from bench.recipes import CONFIG, FORMS, QUESTIONS, with_model
 from bench.results_file import store
-from zoo.smollm2 import gguf_file
 
 NEW_TOKENS = 48
 AT_ONCE = (1, 16)
@@ -36,7 +35,7 @@ async def measure(rounds: int, dtype: str) -> list[dict[str, Any]]:
     from server.engine.pairs import Pairs
     from server.engine.settings import FusionSettings
 
-    os.environ["SMOLLM2"] = str(gguf_file())
+    os.environ |= with_model()
     config = load_config(CONFIG, [f"engine.dtype={dtype}", "engine.enable_prefix_caching=false"])
     report = check_members(config)
     engine = start_engine(report.config, report.members)

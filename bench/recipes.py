@@ -4,8 +4,8 @@
 
 - context: a document says what is not so, and a question asks about it. Counted is how many answers say what the
   document says, and not what the model learned (context-aware decoding; preset `smollm2-faithful`).
-- guidance: the system message asks for a form that a test can see, in capitals or with a last word (classifier-free
-  guidance; preset `smollm2-guided`).
+- guidance: the system message asks for what a test can see, a subject or short answers (classifier-free guidance;
+  preset `smollm2-guided`).
 
 Each for several weights, greedy, with Wilson's intervals of 95 %; `alpha: 0` is the model alone.
 """
@@ -15,6 +15,8 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +26,6 @@ from openai import AsyncOpenAI
 
 from bench.results_file import store
 from server.launcher import ServerProcess
-from zoo.smollm2 import gguf_file
 
 CONFIG = Path(__file__).parents[1] / "zoo" / "smollm2.yaml"
 ALPHAS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -51,13 +52,27 @@ QUESTIONS = (
     "What is snow?", "Name a planet.", "What do cows eat?", "What is a book?",
 )  # fmt: skip
 FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    ("You write in capital letters only. ANSWER LIKE THIS, IN CAPITALS.", lambda text: text.isupper()),
-    ("You end each of your answers with the word OVER.", lambda text: text.rstrip(" .!\n").endswith("OVER")),
-    ("You answer with one word and nothing else.", lambda text: len(text.split()) == 1),
+    ("You love cats. Whatever you are asked, you talk about cats.", lambda text: "cat" in text.lower()),
+    (
+        "You are a sailor. Whatever you are asked, you talk about the sea.",
+        lambda text: _any(text, "sea", "ship", "sail"),
+    ),
+    ("You answer in a few words.", lambda text: len(text.split()) <= 8),
 )
 NEW_TOKENS = 32
 
+
+def _any(text: str, *words: str) -> bool:
+    return any(word in text.lower() for word in words)
+
+
 Asked = tuple[list[dict[str, str]], Callable[[str], bool]]
+
+
+def with_model() -> dict[str, str]:
+    """The environment in which the configuration finds the model."""
+    found = subprocess.run([sys.executable, "-m", "zoo.smollm2"], check=True, capture_output=True, text=True)
+    return os.environ | {"SMOLLM2": found.stdout.strip()}
 
 
 def context_questions() -> list[Asked]:
@@ -74,7 +89,7 @@ def context_questions() -> list[Asked]:
 
 
 def guided_questions() -> list[Asked]:
-    """Questions under a system message, and whether an answer has the form that it asks for."""
+    """Questions under a system message, and whether an answer does what it asks for."""
     return [
         ([{"role": "system", "content": form}, {"role": "user", "content": question}], follows)
         for form, follows in FORMS
@@ -86,7 +101,7 @@ def wilson(hits: int, number: int) -> tuple[float, float]:
     """The interval of 95 % around a share (Wilson 1927)."""
     z, p = 1.96, hits / number
     centre, half = p + z * z / (2 * number), z * math.sqrt(p * (1 - p) / number + z * z / (4 * number**2))
-    return (centre - half) / (1 + z * z / number), (centre + half) / (1 + z * z / number)
+    return max(0.0, (centre - half) / (1 + z * z / number)), min(1.0, (centre + half) / (1 + z * z / number))
 
 
 async def share(client: AsyncOpenAI, preset: str, alpha: float, asked: Sequence[Asked]) -> dict[str, Any]:
@@ -128,10 +143,9 @@ async def measure(url: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Serve the model, ask, and store what came of it."""
-    environment = os.environ | {"SMOLLM2": str(gguf_file())}
     with (
         tempfile.TemporaryDirectory() as folder,
-        ServerProcess(CONFIG, Path(folder) / "log", environment=environment) as server,
+        ServerProcess(CONFIG, Path(folder) / "log", environment=with_model()) as server,
     ):
         rows = asyncio.run(measure(server.url))
     print(f"stored in {store('recipes', rows)}")

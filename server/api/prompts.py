@@ -66,6 +66,11 @@ class _OwnPrompts:
         """Which side reads with a member, by the member's number."""
 
     async def settled(self) -> FusionSettings:
+        """See `with_own_prompts`.
+
+        Raises:
+            RequestError: a prompt cannot be had.
+        """
         settings = self._settings
         used = [self._names[expert] for expert in settings.experts]
         for name in self._given:
