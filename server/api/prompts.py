@@ -26,9 +26,8 @@ from server.api.state import ServerState
 from server.config import PresetConfig
 from server.config.prompts import CONTEXT, PromptWay
 from server.engine.pairs import Pairs
-from server.engine.settings import LARGE, NOTHING, FusionSettings, Pair
+from server.engine.settings import LARGE, NOTHING, SIDES, FusionSettings, Pair
 
-SIDES = ("with", "against")
 Message = Mapping[str, Any]
 
 

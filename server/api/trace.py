@@ -46,8 +46,9 @@ def trace_field(
     """The `fusion` object: lists with one entry per token, in order.
 
     `alpha` has a list for each expert in `used`; `kl_target` and `kl_fused` hold pairs, KL(expert || base) and
-    KL(base || expert) (means over the experts), KL(fused || large) and KL(large || fused), in nats. The trace of a
-    request that speculates has `drafted`: whether a member had drafted the token. A full trace has `large_top` and
+    KL(base || expert) (means over the experts), KL(fused || large) and KL(large || fused), in nats. Where members read
+    prompts of their own, `prompt_tokens` says how long these are. The trace of a request that speculates has
+    `drafted`: whether a member had drafted the token. A full trace has `large_top` and
     `fused_top` too, the likeliest tokens before and after fusion, `{"id", "token", "p"}` each.
     """
     field: dict[str, Any] = {
@@ -57,6 +58,8 @@ def trace_field(
         "kl_fused": [[_rounded(value) for value in token.kl_fused] for token in tokens],
         "fallback": [token.fallback for token in tokens],
     }
+    if trace.own_prompts:
+        field["prompt_tokens"] = {experts[expert]: read for expert, read in trace.own_prompts.items()}
     if trace.speculates:
         field["drafted"] = [token.drafted for token in tokens]
     if any(token.large_top is not None for token in tokens):

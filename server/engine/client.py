@@ -15,7 +15,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.bounds import check_bounds
 from server.engine.contradiction import masking_fields, obeying
-from server.engine.own_prompts import Alignment
+from server.engine.own_prompts import Alignment, places_ahead
 from server.engine.place import place
 from server.engine.request_trace import PromptRows, Trace, unfused
 from server.engine.sequences import seated
@@ -35,6 +35,7 @@ class FusionEngine(AsyncLLM):
         self._twins = {twin["number"]: twin["of"] for twin in fusion["twins"]}
         self._member_names = {each["number"]: each["title"] for each in (*fusion["members"], *fusion["twins"])}
         self._block_size = self.vllm_config.cache_config.block_size
+        """Of layers that are all alike; `learn_places` finds out."""
         self._ends_of_experts: list[list[int]] = [expert["ends"] for expert in fusion["experts"]]
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
         leave_checks_to_api(self.input_processor)
@@ -68,6 +69,10 @@ class FusionEngine(AsyncLLM):
         engines: list[list[Any]] = await core.call_utility_all_async("collective_rpc", method, None, args, None)
         return engines
 
+    async def learn_places(self) -> None:
+        """Ask the workers how many places of the KV cache are one block, where layers' blocks differ."""
+        self._block_size = max(size for workers in await self.on_workers("places_in_a_block") for size in workers)
+
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -98,7 +103,9 @@ class FusionEngine(AsyncLLM):
         if here is None:
             outputs = start(sampling_params, request_id)
         else:
-            tokens = len(prompt["prompt_token_ids"]) + (sampling_params.max_tokens or 0)
+            ids: list[int] = prompt["prompt_token_ids"]
+            tokens = len(ids) + (sampling_params.max_tokens or 0)
+            tokens += places_ahead(settings.prompts, len(ids), self._block_size)
             here.add(sampling_params.n, tokens)
             outputs = seated(here, tokens, start, sampling_params, request_id)
         if len(masking_fields(sampling_params)) > 1:
@@ -107,6 +114,7 @@ class FusionEngine(AsyncLLM):
         trace = self._traces.get(key)
         if trace is None:
             return outputs
+        trace.own_prompts |= settings.own_prompt_tokens
         first_choice = int(prompt_index) * sampling_params.n
         if not settings.traced:
             return unfused(outputs, trace, first_choice)

@@ -39,5 +39,10 @@ class FusionWorkerExtension:
         steps, state.watched = state.watched, None
         return self_check.judge(steps)
 
+    def places_in_a_block(self) -> int:
+        """By how many places the KV cache is divided for all layers."""
+        size: int = self._state().block_size
+        return size
+
     def _state(self) -> Any:
         return self.get_model().state  # type: ignore[attr-defined]

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
 
 EXTRA_ARG = "fusion"
+SIDES = ("with", "against")
+"""Of an expert's pair, as clients call them."""
 
 # The members as sides of a pair name them: the small ones are 0 (the base), 1 + t (expert t), and 1 + T + t (what
 # expert t of T is compared with, where that has a KV cache of its own).
@@ -75,6 +77,16 @@ class FusionSettings:
     def members_run(self) -> tuple[int, ...]:
         """The small members that read the request: those that steer it, and the one that drafts for it."""
         return tuple(sorted({*self.members_used, *(() if self.drafter is None else (self.drafter,))}))
+
+    @property
+    def own_prompt_tokens(self) -> dict[int, dict[str, int]]:
+        """By expert, how many tokens its sides (`with`, `against`) read in the place of the request's prompt."""
+        found = {}
+        for expert, pair in zip(self.experts, self.pairs, strict=True):
+            read = {side: len(self.prompts[n]) for side, n in zip(SIDES, pair, strict=True) if n in self.prompts}
+            if read:
+                found[expert] = read
+        return found
 
     def attach(self, params: SamplingParams) -> None:
         """Write the settings into `params.extra_args`, over whatever stood there under the same name."""

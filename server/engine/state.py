@@ -76,7 +76,8 @@ class FusionModelState(DefaultModelState):
         self.ends = AnswerEnds(self.max_num_reqs, device) if vllm_config.num_speculative_tokens else None
         """Where answers end; of engines that speculate."""
         self.block_tables: BlockTables
-        self._block_size = 1
+        self.block_size = 1
+        """Places of the KV cache that are whole blocks of all layers."""
         self._prepared: ForwardPass | None = None
         self._pass: ForwardPass | None = None
         self._profiled: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -104,7 +105,7 @@ class FusionModelState(DefaultModelState):
         wants_prompt = params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
         self._slot_of[new_req_data.req_id] = req_index
         generated = (new_req_data.prefill_token_ids or [])[new_req_data.prompt_len :]
-        self.table.add(req_index, Slot(settings, new_req_data.prompt_len, generated, wants_prompt), self._block_size)
+        self.table.add(req_index, Slot(settings, new_req_data.prompt_len, generated, wants_prompt), self.block_size)
         if self.ends is not None:
             if settings.drafter is None:
                 self.ends.forget(req_index)
@@ -191,7 +192,7 @@ class FusionModelState(DefaultModelState):
         """There is a new KV cache; vLLM profiles the memory of graphs over one that it throws away."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
         self.block_tables = block_tables
-        self._block_size = block_size_of(kv_cache_config)
+        self.block_size = block_size_of(kv_cache_config)
         self._prepared = self._pass = self._profiled = None
         for member in filter(None, self.members):
             member.forget()

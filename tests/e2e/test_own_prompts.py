@@ -253,6 +253,16 @@ def test_usage_is_of_the_request(client: OpenAI, expected: Expected) -> None:
     assert answer.usage.completion_tokens == MAX_TOKENS
 
 
+def test_the_trace_says_what_members_read(client: OpenAI, expected: Expected) -> None:
+    for prompts, read in ((None, {}), ({"guide": {"with": "Rivers"}}, {"with": len(expected.text("Rivers"))})):
+        fusion = {"trace": True, **({"prompts": prompts} if prompts else {})}
+        answer = client.chat.completions.create(messages=MESSAGES, **options("guided", **fusion))
+        kept = {"against": len(expected.ids(MESSAGES[1:]))}
+        assert answer.choices[0].fusion["prompt_tokens"] == {"guide": kept | read}
+    answer = client.chat.completions.create(messages=MESSAGES, **options("red", trace=True))
+    assert "prompt_tokens" not in answer.choices[0].fusion
+
+
 LONG = [5] * (MAX_LEN - 4)
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("red", {"prompts": {"blue": {"with": "A"}}}, "fusion.prompts.blue", "does not use this expert; it uses red"),

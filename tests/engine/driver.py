@@ -17,11 +17,10 @@ from fusion_kernels import Weighting
 from server.engine.client import FusionEngine
 from server.engine.pairs import Pairs
 from server.engine.request_trace import TokenTrace
-from server.engine.settings import FusionSettings, Pair
+from server.engine.settings import SIDES, FusionSettings, Pair
 from server.engine.speculation.drafter import with_drafter
 from tests.hf_loop import Settings
 
-SIDES = ("with", "against")
 FIRST_ID, LAST_ID = 3, 511  # without the special ids
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from fusion_kernels import Fused, Weighting, fuse_logits
+from server.engine.settings import SIDES
 from tests.hf_loop import Settings
 from tests.models import load_model
-
-SIDES = ("with", "against")
 
 
 class PairLoop:

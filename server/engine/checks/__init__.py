@@ -22,6 +22,7 @@ from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
 from server.engine.checks.vocabulary import check_vocabularies, read_vocabularies
 from server.engine.members import Member, Members, resolve_members
 from server.engine.pairs import Pairs
+from server.engine.settings import SIDES
 from server.errors import ConfigError
 
 __all__ = ["MemberReport", "Report", "check_members"]
@@ -103,7 +104,7 @@ class Report:
         if member.name not in names:
             return []
         pair = Pairs(self.config).own(names.index(member.name))
-        return [side for side, number in zip(("with", "against"), pair, strict=True) if number >= 0]
+        return [side for side, number in zip(SIDES, pair, strict=True) if number >= 0]
 
     def as_dict(self) -> dict[str, Any]:
         """The members, and the presets over them, as JSON can say it."""
