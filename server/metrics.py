@@ -23,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from fusion_kernels import Weighting
 from server.config import Config
-from server.config.schema import NONE
+from server.config.schema import LARGE, NONE
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, Counts
 from server.engine.client import FusionEngine
 
@@ -90,6 +90,7 @@ class FusionMetrics(Collector):
             if tokens and member not in self._reported:
                 self._reported.add(member)
                 who = f"expert '{member}'" if member in self._names.experts else f"the {member}"
+                who = "the large model" if member == LARGE else who
                 logger.error(
                     "The logits of %s hold NaN or infinity; the large model answers alone at such tokens (%d so far). "
                     "They are counted in fusion_solver_failures_total; this is said once.",

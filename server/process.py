@@ -103,7 +103,7 @@ async def _serve(
                 engine = start_engine(config, report.members)
             phases.end(f"KV cache of {engine.vllm_config.cache_config.kv_cache_size_tokens or 0:,} tokens")
             phases.begin("checking that it fuses")
-            await engine.learn_places()
+            await engine.learn_room()
             pairs = Pairs(config)
             await check_fusion(engine, [pairs.own(expert) for expert in range(len(config.experts))])
         except Exception as error:

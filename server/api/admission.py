@@ -56,7 +56,7 @@ class Admission:
         """
         self._check_fields(request)
         self.admit(client)
-        return Claim(self, client, request, raw_request, self._weight(settings))
+        return Claim(self, client, request, raw_request, self.weight(settings))
 
     def admit(self, client: Client) -> None:
         """Refuse a request that needs no place when one that does would be refused too.
@@ -90,7 +90,7 @@ class Admission:
                 f"prompt: at most {limits.max_prompts} prompts are allowed in one request, not {len(prompts)}", "prompt"
             )
 
-    def _weight(self, settings: FusionSettings) -> float:
+    def weight(self, settings: FusionSettings) -> float:
         """Parameters of the members that a request runs, relative to the large model's."""
         return (self._large + sum(self._small[member] for member in settings.members_run)) / self._large
 

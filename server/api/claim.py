@@ -57,6 +57,10 @@ class Claim:
         self._feeding: asyncio.Task[None] | None = None
         self._closed = False
 
+    def weigh(self, weight: float) -> None:
+        """Say what a token costs, before `wait`: what members read is known late."""
+        self._weight = max(self._weight, weight)
+
     def add(self, sequences: int, tokens: int) -> None:
         """Tell beforehand of `sequences` that may come to `tokens` each."""
         if self._ticket is None:

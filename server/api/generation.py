@@ -81,10 +81,12 @@ async def generate(
         async with within_deadline(seconds, deadline):
             for part in request.parts if checked is None else checked:
                 await state.structures.check(part)
-            if settings.experts:
+            if settings.experts or (request.fusion and request.fusion.prompts):
                 preset = list(state.config.presets.values())[settings.preset]
                 for part in request.parts:
-                    part.settle(await with_own_prompts(part, request.fusion, settings, preset, state))
+                    own = await with_own_prompts(part, request.fusion, settings, preset, state)
+                    part.settle(own)
+                    claim.weigh(state.admission.weight(own))
             answer = await naming_the_fault(create, request, PROMPT_FIELDS[type(request)], state)
             if behind and not isinstance(answer, ErrorResponse):
                 attaches, close = [], _nothing  # what generates behind the answer holds the place, and the trace

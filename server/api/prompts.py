@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.responses.utils import construct_input_messages
+from vllm.entrypoints.openai.responses.utils import construct_input_messages, construct_tool_dicts
 from vllm.exceptions import VLLMValidationError
 
 from server.api.errors import RequestError
@@ -88,6 +86,10 @@ class _OwnPrompts:
     async def _pair(self, expert: int) -> Pair:
         shared, own = self._pairs.shared(expert), self._pairs.own(expert)
         fuses = self._settings.weighting.fuses
+        name = self._names[expert]
+        if not fuses and name in self._given and self._given[name].against is not None:
+            field = f"fusion.prompts.{name}.against"
+            raise RequestError(f"{field}: this weighting compares the expert with nothing", field)
         sides = [await self._side(expert, SIDES[0], shared.expert, own.expert)]
         sides.append(await self._side(expert, SIDES[1], shared.against, own.against) if fuses else shared.against)
         return Pair(*sides)
@@ -114,7 +116,7 @@ class _OwnPrompts:
                 field,
             )
         else:
-            ids = await self._ids(given, field)
+            ids = await self._ids(given, self._template(way, own), field)
         self._note(own, ids, field)
         return own
 
@@ -139,8 +141,8 @@ class _OwnPrompts:
                 raise RequestError(f"{field}: the member's chunked attention reads the request's prompt alone", field)
             self._prompts[member] = ids
 
-    async def _ids(self, given: GivenPrompt, field: str) -> list[int]:
-        """A prompt that the request gives: token ids, a text or messages."""
+    async def _ids(self, given: GivenPrompt, template: str | None, field: str) -> list[int]:
+        """A prompt that the request gives: token ids, a text or messages, which are written by a template."""
         if not given:
             raise RequestError(f"{field}: at least one message, token or character is needed", field)
         if isinstance(given, str):
@@ -156,7 +158,9 @@ class _OwnPrompts:
         except ValidationError as error:
             place = ".".join(map(str, error.errors()[0]["loc"][1:2]))
             raise RequestError(f"{field}.{place}: {error.errors()[0]['msg']}", field) from error
-        return await self._of_messages(list(messages), None, field)
+        except RequestError as error:
+            raise RequestError(f"{field}: {error}", field) from error
+        return await self._of_messages(list(messages), template, field)
 
     async def _written(self, way: PromptWay, member: int, field: str) -> list[int]:
         """A prompt that the preset, or the expert, makes of the request."""
@@ -172,17 +176,21 @@ class _OwnPrompts:
             messages = [m for m in messages if m.get("role") not in ("system", "developer")]
             if way.system:
                 messages = [{"role": "system", "content": way.system}, *messages]
-        template = None
-        if way.template == "own" and member >= 0:
-            template = _template(self._state.report.members.numbered[member].template_folder)
-        return await self._of_messages(messages, template, field)
+        return await self._of_messages(messages, self._template(way, member), field)
+
+    def _template(self, way: PromptWay | None, member: int) -> str | None:
+        """The chat template of a member, where its prompts are written by it; `None`: the large model's."""
+        return self._state.report.templates.get(member) if way is not None and way.template == "own" else None
 
     def _messages(self, field: str) -> list[Message]:
         request = self._request
         if isinstance(request, FusionChatCompletionRequest):
             return list(request.messages)
         if isinstance(request, FusionMessagesRequest):
-            return [*self._state.messages.translate(request).messages]
+            try:
+                return [*self._state.messages.translate(request).messages]
+            except ValueError as error:
+                raise RequestError(f"messages: {error}", "messages") from error
         if isinstance(request, FusionResponsesRequest) and request.previous_response_id is None:
             messages: list[Message] = construct_input_messages(
                 request_instructions=request.instructions, request_input=request.input
@@ -207,8 +215,7 @@ class _OwnPrompts:
         if not messages:
             raise RequestError(f"{field}: no message is left for it", field)
         try:
-            chat = self._chat(messages)
-            tools = None if chat.tools is None else [tool.model_dump() for tool in chat.tools]
+            chat, tools = self._written_as(messages)
             _, (found,) = await online.preprocess_chat(
                 chat,
                 list(messages),
@@ -221,13 +228,16 @@ class _OwnPrompts:
             raise RequestError(f"{field}: {error}", field) from error
         return _ids_in(found)
 
-    def _chat(self, messages: Sequence[Message]) -> ChatCompletionRequest:
-        """What says how messages are written: the request, where it has any."""
-        if isinstance(self._request, FusionMessagesRequest):
-            return self._state.messages.translate(self._request)
-        if isinstance(self._request, ChatCompletionRequest):
-            return self._request
-        return FusionChatCompletionRequest.model_validate({"messages": list(messages)})
+    def _written_as(self, messages: Sequence[Message]) -> tuple[Any, list[dict[str, Any]] | None]:
+        """What says how messages are written, the request where it has any; and its tools."""
+        request: Any = self._request
+        if isinstance(request, FusionResponsesRequest):
+            return request, construct_tool_dicts(request.tools, request.tool_choice)
+        if isinstance(request, FusionMessagesRequest):
+            request = self._state.messages.translate(request)
+        elif not isinstance(request, ChatCompletionRequest):
+            request = FusionChatCompletionRequest.model_validate({"messages": list(messages)})
+        return request, None if request.tools is None else [tool.model_dump() for tool in request.tools]
 
     def _refuse_prompt_logprobs(self) -> None:
         request = self._request
@@ -245,12 +255,3 @@ class _OwnPrompts:
 def _ids_in(found: Any) -> list[int]:
     ids: list[int] = list(found["prompt_token_ids"])
     return ids
-
-
-@lru_cache
-def _template(folder: Path) -> str | None:
-    """The chat template of the tokenizer in a folder."""
-    from transformers import AutoTokenizer
-
-    template: Any = AutoTokenizer.from_pretrained(folder).chat_template
-    return template if isinstance(template, str) else None

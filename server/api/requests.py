@@ -24,6 +24,7 @@ from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers import TokenizeParams
 
+from server.api.admission import MAX_TOKENS_FIELDS
 from server.api.errors import RequestError
 from server.api.faults import named_early
 from server.api.field import FusionField
@@ -131,7 +132,8 @@ class FusionRequest(BaseModel):
         if self._trace is not None:
             settings = replace(settings, trace=self._trace.prompt_key(self._prompts))
         self._prompts += 1
-        settings.attach(params)
+        given = any(getattr(self, name, None) is not None for name in MAX_TOKENS_FIELDS)
+        replace(settings, says_max_tokens=given).attach(params)
         return params
 
 

@@ -24,7 +24,7 @@ def attach_to_choices(trace: Trace, experts: Sequence[str], used: Sequence[int])
         for choice in answer.get("choices", ()):
             tokens = trace.take(choice["index"])
             if tokens:
-                choice["fusion"] = trace_field(tokens, experts, used, trace)
+                choice["fusion"] = trace_field(tokens, experts, used, trace, choice["index"])
 
     return attach
 
@@ -41,7 +41,7 @@ def attach_to_response(trace: Trace, experts: Sequence[str], used: Sequence[int]
 
 
 def trace_field(
-    tokens: Sequence[TokenTrace], experts: Sequence[str], used: Sequence[int], trace: Trace
+    tokens: Sequence[TokenTrace], experts: Sequence[str], used: Sequence[int], trace: Trace, choice: int = 0
 ) -> dict[str, Any]:
     """The `fusion` object: lists with one entry per token, in order.
 
@@ -58,8 +58,8 @@ def trace_field(
         "kl_fused": [[_rounded(value) for value in token.kl_fused] for token in tokens],
         "fallback": [token.fallback for token in tokens],
     }
-    if trace.own_prompts:
-        field["prompt_tokens"] = {experts[expert]: read for expert, read in trace.own_prompts.items()}
+    if own_prompts := trace.own_prompts.get(choice):
+        field["prompt_tokens"] = {experts[expert]: read for expert, read in own_prompts.items()}
     if trace.speculates:
         field["drafted"] = [token.drafted for token in tokens]
     if any(token.large_top is not None for token in tokens):

@@ -42,6 +42,7 @@ OWNED: dict[str, str] = {
     "skip_tokenizer_init": "the server needs the tokenizer",
     "logits_processors": _FUSED,
     "worker_extension_cls": _FUSED,
+    "scheduler_cls": "the scheduler makes room for members that read prompts of their own",
     "enable_prompt_embeds": "members have embeddings of their own",
     "pipeline_parallel_size": "the members' hidden states travel together; use tensor_parallel_size",
     "prefill_context_parallel_size": _WHOLE,

@@ -164,7 +164,8 @@ class Config(Section):
     large: MemberConfig = Field(description="The large model that answers. It is never fine-tuned.")
     base: MemberConfig | None = Field(
         None,
-        description="The small pretrained model that every expert was fine-tuned from; needed where there are any.",
+        description="The small pretrained model that experts were fine-tuned from; needed where one is an adapter or a "
+        "merge, or is compared with it.",
     )
     experts: dict[ExpertName, ExpertConfig] = Field({}, description="The small fine-tuned models, by name.")
     presets: dict[PresetName, PresetConfig] = Field(
@@ -228,6 +229,13 @@ class Config(Section):
                     raise _at(where, f"there is no expert '{part}'; {nearest(part, self.experts)}")
                 if sides.against is not None and self.experts[part].against == NONE:
                     raise _at((*where, part, "against"), "an expert that is compared with none has one prompt")
+        for name, expert in self.experts.items():
+            if expert.use == expert.against and not any(self.own_cache(name)):
+                raise _at(
+                    ("experts", name),
+                    f"{expert.use} against itself is nothing: give either side a prompt of its own, as in "
+                    'prompt: {against: {system: ""}}',
+                )
         return self
 
     def own_cache(self, expert: str) -> tuple[bool, bool]:
@@ -258,11 +266,16 @@ class Config(Section):
             raise _at(("experts", name, "prompt", "against"), "an expert that is compared with none has one prompt")
 
     def _check_drafter(self, draft: str) -> None:
-        if self.base is None:
+        loaded = [name for name, expert in self.experts.items() if expert.kind != "use"]
+        if self.base is not None:
+            loaded.insert(0, BASE)
+        if not loaded:
             raise _at(("speculation",), "without base and experts there is no member that could draft")
-        if draft not in (AUTO, BASE, *self.experts):
-            hint = nearest(draft, (AUTO, BASE, *self.experts))
-            raise _at(("speculation", "draft"), f"there is no expert '{draft}'; {hint}")
+        if draft not in (AUTO, *loaded):
+            hint = nearest(draft, (AUTO, *loaded))
+            if draft in self.experts:
+                hint = "its weights are another member's; name that one"
+            raise _at(("speculation", "draft"), f"there is no expert '{draft}' that could draft; {hint}")
 
 
 def _check_revision(source: str | None, revision: str | None) -> None:

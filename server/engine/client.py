@@ -15,10 +15,10 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.bounds import check_bounds
 from server.engine.contradiction import masking_fields, obeying
-from server.engine.own_prompts import Alignment, places_ahead
+from server.engine.own_prompts import Alignment, Room
 from server.engine.place import place
 from server.engine.request_trace import PromptRows, Trace, unfused
-from server.engine.sequences import seated
+from server.engine.sequences import Tokens, seated
 from server.engine.settings import FusionSettings, Pair
 from server.engine.structures.pinned import leave_checks_to_api, readable
 from server.engine.trace import TraceRow
@@ -34,8 +34,8 @@ class FusionEngine(AsyncLLM):
         self._has_members = bool(fusion["members"] or fusion["twins"])
         self._twins = {twin["number"]: twin["of"] for twin in fusion["twins"]}
         self._member_names = {each["number"]: each["title"] for each in (*fusion["members"], *fusion["twins"])}
-        self._block_size = self.vllm_config.cache_config.block_size
-        """Of layers that are all alike; `learn_places` finds out."""
+        self._room = Room(self.vllm_config.cache_config.block_size, self.model_config.max_model_len)
+        """Where layers are all alike; `learn_room` finds out."""
         self._ends_of_experts: list[list[int]] = [expert["ends"] for expert in fusion["experts"]]
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
         leave_checks_to_api(self.input_processor)
@@ -69,9 +69,10 @@ class FusionEngine(AsyncLLM):
         engines: list[list[Any]] = await core.call_utility_all_async("collective_rpc", method, None, args, None)
         return engines
 
-    async def learn_places(self) -> None:
-        """Ask the workers how many places of the KV cache are one block, where layers' blocks differ."""
-        self._block_size = max(size for workers in await self.on_workers("places_in_a_block") for size in workers)
+    async def learn_room(self) -> None:
+        """Ask the workers what the KV cache has for members that are ahead of a request."""
+        (room, *_), *_ = await self.on_workers("room_ahead")
+        self._room = Room(*room)
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
@@ -103,19 +104,20 @@ class FusionEngine(AsyncLLM):
         if here is None:
             outputs = start(sampling_params, request_id)
         else:
-            ids: list[int] = prompt["prompt_token_ids"]
-            tokens = len(ids) + (sampling_params.max_tokens or 0)
-            tokens += places_ahead(settings.prompts, len(ids), self._block_size)
+            read = len(prompt["prompt_token_ids"]) + sum(map(len, settings.prompts.values()))
+            tokens = read + (sampling_params.max_tokens or 0)
             here.add(sampling_params.n, tokens)
-            outputs = seated(here, tokens, start, sampling_params, request_id)
+            outputs = seated(here, Tokens(read, tokens), start, sampling_params, request_id)
         if len(masking_fields(sampling_params)) > 1:
             outputs = obeying(outputs, sampling_params, self.get_tokenizer())
         key, _, prompt_index = (settings.trace or "").partition("/")
         trace = self._traces.get(key)
         if trace is None:
             return outputs
-        trace.own_prompts |= settings.own_prompt_tokens
         first_choice = int(prompt_index) * sampling_params.n
+        trace.own_prompts |= dict.fromkeys(
+            range(first_choice, first_choice + sampling_params.n), settings.own_prompt_tokens
+        )
         if not settings.traced:
             return unfused(outputs, trace, first_choice)
         assert settings.trace is not None
@@ -128,15 +130,23 @@ class FusionEngine(AsyncLLM):
             VLLMValidationError: a member's prompt and the answer are longer than the context.
         """
         same = {member for member, ids in settings.prompts.items() if ids == prompt}
+        # A twin's original may read something else itself.
+        same = {member for member in same if self._twins.get(member) not in settings.prompts.keys() - same}
         shared = {member: self._twins.get(member, member) for member in same}
         pairs = tuple(Pair(*(shared.get(side, side) for side in pair)) for pair in settings.pairs)
         prompts = {member: ids for member, ids in settings.prompts.items() if member not in same}
         most, asked = self.model_config.max_model_len, params.max_tokens or 0
         room = most - len(prompt)
         for member, ids in prompts.items():
-            ahead = Alignment.of(len(prompt), len(ids), self._block_size).ahead
+            ahead = Alignment.of(len(prompt), len(ids), self._room.block_size).ahead
             room = min(room, most - len(ids), most - len(prompt) - ahead)
-            if room < 1 or (asked > room and asked != most - len(prompt)):
+            if ahead > max(self._room.most_ahead, self._room.block_size):
+                raise VLLMValidationError(
+                    f"the prompt of {self._member_names[member]} has {len(ids)} tokens, the request's {len(prompt)}; "
+                    f"beside layers with sliding windows it may be {self._room.most_ahead} longer at most",
+                    parameter="fusion.prompts",
+                )
+            if room < 1 or (asked > room and settings.says_max_tokens):
                 raise VLLMValidationError(
                     f"the prompt of {self._member_names[member]} has {len(ids)} tokens, the request's {len(prompt)}; "
                     f"with them at most {max(room, 0)} of the context's {most} tokens are left for the answer",

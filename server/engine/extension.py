@@ -39,10 +39,10 @@ class FusionWorkerExtension:
         steps, state.watched = state.watched, None
         return self_check.judge(steps)
 
-    def places_in_a_block(self) -> int:
-        """By how many places the KV cache is divided for all layers."""
-        size: int = self._state().block_size
-        return size
+    def room_ahead(self) -> tuple[int, int]:
+        """What the KV cache has for members that are ahead (`server.engine.own_prompts.Room`)."""
+        block_size, most_ahead = self._state().room
+        return block_size, most_ahead
 
     def _state(self) -> Any:
         return self.get_model().state  # type: ignore[attr-defined]

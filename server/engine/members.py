@@ -61,11 +61,6 @@ class Member:
         return {self.kind: str(self.folder), "multimodal": self.multimodal}
 
     @property
-    def template_folder(self) -> Path:
-        """Where its chat template lies."""
-        return self.folder if self.of is None else self.of.template_folder
-
-    @property
     def text_config(self) -> PreTrainedConfig:
         """The part of its configuration that describes the text model."""
         config: PreTrainedConfig = self.hf_config.get_text_config()

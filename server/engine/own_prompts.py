@@ -20,9 +20,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.kv_cache_interface import KVCacheConfig, SlidingWindowSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,20 @@ class Alignment:
 def places_ahead(prompts: Mapping[int, Any], prompt: int, block_size: int) -> int:
     """How many places more than its tokens a request needs whose members read `prompts`, by their numbers."""
     return max((Alignment.of(prompt, len(own), block_size).ahead for own in prompts.values()), default=0)
+
+
+class Room(NamedTuple):
+    """What an engine has for members that are ahead."""
+
+    block_size: int
+    most_ahead: int
+
+    @classmethod
+    def of(cls, kv_cache_config: KVCacheConfig, max_model_len: int, max_num_batched_tokens: int) -> Self:
+        """Where layers have sliding windows, the KV cache is sized for their windows and what one step reads."""
+        windows = any(isinstance(group.kv_cache_spec, SlidingWindowSpec) for group in kv_cache_config.kv_cache_groups)
+        most = max_num_batched_tokens if windows else max_model_len
+        return cls(block_size_of(kv_cache_config), most)
 
 
 def block_size_of(kv_cache_config: KVCacheConfig) -> int:

@@ -62,13 +62,19 @@ class Reading:
         first = np.maximum(first, self._start)
         self._requests = np.flatnonzero(used & (stop > first))
         self._first, self._stop = first[self._requests], stop[self._requests]
+        self._logits = np.diff(batch.cu_num_logits_np)
+        """[B] the last tokens of each request, which give logits."""
 
     def stretches(self) -> Iterator[Stretch]:
         """The passes. Tokens of lower places come first: a request may find a block that another fills in this step."""
-        first, stop = self._first, self._stop
+        first, stop, logits = self._first, self._stop, self._logits[self._requests]
         while len(first) and (first < stop).any():
-            until = self._reach(first, stop)
-            upto = np.clip(until, first, stop)
+            upto = np.clip(self._reach(first, stop), first, stop)
+            # The tokens that give logits stay together; they are as many as the step has anyway, so they fit.
+            cut = (upto > stop - logits) & (upto < stop)
+            upto = np.where(cut, np.maximum(first, stop - logits), upto)
+            if (upto == first).all():
+                upto = np.where(cut, stop, upto)
             some = upto > first
             yield Stretch(self._requests[some], (upto - first)[some], (stop - upto)[some])
             first = upto
@@ -76,6 +82,8 @@ class Reading:
     def _reach(self, first: np.ndarray, stop: np.ndarray) -> int:
         """The highest place up to which all requests' tokens together fit into one pass."""
         low, high = int(first.min()), int(stop.max())
+        if (stop - first).sum() <= self._most:
+            return high
         while low < high:
             middle = (low + high + 1) // 2
             fits = np.clip(middle - first, 0, stop - first).sum() <= self._most
@@ -92,7 +100,7 @@ class Reading:
         np.cumsum(stretch.count, out=query_start_loc[1:])
         source = last[owners] - to_end
         known, ids = self._known(requests, owners, to_end)
-        logits = np.where(stretch.behind == 0, np.diff(batch.cu_num_logits_np)[requests], 0)
+        logits = np.where(stretch.behind == 0, self._logits[requests], 0)
         logit_tokens = ranges(query_start_loc[1:] - logits, logits)
         logit_rows = ranges(batch.cu_num_logits_np[requests], logits)
         from_step = np.maximum(source, starts[owners])
@@ -121,11 +129,12 @@ class Reading:
             num_tokens_after_padding=len(owners),
             query_start_loc=queries,
             query_start_loc_np=query_start_loc,
-            seq_lens=batch.seq_lens[index] - cut_on.to(batch.seq_lens.dtype),
-            seq_lens_cpu_upper_bound=upper,
+            # Drafts past the end of the context are read by nobody.
+            seq_lens=(batch.seq_lens[index] - cut_on.to(batch.seq_lens.dtype)).clamp(max=max_model_len),
+            seq_lens_cpu_upper_bound=upper.clamp(max=max_model_len),
             is_prefilling_np=batch.is_prefilling_np[requests],
             input_ids=input_ids,
-            positions=positions,
+            positions=positions.clamp(max=max_model_len - 1),
             prompt_lens=None,
             max_query_len=None,
             fast_prefill=None,
@@ -143,12 +152,17 @@ class Reading:
         """The tokens, among the m, that are of own prompts, or had been generated before; and their ids."""
         batch, slots = self._batch, self._batch.idx_mapping_np[requests]
         reading = batch.is_prefilling_np[requests] & self._table.own_prompt[slots, self._member]
-        known = np.flatnonzero(reading[owners])
         # While it reads its prompt, the host knows where a request is.
         newest = (batch.num_computed_tokens_np[requests] + batch.num_scheduled_tokens[requests] - 1).astype(np.int64)
         positions = (newest - self._shift[requests])[owners] - to_end
-        ids = [self._table.sequences[slots[n], self._member][positions[owners == n]] for n in np.flatnonzero(reading)]
-        return known, np.concatenate([np.zeros(0, dtype=np.int64), *ids])
+        known, ids = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for n in np.flatnonzero(reading):
+            sequence = self._table.sequences[slots[n], self._member]
+            # vLLM may put places for drafts behind the last token of a prompt.
+            tokens = np.flatnonzero((owners == n) & (positions < len(sequence)))
+            known.append(tokens)
+            ids.append(sequence[positions[tokens]])
+        return np.concatenate(known), np.concatenate(ids)
 
     def _own_blocks(
         self, block_tables: tuple[torch.Tensor, ...], index: torch.Tensor, start: torch.Tensor

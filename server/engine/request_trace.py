@@ -49,8 +49,8 @@ class Trace:
     speculates: bool = False
     """Whether a member drafts for the request, and the trace tells of drafts."""
 
-    own_prompts: dict[int, dict[str, int]] = field(default_factory=dict)
-    """By expert, how many tokens the members on its sides read in the place of the request's prompt."""
+    own_prompts: dict[int, dict[int, dict[str, int]]] = field(default_factory=dict)
+    """By choice and expert, how many tokens the members on its sides read in the place of the request's prompt."""
 
     def prompt_key(self, prompt_index: int) -> str:
         """The name under which the worker keeps the trace of one of the request's prompts."""

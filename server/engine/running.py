@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from server.engine.reading import Reading
 from server.engine.step import ForwardPass, MemberStates
@@ -38,7 +37,8 @@ def run_members(state: FusionModelState, step: ForwardPass, *, everyone: bool) -
             key = column.tobytes()
             if key not in known:
                 known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
-            step.members.append(_run(state, step, member, known[key], _wants_prompt(table, known[key].batch)))
+            wants_prompt = batch.has_prefill and _wants_prompt(table, slots[column])
+            step.members.append(_run(state, step, member, known[key], wants_prompt))
     if not step.dummy:
         table.begun[slots] = True
 
@@ -47,7 +47,7 @@ def _run_own_prompts(
     state: FusionModelState, step: ForwardPass, number: int, member: SmallMember, used: np.ndarray
 ) -> MemberStates | None:
     """Run a member that reads another prompt than some of the requests that use it; `None`: it has nothing to read."""
-    wants_prompt = _wants_prompt(state.table, step.batch)
+    wants_prompt = step.batch.has_prefill and _wants_prompt(state.table, step.batch.idx_mapping_np[used])
     reading = Reading(step.batch, state.block_tables, state.table, number, used, state.max_num_tokens)
     passes = [
         _run(state, step, member, reading.sub_batch(stretch, step.block_tables, state.max_model_len), wants_prompt)
@@ -63,8 +63,7 @@ def _run(
     return MemberStates.kept(sub, hidden, wants_prompt)
 
 
-def _wants_prompt(table: SlotTable, batch: InputBatch) -> bool:
-    if not batch.has_prefill:
-        return False
-    slots = (table.slots[index] for index in batch.idx_mapping_np)
-    return any(slot is not None and slot.prompt_logprobs for slot in slots)
+def _wants_prompt(table: SlotTable, slots: np.ndarray) -> bool:
+    """Whether any of the requests in these slots asks for its prompt's logprobs."""
+    found = (table.slots[index] for index in slots)
+    return any(slot is not None and slot.prompt_logprobs for slot in found)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from vllm.config import VllmConfig
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.request import Request
@@ -23,16 +25,32 @@ class RoomAhead:
 
     kv_cache_manager: KVCacheManager
     kv_cache_config: KVCacheConfig
+    vllm_config: VllmConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         allocate, block_size = self.kv_cache_manager.allocate_slots, block_size_of(self.kv_cache_config)
+        self._left = 0
+        """Of the step that is being scheduled: tokens that members of new requests may read to get ahead."""
 
         def allocate_ahead(request: Request, num_new_tokens: int, **options: Any) -> Any:
-            options["num_lookahead_tokens"] = options.get("num_lookahead_tokens", 0) + _ahead(request, block_size)
-            return allocate(request, num_new_tokens, **options)
+            ahead = _ahead(request, block_size)
+            begins = bool(ahead) and not request.num_computed_tokens
+            if begins and ahead > self._left < self.vllm_config.scheduler_config.max_num_batched_tokens:
+                return None  # in the next step
+            options["num_lookahead_tokens"] = options.get("num_lookahead_tokens", 0) + ahead
+            blocks = allocate(request, num_new_tokens, **options)
+            if begins and blocks is not None:
+                self._left -= ahead
+            return blocks
 
         self.kv_cache_manager.allocate_slots = allocate_ahead  # type: ignore[method-assign, assignment]
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """Schedule a step; of requests whose members must get ahead, one at least and no more than a step reads."""
+        self._left = self.vllm_config.scheduler_config.max_num_batched_tokens
+        output: SchedulerOutput = super().schedule(throttle_prefills)  # type: ignore[misc]
+        return output
 
 
 class FusionScheduler(RoomAhead, Scheduler):

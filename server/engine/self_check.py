@@ -146,8 +146,8 @@ def _drifts(generated: Batch, read: Batch) -> list[str]:
 def _named(batch: Batch) -> dict[str, torch.Tensor]:
     """The members' logits by what they are; what all experts are compared with is the base."""
     named = {"the large model": batch.large}
+    shared = len(batch.against) > 1 and all(other is batch.against[0] for other in batch.against)
     for t, (expert, against) in enumerate(zip(batch.experts, batch.against, strict=True)):
-        shared = all(other is batch.against[0] for other in batch.against)
         named["the base" if shared else f"what expert {t} is compared with"] = against
         named[f"expert {t}"] = expert
     return named

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from copy import copy
 from functools import partial
+from typing import NamedTuple
 
 from vllm import RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
@@ -22,12 +23,21 @@ Start = Callable[[SamplingParams, str], AsyncGenerator[RequestOutput, None]]
 """Starts one sequence, by its sampling parameters and its name."""
 
 
+class Tokens(NamedTuple):
+    """Of one sequence."""
+
+    read: int
+    """All prompts that its members read."""
+    most: int
+    """And what it may generate."""
+
+
 async def seated(
-    here: Place, tokens: int, start: Start, params: SamplingParams, name: str
+    here: Place, tokens: Tokens, start: Start, params: SamplingParams, name: str
 ) -> AsyncGenerator[RequestOutput, None]:
-    """The outputs of a request for the `params.n` choices of one prompt, each of which may come to `tokens`."""
+    """The outputs of a request for the `params.n` choices of one prompt, each of `tokens`."""
     if params.n == 1:
-        async with aclosing(_in_seat(await here.seat(tokens), start(params, name))) as outputs:
+        async with aclosing(_in_seat(await here.seat(tokens.most), tokens.read, start(params, name))) as outputs:
             async for output in outputs:
                 yield output
         return
@@ -52,19 +62,21 @@ def _leave(seat: Seat, task: asyncio.Task[None]) -> None:
     seat.leave()
 
 
-async def _in_seat(seat: Seat, outputs: AsyncGenerator[RequestOutput, None]) -> AsyncGenerator[RequestOutput, None]:
+async def _in_seat(
+    seat: Seat, read: int, outputs: AsyncGenerator[RequestOutput, None]
+) -> AsyncGenerator[RequestOutput, None]:
     try:
         async with aclosing(outputs):
             async for output in outputs:
                 new = sum(len(choice.token_ids) for choice in output.outputs)
-                seat.used = (seat.used or len(output.prompt_token_ids or ())) + new
+                seat.used = (seat.used or read) + new
                 yield output
     finally:
         seat.leave()
 
 
 async def _each(
-    here: Place, tokens: int, start: Start, params: SamplingParams, name: str
+    here: Place, tokens: Tokens, start: Start, params: SamplingParams, name: str
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """The outputs of all choices as they come, each with its choice's index."""
     # A full queue makes vLLM put the outputs together that a slow reader has not taken yet.
@@ -75,7 +87,7 @@ async def _each(
         mine.n = 1
         if params.seed is not None:
             mine.seed = params.seed + index
-        async with aclosing(_in_seat(seat, start(mine, f"{index}_{name}"))) as outputs:
+        async with aclosing(_in_seat(seat, tokens.read, start(mine, f"{index}_{name}"))) as outputs:
             async for output in outputs:
                 await queue.put((index, output))
 
@@ -83,7 +95,7 @@ async def _each(
         try:
             async with asyncio.TaskGroup() as group:
                 for index in range(params.n):
-                    seat = await here.seat(tokens)
+                    seat = await here.seat(tokens.most)
                     task = group.create_task(run(index, seat))
                     # A task that is cancelled before its first step runs nothing of its own.
                     task.add_done_callback(partial(_leave, seat))

@@ -55,6 +55,8 @@ class FusionSettings:
     """The members of `experts`, in the same order; left out, each is expert t against the base."""
     prompts: Mapping[int, list[int]] = field(default_factory=dict)
     """The token ids of members that read a prompt of their own, by the members' numbers."""
+    says_max_tokens: bool = True
+    """Whether it is the request that says how long the answer may be; else it takes what room there is."""
 
     def __post_init__(self) -> None:
         if not self.pairs:
@@ -104,6 +106,7 @@ class FusionSettings:
             experts=tuple(values["experts"]),
             pairs=tuple(Pair(*pair) for pair in values["pairs"]),
             prompts=dict(values["prompts"]),
+            says_max_tokens=values["says_max_tokens"],
             alpha=tuple(values["alpha"]),
             alpha_max=values["alpha_max"],
             preset=values["preset"],

@@ -20,12 +20,32 @@ class Sides:
         self, large: torch.Tensor, models: Mapping[int, Any], rows: Sequence[MemberRows | None], common: int
     ) -> None:
         self._logits: dict[int, torch.Tensor] = {LARGE: large}
+        self._mixed: dict[bytes, torch.Tensor] = {}
+        self._cut: dict[bytes, torch.Tensor] = {}
         self._large, self._models, self._rows, self._common = large, models, rows, common
 
     def experts(self, members: np.ndarray) -> torch.Tensor:
         """[N, V_m] logits of the members that `members` [N] names row by row; they share their weights."""
-        numbers = [int(number) for number in np.unique(members) if number != ANY] or [NOTHING]
-        first, *others = numbers
+        key = members.tobytes()
+        if key not in self._mixed:
+            self._mixed[key] = self._mix(members)
+        return self._mixed[key]
+
+    def against(self, members: np.ndarray) -> torch.Tensor:
+        """The same, of what experts are compared with: over the ids alone that all members share.
+
+        What fuses compares over the ids that its arguments have. They must not depend on which members other requests
+        of the batch use. Experts that are compared with the same get the same tensor.
+        """
+        key = members.tobytes()
+        if key not in self._cut:
+            self._cut[key] = self.experts(members)[:, : self._common]
+        return self._cut[key]
+
+    def _mix(self, members: np.ndarray) -> torch.Tensor:
+        # A member that has read nothing yet is named by rows alone that nobody looks at.
+        numbers = [int(number) for number in np.unique(members) if number != ANY and self._has_rows(int(number))]
+        first, *others = numbers or [NOTHING]
         logits = self._of(first)
         if others:
             logits = logits.clone()
@@ -35,17 +55,12 @@ class Sides:
                 logits[index] = self._of(number)[index]
         return logits
 
-    def against(self, members: np.ndarray) -> torch.Tensor:
-        """The same, of what experts are compared with: over the ids alone that all members share.
-
-        What fuses compares over the ids that its arguments have. They must not depend on which members other requests
-        of the batch use.
-        """
-        return self.experts(members)[:, : self._common]
+    def _has_rows(self, member: int) -> bool:
+        return member < 0 or self._rows[member] is not None
 
     def _of(self, member: int) -> torch.Tensor:
         if member not in self._logits:
-            rows = self._rows[member] if member >= 0 else None
+            rows = None if member == NOTHING else self._rows[member]
             self._logits[member] = self._nothing() if rows is None else self._all_rows(self._models[member], rows)
         return self._logits[member]
 

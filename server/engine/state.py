@@ -32,7 +32,7 @@ from fusion_kernels.batch import Batch
 from server.engine import cpu_runner, self_check
 from server.engine.aggregates import Aggregates
 from server.engine.member import AttentionGroups, SmallMember
-from server.engine.own_prompts import block_size_of
+from server.engine.own_prompts import Room
 from server.engine.running import run_members
 from server.engine.settings import ANY, FusionSettings
 from server.engine.slots import Rows, Slot, SlotTable
@@ -76,8 +76,7 @@ class FusionModelState(DefaultModelState):
         self.ends = AnswerEnds(self.max_num_reqs, device) if vllm_config.num_speculative_tokens else None
         """Where answers end; of engines that speculate."""
         self.block_tables: BlockTables
-        self.block_size = 1
-        """Places of the KV cache that are whole blocks of all layers."""
+        self.room = Room(1, self.max_model_len)
         self._prepared: ForwardPass | None = None
         self._pass: ForwardPass | None = None
         self._profiled: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -105,7 +104,8 @@ class FusionModelState(DefaultModelState):
         wants_prompt = params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
         self._slot_of[new_req_data.req_id] = req_index
         generated = (new_req_data.prefill_token_ids or [])[new_req_data.prompt_len :]
-        self.table.add(req_index, Slot(settings, new_req_data.prompt_len, generated, wants_prompt), self.block_size)
+        slot = Slot(settings, new_req_data.prompt_len, generated, wants_prompt)
+        self.table.add(req_index, slot, self.room.block_size)
         if self.ends is not None:
             if settings.drafter is None:
                 self.ends.forget(req_index)
@@ -192,7 +192,7 @@ class FusionModelState(DefaultModelState):
         """There is a new KV cache; vLLM profiles the memory of graphs over one that it throws away."""
         super().initialize_kv_cache(kv_cache_config, block_tables)
         self.block_tables = block_tables
-        self.block_size = block_size_of(kv_cache_config)
+        self.room = Room.of(kv_cache_config, self.max_model_len, self.max_num_tokens)
         self._prepared = self._pass = self._profiled = None
         for member in filter(None, self.members):
             member.forget()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.config import Config
@@ -18,6 +18,7 @@ from server.engine.checks.architecture import (
 )
 from server.engine.checks.ends import find_ends
 from server.engine.checks.generation import describe_defaults, sampling_defaults
+from server.engine.checks.templates import own_templates
 from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
 from server.engine.checks.vocabulary import check_vocabularies, read_vocabularies
 from server.engine.members import Member, Members, resolve_members
@@ -75,6 +76,8 @@ class Report:
     """What requests get that leave it out, by their fields' names; where empty, vLLM's own defaults hold."""
     remarks: tuple[str, ...]
     """What may surprise but is no fault."""
+    templates: dict[int, str] = field(default_factory=dict)
+    """Chat templates of the members that write their own prompts, by the members' numbers."""
 
     @property
     def weight_bytes(self) -> int:
@@ -116,7 +119,7 @@ class Report:
             "members": [
                 report.as_dict() | {"own_prompts": self._own_prompts(report.member)} for report in self._listed
             ],
-            "presets": {name: preset.model_dump() for name, preset in self.config.presets.items()},
+            "presets": {name: preset.model_dump(exclude={"prompts"}) for name, preset in self.config.presets.items()},
         }
 
 
@@ -158,7 +161,10 @@ def check_members(config: Config) -> Report:
             remarks.append(f"{member.name}: stored in float32, served in {dtype} (engine.dtype)")
     config = config.model_copy(update={"engine": {**config.engine, "max_model_len": max_model_len}})
     vocabulary = vocabularies[members.large.name].size
-    return Report(config, members, tuple(reports), vocabulary, max_model_len, dtype, defaults, tuple(remarks))
+    templates = own_templates(config, members)
+    return Report(
+        config, members, tuple(reports), vocabulary, max_model_len, dtype, defaults, tuple(remarks), templates
+    )
 
 
 def _weigh(member: Member, tensors: Mapping[str, Tensor], dtype: str) -> tuple[int, int]:
