@@ -18,7 +18,7 @@ from server.engine.slots import Slot, SlotTable
 from server.engine.step import MemberStates
 from tests.engine.test_sub_batch import draw_batch
 
-SLOTS, BLOCKS, SIZE, MAX_LEN, MEMBER = 6, 14, 4, 56, 1
+SLOTS, BLOCKS, SIZE, MAX_LEN, MEMBER = 6, 26, 4, 104, 1
 Entry = tuple[int, int]
 """A token in the member's KV cache: its position and its id."""
 
@@ -204,8 +204,8 @@ class Engine:
 def test_a_member_sees_its_own_text(seed: int) -> None:
     rng = random.Random(seed)
     engine = Engine(rng, most=rng.choice([30, 36, 64]))
-    prompts = [[rng.randrange(500) for _ in range(rng.randint(1, 20))] for _ in range(3)]
-    owns = [None, *([rng.randrange(500) for _ in range(rng.randint(1, 20))] for _ in range(3))]
+    prompts = [[rng.randrange(500) for _ in range(rng.randint(1, 30))] for _ in range(3)]
+    owns = [None, *([rng.randrange(500) for _ in range(rng.randint(1, 50))] for _ in range(3))]
     for _ in range(60):
         if len(engine.running) < SLOTS and rng.random() < 0.5:
             prompt, own = rng.choice(prompts), rng.choice(owns)
