@@ -121,7 +121,7 @@ export class SettingControls {
   #prompt(name) {
     const input = element("input", { type: "text", placeholder: "the same as the answer", autocomplete: "off", "data-expert": name });
     input.addEventListener("input", () => this.#changed());
-    return element("label", { class: colourClass([name], this.#server.experts) }, element("span", { text: name }), input);
+    return element("label", { class: colourClass([name], this.#server.experts) }, element("span", { text: `${name} against` }), input);
   }
 
   #promptInputs() {
