@@ -437,6 +437,11 @@ def test_a_large_model_alone_needs_no_base(folder: Path) -> None:
     assert fault(folder, alone + "base: {model: ./base}\n").startswith(
         "fusion.yaml: base: without experts nothing uses"
     )
+    guide = "experts: {guide: {use: large, against: large%s}}\n"
+    assert load(folder, alone + guide % ", prompt: {against: {}}").base is None
+    assert fault(folder, alone + guide % "").startswith("fusion.yaml: experts.guide: large against itself is nothing")
+    speculates = "speculation: {draft: guide}\n"
+    assert "no member that could draft" in fault(folder, alone + guide % ", prompt: {against: {}}" + speculates)
     with_experts = alone + "experts: {red: {model: ./red}}\n"
     assert fault(folder, with_experts).startswith("fusion.yaml: experts: expert 'red' needs a base")
 
