@@ -12,6 +12,7 @@ Each for several weights, greedy, with Wilson's intervals of 95 %; `alpha: 0` is
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import math
 import os
@@ -143,6 +144,7 @@ async def measure(url: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Serve the model, ask, and store what came of it."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     with (
         tempfile.TemporaryDirectory() as folder,
         ServerProcess(CONFIG, Path(folder) / "log", environment=with_model()) as server,

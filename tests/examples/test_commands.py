@@ -101,7 +101,6 @@ HELP_ONLY = {
     "python -m bench.prefixes": "bench.prefixes",
     "python -m bench.runner": "bench.runner",
     "python -m bench.recipes": "bench.recipes",
-    "python -m bench.guidance": "bench.guidance",
     "python -m bench.speculation --acceptance": "bench.speculation",
     "python -m bench.speculation --rounds 2 --requests 1,4,16": "bench.speculation",
     "python -m bench.start": "bench.start",
