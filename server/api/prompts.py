@@ -106,7 +106,8 @@ class _OwnPrompts:
             return shared
         if given is None:
             assert way is not None
-            ids = await self._written(way, own if own >= 0 else shared, field)
+            # Whoever has a way has a KV cache too: the configuration's check sees to it.
+            ids = await self._written(way, own, field)
         elif own == NOTHING:
             raise RequestError(f"{field}: the expert is compared with none", field)
         elif own == LARGE:

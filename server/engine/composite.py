@@ -73,15 +73,14 @@ class LogitFusionForCausalLM(nn.Module):
         names = {n: source["name"] for n, source in sources.items()}
         models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
         for twin in fusion["twins"]:
-            number, of = twin["number"], twin["of"]
-            names[number] = twin["name"]
-            original = self.large if of == LARGE else models[of]
+            number, of, name = twin["number"], twin["of"], twin["name"]
+            names[number] = name
+            original, config = (self.large, large_config) if of == LARGE else (models[of], configs[of])
+            configs[number] = own_caches(config)
             if of == LARGE:
-                configs[number] = own_caches(large_config)
-                build = partial(_tagged, twin["name"], partial(large, twin["name"]))
+                build = partial(_tagged, name, partial(large, name))
             else:
-                configs[number] = own_caches(configs[of])
-                build = partial(_small_model, configs[number], maybe_prefix(prefix, twin["name"]))
+                build = partial(_small_model, configs[number], maybe_prefix(prefix, name))
             models[number] = twin_of(original, build)
         self.small: Any = nn.ModuleDict({str(number): model for number, model in models.items()})
         self._load_config = vllm_config.load_config

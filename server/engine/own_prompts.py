@@ -29,9 +29,9 @@ from vllm.v1.kv_cache_interface import KVCacheConfig, SlidingWindowSpec
 class Alignment:
     """A member's prompt against the request's."""
 
-    shift: int = 0
+    shift: int
     """P - p: the request's token j is the member's token j - shift."""
-    start: int = 0
+    start: int
     """The request's place at which the member's first token lies."""
 
     @classmethod

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from vllm.engine.arg_utils import AsyncEngineArgs
 
 from server.config import load_config
 from server.engine.pairs import Pairs
@@ -19,7 +18,7 @@ from tests.engine.driver import Case, drafted, draw_cases, send_all
 from tests.engine.engines import counter, running
 from tests.engine.judge import Verdict, judge
 from tests.engine.pair_loop import PairLoop
-from tests.engine.test_random_batches import ADAPTED, ASYNC, CHUNKS, LONG, NO_PREFIXES, TWO_WORKERS, asynchronous
+from tests.engine.test_random_batches import ADAPTED, ASYNC, CHUNKS, LONG, NO_PREFIXES, TWO_WORKERS, prepare
 from tests.models import make_family
 
 BLOCK = 32
@@ -104,10 +103,7 @@ def with_prompts(cases: Sequence[Case], seed: int, longest: int) -> list[Case]:
 async def test_every_request_is_the_plain_loops(
     family: Path, oracle: PairLoop, monkeypatch: pytest.MonkeyPatch, number: int, seed: int, options: list[str]
 ) -> None:
-    if TWO_WORKERS in options:
-        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    if ASYNC in options:
-        monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", asynchronous(AsyncEngineArgs.create_engine_config))
+    prepare(monkeypatch, options)
     cases = draw_cases(number, seed, list(EXPERTS), longest_prompt=100, longest_answer=24)
     cases = with_prompts(cases, seed, 120)
     if options[1:] == ADAPTED:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,10 +58,7 @@ LONG = pytest.mark.long
 async def test_every_request_is_the_references(
     family: Path, oracle: HFLoop, monkeypatch: pytest.MonkeyPatch, number: int, seed: int, options: list[str]
 ) -> None:
-    if TWO_WORKERS in options:
-        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    if ASYNC in options:
-        monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", asynchronous(AsyncEngineArgs.create_engine_config))
+    prepare(monkeypatch, options)
     if EVERYONE in options:
         monkeypatch.setattr(launch, "fusion_config", for_everyone(launch.fusion_config))
     cases = draw_cases(number, seed, EXPERTS, longest_prompt=100, longest_answer=24)
@@ -106,6 +103,14 @@ async def test_every_request_is_the_references(
     assert verdict.ties <= verdict.tokens // 500
     # One that differs when it runs alone must have met a tie, which the reference confirmed.
     assert len(differing) <= verdict.ties
+
+
+def prepare(monkeypatch: pytest.MonkeyPatch, options: Sequence[str]) -> None:
+    """What workers and asynchronous scheduling need beside the configuration."""
+    if TWO_WORKERS in options:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    if ASYNC in options:
+        monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", asynchronous(AsyncEngineArgs.create_engine_config))
 
 
 def asynchronous(create: Callable[..., VllmConfig]) -> Callable[..., VllmConfig]:
