@@ -1,4 +1,4 @@
-"""The command line: `logit-fusion serve`, `check`, `chat`, `expert`, `eval`, `bench` and `zoo`."""
+"""The command line: `logit-fusion serve`, `check`, `chat`, `expert`, `compress`, `merge`, `eval`, `bench` and `zoo`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from bench.command import bench
 from evaluation.cli import evaluate
 from server.cli import EXIT_CODES, app, run
 from training.cli import app as expert
+from training.cli import compress, merge
 
 __all__ = ["app", "main"]
 
 # Nothing slow is imported up here: `--help` should answer at once.
 app.add_typer(expert, name="expert")
+app.command(epilog=EXIT_CODES)(compress)
+app.command(epilog=EXIT_CODES)(merge)
 app.command("eval", epilog=EXIT_CODES)(evaluate)
 app.command(epilog=EXIT_CODES)(bench)
 

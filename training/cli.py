@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,9 +17,21 @@ from server.logs import quiet_libraries
 # Nothing slow is imported up here: `--help` should answer at once.
 if TYPE_CHECKING:
     from server.config import Config
+    from training.compress import Compressed
     from training.data import Data
     from training.output import Place
     from training.trainer import Trained
+
+
+class MergeMethod(StrEnum):
+    """How task vectors become one."""
+
+    linear = "linear"
+    magnitude_prune = "magnitude-prune"
+    ties = "ties"
+    dare_linear = "dare-linear"
+    dare_ties = "dare-ties"
+
 
 NEEDED = ("trl", "peft", "datasets", "ruamel.yaml")
 
@@ -91,6 +104,104 @@ def train(
     if write is not None:
         add_to(write, added, config or zoo_config(), loaded)
     _tell(trained, place, added, config, write)
+
+
+def compress(
+    expert: Annotated[Path, typer.Argument(metavar="EXPERT", help="Folder of a model that was fine-tuned.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, for the adapter.")],
+    base: Annotated[Path, typer.Option(metavar="FOLDER", help="The model that it was fine-tuned from.")],
+    rank: Annotated[int, typer.Option(min=1, help="Rank of every layer.")] = 16,
+    by_layer: Annotated[
+        bool, typer.Option("--by-layer", help="Share the ranks out to the layers where they keep the most.")
+    ] = False,
+    texts: Annotated[
+        Path | None, typer.Option("--on", metavar="FILE", help="Texts, one a line, to measure what is lost on.")
+    ] = None,
+) -> None:
+    """Turn a fine-tuned expert into a LoRA adapter, which shares the base's weights when it is served.
+
+    Of what fine-tuning changed in each linear layer it keeps the nearest matrix of that rank. Embeddings, norms and
+    biases stay the base's.
+    """
+    _require_extra()
+    quiet_libraries("error")
+    logging.disable(logging.WARNING)
+    from server.progress import Phases
+
+    with Phases() as phases:
+        phases.begin("compressing")
+        from training.compress import compress as make
+        from training.compress import divergence
+
+        made = make(base, expert, out, rank, by_layer=by_layer)
+        lost = None
+        if texts is not None:
+            phases.begin("comparing")
+            lost = divergence(base, expert, out, [line for line in texts.read_text("utf-8").splitlines() if line])
+    _tell_compressed(made, out, lost)
+
+
+def merge(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, for the merged expert.")],
+    experts: Annotated[
+        list[str], typer.Argument(metavar="EXPERT=WEIGHT...", help="Folders of models or adapters of the base.")
+    ],
+    base: Annotated[Path, typer.Option(metavar="FOLDER", help="The model that all were fine-tuned from.")],
+    method: Annotated[
+        MergeMethod, typer.Option(help="linear adds what fine-tuning changed; the others thin it out first.")
+    ] = MergeMethod.linear,
+    density: Annotated[
+        float, typer.Option(min=0.001, max=1.0, help="Share of values kept of each, but with linear.")
+    ] = 0.2,
+    seed: Annotated[int, typer.Option(min=0, help="Of what the dare methods draw.")] = 0,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="Write an adapter of that rank.", show_default="a whole model")
+    ] = None,
+) -> None:
+    """Merge experts of one base into one, by PEFT's merge methods."""
+    _require_extra()
+    quiet_libraries("error")
+    logging.disable(logging.WARNING)
+    from server.progress import Phases
+
+    weighted = [_weighted(expert) for expert in experts]
+    with Phases() as phases:
+        phases.begin("merging")
+        from training.merge import merge as make
+
+        made = make(base, weighted, out, method=method.value, density=density, seed=seed, rank=rank)
+    if made is None:
+        typer.echo(f"{out}: a whole model; name it under `model` of an expert.")
+    else:
+        _tell_compressed(made, out, None)
+
+
+def _weighted(text: str) -> tuple[Path, float]:
+    folder, _, weight = text.rpartition("=")
+    try:
+        return Path(folder or text), float(weight) if folder else 1.0
+    except ValueError:
+        raise ConfigError(f"EXPERT=WEIGHT: '{weight}' in {text} is no number, as in experts/math=0.5") from None
+
+
+def _tell_compressed(made: Compressed, out: Path, lost: float | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("layer", "rank", "kept", box=None)
+    for layer in made.layers:
+        table.add_row(layer.name, str(layer.rank), f"{layer.kept:.1%}")
+    console = Console()
+    console.print(table)
+    console.print(
+        f"{out}: {made.parameters:,} numbers; {made.kept:.1%} of the linear layers' change (its energy) is kept.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if made.left_out:
+        console.print(f"Left as in the base: {', '.join(sorted(made.left_out))}.", highlight=False, soft_wrap=True)
+    if lost is not None:
+        console.print(f"KL(expert || adapter): {lost:.4f} nats per token.", highlight=False, soft_wrap=True)
 
 
 def _run(config: Config, data: Data, options: dict[str, Any], place: Place) -> Trained | None:

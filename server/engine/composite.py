@@ -26,6 +26,7 @@ from server.engine.member_config import own_caches, quantised_under, small_confi
 from server.engine.phases import BUILDING, announce, announce_first_pass, counted
 from server.engine.settings import BASE, LARGE
 from server.engine.sides import Sides
+from server.engine.stack import Stack, StackedMember
 from server.engine.text_part import text_name
 from server.engine.twin import twin_of
 from server.engine.weights import add_task_vectors, task_vectors
@@ -71,7 +72,12 @@ class LogitFusionForCausalLM(nn.Module):
         shapes = {n: source if "model" in source else sources[BASE] for n, source in sources.items()}
         configs = {n: small_config(vllm_config, shape["model"]) for n, shape in shapes.items()}
         names = {n: source["name"] for n, source in sources.items()}
+        adapters = {twin["number"] for twin in fusion["twins"] if "adapter" in twin}
+        if adapters:
+            # Its compiled code has what adapters add: no other model's may be taken for it.
+            configs[BASE].additional_config = {"adapters": True}
         models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
+        self._stack = Stack(models[BASE], configs[BASE], BASE) if adapters else None
         for twin in fusion["twins"]:
             number, of, name = twin["number"], twin["of"], twin["name"]
             names[number] = name
@@ -82,6 +88,8 @@ class LogitFusionForCausalLM(nn.Module):
             else:
                 build = partial(_small_model, configs[number], maybe_prefix(prefix, name))
             models[number] = twin_of(original, build)
+            if self._stack is not None and of in self._stack.places:
+                self._stack.add(number, of, models[number], twin if number in adapters else None)
         self.small: Any = nn.ModuleDict({str(number): model for number, model in models.items()})
         self._load_config = vllm_config.load_config
         self._sources = sources
@@ -93,17 +101,17 @@ class LogitFusionForCausalLM(nn.Module):
         ]
         size = vllm_config.model_config.get_vocab_size()
         sizes = {number: config.model_config.get_vocab_size() for number, config in configs.items()}
-        self.small_members = [
-            SmallMember(
-                maybe_prefix(prefix, names[number]) + ".",
-                models[number],
-                configs[number],
-                None if sizes[number] >= size else sizes[number] - 1,
-            )
-            if number in models
-            else None
-            for number in range(1 + 2 * len(fusion["experts"]))
-        ]
+
+        def member(number: int) -> SmallMember | None:
+            if number not in models:
+                return None
+            own, config = maybe_prefix(prefix, names[number]) + ".", configs[number]
+            last_id = None if sizes[number] >= size else sizes[number] - 1
+            if self._stack is not None and number in self._stack.places:
+                return StackedMember(own, self._stack, self._stack.places[number], config, last_id)
+            return SmallMember(own, models[number], config, last_id)
+
+        self.small_members = [member(number) for number in range(1 + 2 * len(fusion["experts"]))]
         self._models = {number: member.model for number, member in enumerate(self.small_members) if member is not None}
         self._common_size = min([size, *sizes.values()])
         if vllm_config.device_config.device_type == "cpu":
@@ -116,6 +124,11 @@ class LogitFusionForCausalLM(nn.Module):
         from server.engine.state import FusionModelState
 
         return FusionModelState
+
+    def finish_loading(self) -> None:
+        """Make base and adapters one; all weights are loaded."""
+        if self._stack is not None:
+            self._stack.join()
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The large model's token embeddings; vLLM asks every text model for them."""

@@ -147,18 +147,23 @@ def fusion_config(config: Config, members: Members) -> dict[str, Any]:
     """What the composite model reads from its configuration: where the other members come from, and what to count."""
     prefixes = {number: f"expert_{member.name}" for number, member in members.numbered.items()} | {BASE: "base"}
     pairs = Pairs(config)
+    shared = {number for number, member in members.numbered.items() if member.shares_weights}
     twins = {twin.number for twin in members.twins}
+    sources = {
+        number: {"name": prefixes[number], "number": number, "title": member.name, **member.source}
+        for number, member in members.numbered.items()
+        if number not in twins
+    }
     return {
         "architectures": members.large.hf_config.architectures,
         "multimodal": members.large.multimodal,
-        "members": [
-            {"name": prefixes[number], "number": number, "title": member.name, **member.source}
-            for number, member in members.numbered.items()
-            if number not in twins
-        ],
+        "members": [source for number, source in sources.items() if number not in shared],
         "twins": [
-            {"name": f"twin_{twin.number}", "number": twin.number, "of": twin.of, "title": twin.member.name}
-            for twin in members.twins
+            *(source | {"of": BASE} for number, source in sources.items() if number in shared),
+            *(
+                {"name": f"twin_{twin.number}", "number": twin.number, "of": twin.of, "title": twin.member.name}
+                for twin in members.twins
+            ),
         ],
         "experts": [{"name": expert.name, "ends": list(expert.end_ids)} for expert in members.experts],
         "pairs": [list(pairs.own(expert)) for expert in range(len(members.experts))],

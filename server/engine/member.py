@@ -69,9 +69,31 @@ class SmallMember:
         for graphs in self._graphs:
             if (graph := graphs.graph_for(sub)) is not None:
                 return graphs.run(sub, graph)
-        assert self._groups is not None
-        self._metadata = build(sub, self._groups, kv_cache_config, CUDAGraphMode.NONE, False)
+        self._metadata = self.attention_metadata(sub, build, kv_cache_config)
         return self._forward(sub)
+
+    def has_graph(self, sub: SubBatch) -> bool:
+        """Whether a captured graph runs a sub-batch like this."""
+        return any(graphs.graph_for(sub) is not None for graphs in self._graphs)
+
+    def attention_metadata(self, sub: SubBatch, build: BuildMetadata, kv_cache_config: KVCacheConfig) -> dict[str, Any]:
+        """Attention metadata of the sub-batch by layer, for a pass without graphs."""
+        assert self._groups is not None
+        return build(sub, self._groups, kv_cache_config, CUDAGraphMode.NONE, False)
+
+    def slot_mapping(self, sub: SubBatch) -> dict[str, torch.Tensor]:
+        """[m] by layer: where the KV cache of the sub-batch's tokens lies."""
+        assert self._groups is not None
+        return {
+            name: mapping
+            for groups, mapping in zip(self._groups, sub.slot_mappings, strict=True)
+            for group in groups
+            for name in group.layer_names
+        }
+
+    def known(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Ids that the member has: a prompt of raw ids, or an id sampled from the large model's padding, may not be."""
+        return input_ids if self.last_id is None else input_ids.clamp(max=self.last_id)
 
     def profile(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Hidden states [m, width] of tokens that belong to no request, without a KV cache."""
@@ -101,22 +123,12 @@ class SmallMember:
 
     def _forward(self, sub: SubBatch) -> torch.Tensor:
         """Run over a sub-batch whose metadata is built."""
-        assert self._groups is not None
-        slot_mapping = {
-            name: mapping
-            for groups, mapping in zip(self._groups, sub.slot_mappings, strict=True)
-            for group in groups
-            for name in group.layer_names
-        }
-        return self._call(sub.batch.input_ids, sub.batch.positions, self._metadata, slot_mapping)
+        return self._call(sub.batch.input_ids, sub.batch.positions, self._metadata, self.slot_mapping(sub))
 
     def _call(self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: Any, slot_mapping: Any) -> torch.Tensor:
         context = create_forward_context(metadata, self.config, slot_mapping=slot_mapping)
-        if self.last_id is not None:
-            # A prompt of raw ids, or an id sampled from the large model's padding, may lie past a shorter vocabulary.
-            input_ids = input_ids.clamp(max=self.last_id)
         with override_forward_context(context):
-            states: torch.Tensor = self.model(input_ids, positions)
+            states: torch.Tensor = self.model(self.known(input_ids), positions)
         return states
 
     def _own_group(self, group: AttentionGroup, device: torch.device) -> AttentionGroup:

@@ -50,6 +50,8 @@ class Member:
     """What a merge is made of: weights and experts."""
     of: Member | None = None
     """Whose weights it uses, where it has none of its own."""
+    shares_weights: bool = False
+    """Of an adapter that has been checked: whether the base's layers run for it too (`server.engine.stack`)."""
     end_ids: tuple[int, ...] = ()
     """Of an expert that has been checked: ids that end the answers which it steers."""
 

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from server.engine.reading import Reading
+from server.engine.stack import StackedMember
 from server.engine.step import ForwardPass, MemberStates
 from server.engine.sub_batch import SubBatch, restrict
 
 if TYPE_CHECKING:
+    import torch
+
     from server.engine.member import SmallMember
     from server.engine.slots import SlotTable
     from server.engine.state import FusionModelState
@@ -27,18 +30,28 @@ def run_members(state: FusionModelState, step: ForwardPass, *, everyone: bool) -
     own = np.zeros_like(used) if step.dummy else used & table.own_prompt[slots]
     # Requests that use one expert alone make the base's batch and the expert's the same.
     known: dict[bytes, SubBatch] = {}
+    stacked: list[tuple[int, StackedMember, SubBatch]] = []
+    step.members = [None] * len(state.members)
     for number, member in enumerate(state.members):
         column = used[:, number]
         if member is None or not column.any():
-            step.members.append(None)
-        elif own[:, number].any():
-            step.members.append(_run_own_prompts(state, step, number, member, column))
+            continue
+        if own[:, number].any():
+            step.members[number] = _run_own_prompts(state, step, number, member, column)
+            continue
+        key = column.tobytes()
+        if key not in known:
+            known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
+        if isinstance(member, StackedMember):
+            stacked.append((number, member, known[key]))
         else:
-            key = column.tobytes()
-            if key not in known:
-                known[key] = restrict(batch, step.block_tables, step.slot_mappings, column)
-            wants_prompt = batch.has_prefill and _wants_prompt(table, slots[column])
-            step.members.append(_run(state, step, member, known[key], wants_prompt))
+            hidden = member.run(known[key], state.metadata, step.kv_cache_config)
+            step.members[number] = _kept(state, step, known[key], hidden, column)
+    if stacked:
+        runs = [(member, sub) for _, member, sub in stacked]
+        states = stacked[0][1].stack.run(runs, state.metadata, step.kv_cache_config)
+        for (number, _, sub), hidden in zip(stacked, states, strict=True):
+            step.members[number] = _kept(state, step, sub, hidden, used[:, number])
     if not step.dummy:
         table.begun[slots] = True
 
@@ -47,20 +60,20 @@ def _run_own_prompts(
     state: FusionModelState, step: ForwardPass, number: int, member: SmallMember, used: np.ndarray
 ) -> MemberStates | None:
     """Run a member that reads another prompt than some of the requests that use it; `None`: it has nothing to read."""
-    wants_prompt = step.batch.has_prefill and _wants_prompt(state.table, step.batch.idx_mapping_np[used])
     reading = Reading(step.batch, state.block_tables, state.table, number, used, state.max_num_tokens)
-    passes = [
-        _run(state, step, member, reading.sub_batch(stretch, step.block_tables, state.max_model_len), wants_prompt)
-        for stretch in reading.stretches()
-    ]
+    passes = []
+    for stretch in reading.stretches():
+        sub = reading.sub_batch(stretch, step.block_tables, state.max_model_len)
+        passes.append(_kept(state, step, sub, member.run(sub, state.metadata, step.kv_cache_config), used))
     return MemberStates.joined(passes) if passes else None
 
 
-def _run(
-    state: FusionModelState, step: ForwardPass, member: SmallMember, sub: SubBatch, wants_prompt: bool
+def _kept(
+    state: FusionModelState, step: ForwardPass, sub: SubBatch, hidden: torch.Tensor, used: np.ndarray
 ) -> MemberStates:
-    hidden = member.run(sub, state.metadata, step.kv_cache_config)
-    return MemberStates.kept(sub, hidden, wants_prompt)
+    """What logits may be asked of, of a member's hidden states for the requests that `used` marks."""
+    slots = step.batch.idx_mapping_np[used]
+    return MemberStates.kept(sub, hidden, step.batch.has_prefill and _wants_prompt(state.table, slots))
 
 
 def _wants_prompt(table: SlotTable, slots: np.ndarray) -> bool:

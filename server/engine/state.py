@@ -59,6 +59,7 @@ class FusionModelState(DefaultModelState):
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
         composite: Any = model  # `server.engine.composite`, which names this class and so stands above it
+        composite.finish_loading()
         fusion = vllm_config.model_config.hf_config.fusion
         self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device)
         self.members: list[SmallMember | None] = composite.small_members

@@ -45,19 +45,28 @@ class ModelTaskVector:
         return None if ours is None else self._tensors.read(ours).float() - base.float()
 
 
-class AdapterTaskVector:
-    """The task vector of a LoRA adapter in PEFT's format."""
+class AdapterFiles:
+    """A LoRA adapter in PEFT's format: what it changes, and its tensors."""
 
     def __init__(self, folder: str | Path, multimodal: bool = False) -> None:
         folder = Path(folder)
         settings = json.loads((folder / "adapter_config.json").read_text())
-        self._tensors = _TensorFiles(folder, "adapter_model.safetensors")
-        self._changes = read_changes(settings, self._tensors.names, multimodal)
+        tensors = _TensorFiles(folder, "adapter_model.safetensors")
+        self.changes = read_changes(settings, tensors.names, multimodal)
+        """By the name of the base's tensor."""
+        self.read = tensors.read
+
+
+class AdapterTaskVector:
+    """The task vector of a LoRA adapter."""
+
+    def __init__(self, folder: str | Path, multimodal: bool = False) -> None:
+        self._files = AdapterFiles(folder, multimodal)
 
     def delta(self, name: str, base: torch.Tensor) -> torch.Tensor | None:
         """See `TaskVector.delta`."""
-        change = self._changes.get(name)
-        return None if change is None else change.apply(base, self._tensors.read) - base.float()
+        change = self._files.changes.get(name)
+        return None if change is None else change.apply(base, self._files.read) - base.float()
 
 
 def add_task_vectors(

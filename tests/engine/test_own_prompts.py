@@ -18,7 +18,7 @@ from tests.engine.driver import Case, drafted, draw_cases, send_all
 from tests.engine.engines import counter, running
 from tests.engine.judge import Verdict, judge
 from tests.engine.pair_loop import PairLoop
-from tests.engine.test_random_batches import ADAPTED, ASYNC, CHUNKS, LONG, NO_PREFIXES, TWO_WORKERS, prepare
+from tests.engine.test_random_batches import ADAPTED, ASYNC, CHUNKS, DRAFTED, LONG, NO_PREFIXES, TWO_WORKERS, prepare
 from tests.models import make_family
 
 BLOCK = 32
@@ -98,15 +98,23 @@ def with_prompts(cases: Sequence[Case], seed: int, longest: int) -> list[Case]:
         pytest.param(200, 5, [CHUNKS, TWO_WORKERS], id="200-two-workers", marks=LONG),
         pytest.param(200, 6, [CHUNKS, ASYNC], id="200-async", marks=LONG),
         pytest.param(200, 7, [CHUNKS, *ADAPTED], id="200-drafted", marks=LONG),
+        pytest.param(200, 8, [CHUNKS, *DRAFTED], id="200-drafted-fixed", marks=LONG),
     ],
 )
 async def test_every_request_is_the_plain_loops(
     family: Path, oracle: PairLoop, monkeypatch: pytest.MonkeyPatch, number: int, seed: int, options: list[str]
 ) -> None:
+    await check_pairs(family, oracle, monkeypatch, number, seed, options)
+
+
+async def check_pairs(
+    family: Path, oracle: PairLoop, monkeypatch: pytest.MonkeyPatch, number: int, seed: int, options: Sequence[str]
+) -> None:
+    """Send so many random requests at once, many with prompts of their own for some members, and judge each."""
     prepare(monkeypatch, options)
     cases = draw_cases(number, seed, list(EXPERTS), longest_prompt=100, longest_answer=24)
     cases = with_prompts(cases, seed, 120)
-    if options[1:] == ADAPTED:
+    if options[1 : 1 + len(ADAPTED)] == ADAPTED:
         cases = drafted(cases, "auto")
     overrides = [*TIGHT, *(option for option in options if "=" in option)]
     pairs = Pairs(load_config(family, overrides))

@@ -58,6 +58,13 @@ LONG = pytest.mark.long
 async def test_every_request_is_the_references(
     family: Path, oracle: HFLoop, monkeypatch: pytest.MonkeyPatch, number: int, seed: int, options: list[str]
 ) -> None:
+    await check_batch(family, oracle, monkeypatch, number, seed, options)
+
+
+async def check_batch(
+    family: Path, oracle: HFLoop, monkeypatch: pytest.MonkeyPatch, number: int, seed: int, options: Sequence[str]
+) -> None:
+    """Send so many random requests at once, and judge each."""
     prepare(monkeypatch, options)
     if EVERYONE in options:
         monkeypatch.setattr(launch, "fusion_config", for_everyone(launch.fusion_config))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.config import Config
-from server.engine.checks.adapters import check_adapters, check_merges, read_settings
+from server.engine.checks.adapters import check_adapters, check_merges, read_settings, shares_weights
 from server.engine.checks.architecture import (
     DTYPE_BYTES,
     Architecture,
@@ -142,13 +142,14 @@ def check_members(config: Config) -> Report:
     max_model_len = _max_model_len(members, architectures, config.engine)
     remarks += ends
     remarks += check_adapters(members, settings, tensors)
+    members = _sharing(members, settings, tensors)
     check_merges(members, tensors)
     defaults = sampling_defaults(members.large, config.engine)
     remarks += filter(None, [describe_defaults(defaults, config.engine)])
     kv_bytes = kv_dtype_bytes(config.engine, dtype)
     reports = []
     for member in members.all:
-        held = tensors[members.shape_of(member).name]
+        held = tensors[member.name if member.shares_weights else members.shape_of(member).name]
         architecture = architectures[member.name]
         parameters, read_bytes = _weigh(member, held, dtype)
         weight_bytes = 0 if member.of is not None else read_bytes
@@ -165,6 +166,19 @@ def check_members(config: Config) -> Report:
     return Report(
         config, members, tuple(reports), vocabulary, max_model_len, dtype, defaults, tuple(remarks), templates
     )
+
+
+def _sharing(
+    members: Members, settings: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, Mapping[str, Tensor]]
+) -> Members:
+    """The members, with the adapters marked for which the base's own layers run."""
+    marked = [
+        replace(expert, shares_weights=shares_weights(members.needed_base, settings[expert.name], tensors[expert.name]))
+        if expert.kind == "adapter"
+        else expert
+        for expert in members.experts
+    ]
+    return replace(members, experts=tuple(marked))
 
 
 def _weigh(member: Member, tensors: Mapping[str, Tensor], dtype: str) -> tuple[int, int]:

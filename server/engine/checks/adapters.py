@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,8 @@ UNSUPPORTED = (
     "velora_config",
 )
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
+# Layers that every family calls so, and that are one matrix there.
+_LINEAR = re.compile(r"\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj\.weight$")
 # Initialisations that change the base's weights too.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 MERGE = (
@@ -89,6 +92,18 @@ def check_adapters(
             if trained_over and trained_over not in ours and trained_over.rstrip("/").split("/")[-1] not in ours:
                 remarks.append(f"{member.name}: the adapter says it was trained over '{trained_over}'; its shapes fit")
     return remarks
+
+
+def shares_weights(base: Member, settings: Mapping[str, Any], tensors: Tensors) -> bool:
+    """Whether an adapter is plain LoRA over linear layers of the base's, which can then run for both at once.
+
+    Else its experts are the base's weights and the changes, merged once when they load. So they are where the base is
+    a mixture of experts or has latent attention.
+    """
+    if base.is_sparse or base.is_latent:
+        return False
+    changes = read_changes(settings, tensors, base.multimodal)
+    return all(change.parts.keys() == {"down", "up"} and _LINEAR.search(name) for name, change in changes.items())
 
 
 def check_merges(members: Members, tensors: Mapping[str, Tensors]) -> None:

@@ -1,0 +1,158 @@
+"""LoRA beside weights that it shares: each stretch of a pass' tokens with the low-rank part of its own member.
+
+    y = W x + s B_k (A_k x)     for the tokens x of member k          Hu et al. 2021, arXiv 2106.09685
+
+Base and adapters read W once for all of their tokens (`server.engine.stack`). Nothing is rounded to the weights' format
+beside W, so a small change of a large weight is kept where merging it in bfloat16 would lose it.
+"""
+
+# Annotations stay types here: torch makes the operator's schema of them.
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from vllm.distributed import tensor_model_parallel_all_reduce
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.linear import ColumnParallelLinear, LinearBase, RowParallelLinear
+from vllm.utils.torch_utils import LayerNameType, _encode_layer_name, _resolve_layer_name, direct_register_custom_op
+
+from server.engine.adapter import Change
+
+
+class Span(NamedTuple):
+    """The tokens of a pass, from `begin` to before `end`, that are one member's."""
+
+    place: int
+    """The member's, among those that share the weights: 0 has them as they are."""
+    begin: int
+    end: int
+
+
+class Product(NamedTuple):
+    """What one adapter adds to one part of a layer: B A, in float32, B scaled."""
+
+    part: int
+    """Of a layer that is several of the checkpoint's at once, which one."""
+    down: torch.Tensor
+    """A [rank, in]."""
+    up: torch.Tensor
+    """s B [out, rank]."""
+
+
+class LowRankLinear(nn.Module):
+    """A linear layer of vLLM's, and what adapters add to it."""
+
+    def __init__(self, base_layer: LinearBase, name: str, spans: Callable[[], Sequence[Span]]) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self._name = name
+        self._spans = spans
+        self._summed = isinstance(base_layer, RowParallelLinear) and base_layer.tp_size > 1
+        self.down: torch.Tensor
+        """[places, parts x rank, in]."""
+        self.ups: list[tuple[int, int, torch.Tensor]] = []
+        """Of each part: the layer's columns from where to where, and [places, out, rank]."""
+
+    def fill(self, products: Mapping[int, Sequence[Product]], places: int, dtype: torch.dtype) -> None:
+        """Take the products of each place; the others have none. Ranks are filled up to the highest with zeros."""
+        layer: Any = self.base_layer
+        flat = [product for found in products.values() for product in found]
+        parts = sorted({product.part for product in flat})
+        rank = max(len(product.down) for product in flat)
+        sizes = [int(size) for size in layer.output_partition_sizes]
+        if isinstance(layer, RowParallelLinear):
+            sizes = [int(layer.output_size)]
+        width = flat[0].down.shape[1] // (layer.tp_size if isinstance(layer, RowParallelLinear) else 1)
+        device = next(iter(layer.parameters())).device
+        down = torch.zeros(places, len(parts) * rank, width)
+        ups = [torch.zeros(places, sizes[part], rank) for part in parts]
+        for place, found in products.items():
+            for product in found:
+                number, own = parts.index(product.part), len(product.down)
+                down[place, number * rank : number * rank + own] = _shard_in(layer, product.down)
+                ups[number][place, :, :own] = _shard_out(layer, product.up, sizes[product.part])
+        self.down = down.to(device, dtype)
+        starts = [sum(sizes[:part]) for part in parts]
+        self.ups = [(start, start + up.shape[1], up.to(device, dtype)) for start, up in zip(starts, ups, strict=True)]
+
+    @property
+    def number_of_bytes(self) -> int:
+        """What the adapters' parts take."""
+        tensors = [self.down, *(up for _, _, up in self.ups)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's own result, and in its first tensor the adapters' parts."""
+        result = self.base_layer(x, *args, **kwargs)
+        output = result[0] if isinstance(result, tuple) else result
+        torch.ops.logit_fusion.low_rank(x, output, _encode_layer_name(self._name))
+        return result
+
+    def add(self, x: torch.Tensor, output: torch.Tensor) -> None:
+        """Add each stretch's part to the layer's output [m, out] of x [m, in]."""
+        for first, number, begin, end in _alike(self._spans()):
+            places = slice(first, first + number)
+            inner = torch.bmm(x[begin:end].view(number, -1, x.shape[-1]), self.down[places].transpose(1, 2))
+            if self._summed:
+                inner = tensor_model_parallel_all_reduce(inner)
+            wide = output[begin:end].view(number, -1, output.shape[-1])
+            rank = inner.shape[-1] // len(self.ups)
+            for part, (start, stop, up) in enumerate(self.ups):
+                own = inner[..., part * rank : (part + 1) * rank]
+                wide[..., start:stop].baddbmm_(own, up[places].transpose(1, 2))
+
+
+def products_of(changes: Mapping[str, Change], read: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, Product]]:
+    """What an adapter adds, by the name of the base's module; `read` returns a tensor of the adapter's by its name."""
+    for tensor, change in changes.items():
+        down, up = read(change.parts["down"]).float(), read(change.parts["up"]).float()
+        yield tensor.removesuffix(".weight"), Product(0, down, change.scaling * up)
+
+
+def _alike(spans: Sequence[Span]) -> Iterator[tuple[int, int, int, int]]:
+    """(first place, number of places, begin, end) of neighbours in place and tokens that have as many tokens each."""
+    group: list[Span] = []
+    for span in spans:
+        if span.place == 0:
+            continue
+        last = group[-1] if group else None
+        if last is not None and (span.place, span.begin, span.end - span.begin) != (
+            last.place + 1,
+            last.end,
+            last.end - last.begin,
+        ):
+            yield group[0].place, len(group), group[0].begin, group[-1].end
+            group = []
+        group.append(span)
+    if group:
+        yield group[0].place, len(group), group[0].begin, group[-1].end
+
+
+def _shard_in(layer: Any, down: torch.Tensor) -> torch.Tensor:
+    """The columns of A that read this rank's part of the input."""
+    if not isinstance(layer, RowParallelLinear):
+        return down
+    size = down.shape[1] // layer.tp_size
+    return down[:, layer.tp_rank * size : (layer.tp_rank + 1) * size]
+
+
+def _shard_out(layer: Any, up: torch.Tensor, size: int) -> torch.Tensor:
+    """The rows of B that make this rank's part of the output; ranks share one where there are fewer of them."""
+    if not isinstance(layer, ColumnParallelLinear):
+        return up
+    shard = layer.tp_rank * (up.shape[0] // size) // layer.tp_size
+    return up[shard * size : (shard + 1) * size]
+
+
+def _low_rank(x: torch.Tensor, output: torch.Tensor, layer_name: LayerNameType) -> None:
+    get_forward_context().no_compile_layers[_resolve_layer_name(layer_name)].add(x, output)
+
+
+def _low_rank_fake(x: torch.Tensor, output: torch.Tensor, layer_name: LayerNameType) -> None:
+    return
+
+
+LIBRARY = torch.library.Library("logit_fusion", "FRAGMENT")  # type: ignore[no-untyped-call]
+direct_register_custom_op("low_rank", _low_rank, mutates_args=["output"], fake_impl=_low_rank_fake, target_lib=LIBRARY)
