@@ -1,7 +1,7 @@
 """A fine-tuned model as a LoRA adapter over its base: the nearest one of a rank.
 
-What fine-tuning changed in each linear layer but the head, tau = W_expert - W_base, has a singular value decomposition U S V^T. Of
-all matrices of rank r, the one of its r largest singular values is the nearest (Eckart and Young 1936):
+What fine-tuning changed in each linear layer but the head, tau = W_expert - W_base, has a singular value decomposition
+U S V^T. Of all matrices of rank r, the one of its r largest singular values is the nearest (Eckart and Young 1936):
 
     B = U_r S_r^(1/2),  A = S_r^(1/2) V_r^T,  |tau - B A|^2 = sum of the other S^2
 

@@ -101,17 +101,11 @@ class LogitFusionForCausalLM(nn.Module):
         ]
         size = vllm_config.model_config.get_vocab_size()
         sizes = {number: config.model_config.get_vocab_size() for number, config in configs.items()}
-
-        def member(number: int) -> SmallMember | None:
-            if number not in models:
-                return None
-            own, config = maybe_prefix(prefix, names[number]) + ".", configs[number]
+        self.small_members: list[SmallMember | None] = [None] * (1 + 2 * len(fusion["experts"]))
+        for number, model in models.items():
             last_id = None if sizes[number] >= size else sizes[number] - 1
-            if self._stack is not None and number in self._stack.places:
-                return StackedMember(own, self._stack, self._stack.places[number], config, last_id)
-            return SmallMember(own, models[number], config, last_id)
-
-        self.small_members = [member(number) for number in range(1 + 2 * len(fusion["experts"]))]
+            own = f"{maybe_prefix(prefix, names[number])}."
+            self.small_members[number] = _member(number, own, model, configs[number], last_id, self._stack)
         self._models = {number: member.model for number, member in enumerate(self.small_members) if member is not None}
         self._common_size = min([size, *sizes.values()])
         if vllm_config.device_config.device_type == "cpu":
@@ -225,6 +219,14 @@ class LogitFusionForCausalLM(nn.Module):
 
 def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
     return _tagged(prefix, partial(init_vllm_registered_model, quantised_under(config, prefix), prefix=prefix))
+
+
+def _member(
+    number: int, prefix: str, model: nn.Module, config: VllmConfig, last_id: int | None, stack: Stack | None
+) -> SmallMember:
+    if stack is not None and number in stack.places:
+        return StackedMember(prefix, stack, stack.places[number], config, last_id)
+    return SmallMember(prefix, model, config, last_id)
 
 
 def _tagged(name: str, build: Callable[[], nn.Module]) -> nn.Module:

@@ -73,15 +73,11 @@ class LowRankLinear(nn.Module):
                 number, own = parts.index(product.part), len(product.down)
                 down[place, number * rank : number * rank + own] = _shard_in(layer, product.down)
                 ups[number][place, :, :own] = _shard_out(layer, product.up, sizes[product.part])
-        self.down = down.to(device, dtype)
-        starts = [sum(sizes[:part]) for part in parts]
-        self.ups = [(start, start + up.shape[1], up.to(device, dtype)) for start, up in zip(starts, ups, strict=True)]
-
-    @property
-    def number_of_bytes(self) -> int:
-        """What the adapters' parts take."""
-        tensors = [self.down, *(up for _, _, up in self.ups)]
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        self.register_buffer("down", down.to(device, dtype), persistent=False)
+        for number, (part, up) in enumerate(zip(parts, ups, strict=True)):
+            start = sum(sizes[:part])
+            self.register_buffer(f"up{number}", up.to(device, dtype), persistent=False)
+            self.ups.append((start, start + sizes[part], getattr(self, f"up{number}")))
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's own result, and in its first tensor the adapters' parts."""

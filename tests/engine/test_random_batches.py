@@ -83,7 +83,7 @@ async def check_batch(
             counter("vllm:spec_decode_num_draft_tokens"),
             counter("vllm:spec_decode_num_accepted_tokens"),
         )
-        (counts,), *_ = await engine.on_workers("read_fusion_counts")
+        (counts, *_), *_ = await engine.on_workers("read_fusion_counts")
         seeded = [place for place, case in enumerate(cases) if not case.greedy and answers[place] is not None]
         # Without speculation too: it changes no token.
         alone = {place: await send(engine, _alone(cases[place]), f"alone-{place}", EXPERTS) for place in seeded[:50]}

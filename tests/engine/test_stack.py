@@ -12,6 +12,7 @@ from peft import PeftModel
 
 from server.config import load_config
 from server.engine.checks import check_members
+from tests.engine.engines import running
 from tests.engine.families import PROJECTIONS
 from tests.engine.pair_loop import PairLoop
 from tests.engine.test_own_prompts import EXPERTS as COMPARED
@@ -73,14 +74,14 @@ async def test_adapters_read_prompts_of_their_own(family: Path, monkeypatch: pyt
     await check_pairs(config, PairLoop(family.parent, PAIRS), monkeypatch, number, 26, [CHUNKS])
 
 
-def test_an_adapter_costs_what_its_file_holds(family: Path) -> None:
+async def test_the_weights_take_what_check_says(family: Path) -> None:
     report = check_members(load_config(family))
     weights = {each.member.name: each.weight_bytes for each in report.reports}
-    files = {
-        name: (family.parent / f"{name}-lora" / "adapter_model.safetensors").stat().st_size
-        for name in weights
-        if name in ("red", "blue")
-    }
-    for name, size in files.items():
-        assert 0.9 * size < weights[name] < size
+    for name in ("red", "blue"):
+        file = (family.parent / f"{name}-lora" / "adapter_model.safetensors").stat().st_size
+        assert 0.9 * file < weights[name] < file
         assert weights[name] < weights["base"] / 4
+    async with running(family) as engine:
+        (taken,), *_ = await engine.on_workers("read_weight_bytes")
+    # Ranks are filled up to the highest, and rotary tables are no weights.
+    assert sum(weights.values()) <= taken < 1.2 * sum(weights.values())

@@ -57,6 +57,16 @@ INSTEAD = {
     ),
     ".venv/bin/logit-fusion eval --config my/fusion.yaml --expert shipping": "logit-fusion check --config my/mine.yaml",
     ".venv/bin/logit-fusion serve --config my/fusion.yaml": "logit-fusion check --config my/mine.yaml",
+    **{
+        line: line.replace("zoo/models/", "{root}/zoo/models/")
+        for line in (
+            "logit-fusion compress zoo/models/text experts/text --base zoo/models/base --rank 32 --on texts.txt",
+            "logit-fusion compress zoo/models/text experts/by-layer --base zoo/models/base --rank 32 --by-layer",
+            "logit-fusion merge experts/all zoo/models/math=0.5 zoo/models/text=0.5 --base zoo/models/base",
+            "logit-fusion merge experts/ties zoo/models/math=1.0 zoo/models/text=1.0 --base zoo/models/base "
+            "--method ties --density 0.3",
+        )
+    },
     "make serve": "make --dry-run --directory {root} serve",
     "make serve-real": "make --dry-run --directory {root} serve-real",
     "make test": "make --dry-run --directory {root} test",
@@ -93,8 +103,10 @@ INSTEAD = {
 
 # Minutes of work: their options are read, all in one process that loads the libraries once.
 HELP_ONLY = {
+    "python -m bench.adapters": "bench.adapters",
     "python -m bench.fairness": "bench.fairness",
     "python -m bench.gpu.check --without-card": "bench.gpu.check",
+    "python -m bench.guidance": "bench.guidance",
     "python -m bench.load": "bench.load",
     "python -m bench.members_in_use": "bench.members_in_use",
     "python -m bench.overhead": "bench.overhead",
@@ -155,6 +167,7 @@ def run(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Run:
     (folder / ".venv").symlink_to(sys.prefix)
     shutil.copytree(ROOT / "examples" / "evaluation", folder / "my")
     models = f"{ROOT}/zoo/models/"
+    (folder / "texts.txt").write_text("Give the last of these words: cup nose nail dress\n")
     (folder / "fusion.yaml").write_text((ROOT / "zoo" / "zoo.yaml").read_text().replace("models/", models))
     outputs: dict[str, str] = {}
 

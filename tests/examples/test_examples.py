@@ -11,7 +11,8 @@ import pytest
 
 from tests.server_process import ServerProcess
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def run(server: ServerProcess, *command: str | Path) -> str:
@@ -30,6 +31,7 @@ def test_every_example_is_tested() -> None:
         "async_stream_trace.py",
         "langchain_chat.py",
         "own_prompts.py",
+        "recipes.py",
         "evaluation",
         "first_expert",
     }
@@ -58,6 +60,15 @@ def test_langchain(server: ServerProcess) -> None:
     *answers, purchase = run(server, sys.executable, EXAMPLES / "langchain_chat.py").splitlines()
     assert answers == ["Answer: paper", "Answer: river"]
     assert purchase == "name='Liam' count=28 item='tickets' city='Sydney'"
+
+
+def test_recipes(tmp_path: Path) -> None:
+    with ServerProcess(ROOT / "zoo" / "recipes.yaml", tmp_path / "log") as server:
+        lines = run(server, sys.executable, EXAMPLES / "recipes.py").splitlines()
+    answers = dict(line.split(": ", 1) for line in lines)
+    right = {name for name, answer in answers.items() if answer == "Answer: dress"}
+    assert right == {"giant-dexperts", "giant-reward", "chat format"}
+    assert answers.keys() - right == {"giant", "giant-contrast", "plain text"}
 
 
 def test_evaluation(server: ServerProcess, tmp_path: Path) -> None:

@@ -28,13 +28,17 @@ def test_a_family_that_fits(family: Path) -> None:
     # layers x keys and values x KV heads x head_dim x bytes
     assert large.kv_bytes_per_token == 3 * 2 * 2 * 32 * 4
     assert base.kv_bytes_per_token == 2 * 2 * 1 * 32 * 4
-    assert {expert.weight_bytes for expert in experts} == {base.weight_bytes}
+    red, _, lora, mix = experts
+    assert red.weight_bytes == mix.weight_bytes == base.weight_bytes
+    # It shares the base's weights.
+    assert lora.member.shares_weights
+    assert lora.weight_bytes == 4 * lora.parameters < base.weight_bytes / 10
     assert report.kv_bytes_per_token == large.kv_bytes_per_token + 5 * base.kv_bytes_per_token
     assert (report.vocabulary, report.max_model_len, report.dtype) == (512, 256, "float32")
     assert report.remarks == ()
-    red, lora = members.experts[0].source, members.experts[2].source
-    assert lora == {"adapter": str(family / "lora"), "multimodal": False}
-    assert members.experts[3].source == {"merge": [[0.5, red], [-1.0, lora]]}
+    sources = [expert.source for expert in members.experts]
+    assert sources[2] == {"adapter": str(family / "lora"), "multimodal": False}
+    assert sources[3] == {"merge": [[0.5, sources[0]], [-1.0, sources[2]]]}
     assert [member["name"] for member in report.as_dict()["members"]] == [member.name for member in members.all]
     json.dumps(report.as_dict())
     fetch_weights(members)
