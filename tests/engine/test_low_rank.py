@@ -24,11 +24,11 @@ class Ranked:
         self.weight = nn.Parameter(torch.zeros(sum(OUTS), IN))
 
 
-class Column(Ranked, MergedColumnParallelLinear):  # type: ignore[misc]
+class Column(Ranked, MergedColumnParallelLinear):
     pass
 
 
-class Row(Ranked, RowParallelLinear):  # type: ignore[misc]
+class Row(Ranked, RowParallelLinear):
     pass
 
 
