@@ -96,7 +96,7 @@ clean: ## removes .venv, caches and what was built
 # Helm's engine and the linters of what is deployed need a newer Python than the locks hold for.
 DEPLOY_TOOLS := $(VENV)/deploy-tools
 DEPLOY_STAMP := $(DEPLOY_TOOLS)/.installed
-.PHONY: setup-deploy image image-smoke image-clean sbom licences audit release
+.PHONY: setup-deploy image image-smoke image-clean sbom licences audit dist release
 
 setup-deploy: $(DEPLOY_STAMP) ## sets up the tools that check what is deployed
 $(DEPLOY_STAMP): $(DEV_STAMP) requirements/deploy-tools.txt
@@ -125,5 +125,9 @@ audit: setup-dev ## looks what is deployed up in PyPI's advisories
 	mkdir -p build
 	sed 's/+cpu$$//' $(LOCK) > build/runtime.txt
 	$(BIN)/python deploy/audit.py build/runtime.txt
-release: setup-dev ## makes the release VERSION=X.Y.Z under build/release
+# The demo models and the playground are in it. setuptools would take what an earlier build left behind for sources.
+dist: setup ## builds the wheel under build/dist
+	rm -rf build/lib build/bdist.* build/dist
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist .
+release: setup-dev dist ## makes the release VERSION=X.Y.Z under build/release
 	$(BIN)/python deploy/release.py "$(VERSION)" build/release

@@ -167,6 +167,7 @@ ENGINE: list[tuple[str, list[str], dict[str, str]]] = [
         [*PYTEST, "tests/engine/test_random_batches.py", "-k", "chunks"],
         {"VLLM_GPU_SYNC_CHECK": "error"},
     ),
+    ("Memory against what `check` says", ["-m", "bench.gpu.memory"], {}),
     ("Throughput, without graphs", ["-m", "bench.throughput", "--rounds", "1"], {}),
     ("Throughput, piecewise graphs", ["-m", "bench.throughput", "--rounds", "1", "--graphs", "PIECEWISE"], {}),
     ("Throughput, full graphs", ["-m", "bench.throughput", "--rounds", "1", "--graphs", "FULL_AND_PIECEWISE"], {}),

@@ -29,7 +29,7 @@ from server.engine.sides import Sides
 from server.engine.stack import Stack, StackedMember
 from server.engine.text_part import text_name
 from server.engine.twin import twin_of
-from server.engine.weights import add_task_vectors, task_vectors
+from server.engine.weights import add_task_vectors, held_bytes, task_vectors
 
 if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
@@ -53,6 +53,8 @@ class LogitFusionForCausalLM(nn.Module):
 
     state: FusionModelState
     """Set by the state itself, which the model runner makes when the weights are loaded."""
+    weight_bytes: int = 0
+    """What all members' weights take, as they were loaded: on CPUs vLLM packs them into memory of its own."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class LogitFusionForCausalLM(nn.Module):
     def finish_loading(self) -> None:
         """Make base and adapters one; all weights are loaded."""
         if self._stack is not None:
-            self._stack.join()
+            self.weight_bytes += self._stack.join()
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The large model's token embeddings; vLLM asks every text model for them."""
@@ -213,6 +215,7 @@ class LogitFusionForCausalLM(nn.Module):
                 found = {name for name, _ in member.named_parameters()}
             loaded |= {f"{prefix}.{name}" for name in found}
             check(member, set(found), quantized=True)
+        self.weight_bytes = held_bytes(self)
         announce_first_pass(self)
         return loaded
 

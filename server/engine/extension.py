@@ -41,9 +41,8 @@ class FusionWorkerExtension:
 
     def read_weight_bytes(self) -> int:
         """What the weights of all members take on this worker, each counted once however many share it."""
-        model = self.get_model()  # type: ignore[attr-defined]
-        storages = {t.untyped_storage() for t in (*model.parameters(), *model.buffers())}
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+        number: int = self.get_model().weight_bytes  # type: ignore[attr-defined]
+        return number
 
     def room_ahead(self) -> tuple[int, int]:
         """What the KV cache has for members that are ahead (`server.engine.own_prompts.Room`)."""

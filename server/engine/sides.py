@@ -60,9 +60,19 @@ class Sides:
 
     def _of(self, member: int) -> torch.Tensor:
         if member not in self._logits:
-            rows = None if member == NOTHING else self._rows[member]
-            self._logits[member] = self._nothing() if rows is None else self._all_rows(self._models[member], rows)
+            if member == NOTHING or self._rows[member] is None:
+                self._logits[member] = self._nothing()
+            else:
+                self._logits |= self._heads(self._models[member])
         return self._logits[member]
+
+    def _heads(self, model: Any) -> dict[int, torch.Tensor]:
+        """The logits [N, V_m] of all members that are one model: its head is read once for all of them."""
+        parts = {n: part for n, part in enumerate(self._rows) if part is not None and self._models.get(n) is model}
+        hidden = [part.hidden for part in parts.values()]
+        logits: torch.Tensor = model.compute_logits(hidden[0] if len(hidden) == 1 else torch.cat(hidden))
+        split = torch.split(logits, [rows.shape[0] for rows in hidden])
+        return {number: self._all_rows(own, part) for (number, part), own in zip(parts.items(), split, strict=True)}
 
     def _nothing(self) -> torch.Tensor:
         """The logits of no member: every token is as likely as every other."""
@@ -70,9 +80,8 @@ class Sides:
         size = -(-self._common // 64) * 64
         return self._large.new_zeros(1, size).expand(self._large.shape[0], -1)[:, : self._common]
 
-    def _all_rows(self, model: Any, part: MemberRows) -> torch.Tensor:
-        """A member's logits [N, V_m]; rows that do not use it are zeros, which nobody reads."""
-        logits: torch.Tensor = model.compute_logits(part.hidden)
+    def _all_rows(self, logits: torch.Tensor, part: MemberRows) -> torch.Tensor:
+        """A member's logits [N, V_m] of all rows; those that do not use it are zeros, which nobody reads."""
         if part.rows is None:
             return logits
         # Of the same stride as the head's own output, for which the kernel is compiled.

@@ -70,8 +70,11 @@ class Stack:
         elif (files := self._adapters.get(self.places[of])) is not None:
             self._adapters[place] = files
 
-    def join(self) -> None:
+    def join(self) -> int:
         """Put the members' attention layers and low-rank parts into the model, whose weights are loaded by now.
+
+        Returns:
+            How many bytes the low-rank parts take.
 
         Raises:
             ValueError: an adapter changes what is no linear layer of the model; the message names it.
@@ -85,11 +88,14 @@ class Stack:
             static[layer_name] = stacked = StackedAttention(layers, layer_name, self)
             _replace(modules, name, stacked)
             prefix = own.layer_name.removesuffix(name)
+        taken = 0
         for name, of_layer in self._products().items():
             layer_name = f"{prefix}{name}.low_rank"
             static[layer_name] = low_rank = LowRankLinear(modules[name], layer_name, lambda: self.spans)
             low_rank.fill(of_layer, len(self._attention), dtype)
+            taken += sum(held.numel() * held.element_size() for held in low_rank.buffers(recurse=False))
             _replace(modules, name, low_rank)
+        return taken
 
     def _products(self) -> dict[str, dict[int, list[Product]]]:
         """What the adapters add, by the name of the model's layer and their place."""

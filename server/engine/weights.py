@@ -86,6 +86,12 @@ def add_task_vectors(
         yield name, total
 
 
+def held_bytes(model: torch.nn.Module) -> int:
+    """What a model's tensors take, each counted once however many modules share it."""
+    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
 def task_vectors(source: dict[str, Any]) -> list[tuple[float, TaskVector]]:
     """The parts of an expert's source: none for a full model, one for an adapter, several for a merge."""
     match source:

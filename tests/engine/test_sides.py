@@ -19,9 +19,10 @@ class Head:
     """A model whose logits say which member and which hidden state they are of."""
 
     def __init__(self, number: int, size: int) -> None:
-        self.number, self.size = number, size
+        self.number, self.size, self.calls = number, size, 0
 
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
         return (hidden[:, :1] + 100 * self.number).expand(-1, self.size).contiguous()
 
 
@@ -71,3 +72,19 @@ def test_what_is_compared_with_nothing_or_not_at_all() -> None:
 def test_experts_that_are_compared_with_the_same_get_the_same_tensor() -> None:
     found = sides()
     assert found.against(np.array([BASE] * ROWS)) is found.against(np.array([BASE] * ROWS))
+
+
+def test_members_of_one_model_read_its_head_once() -> None:
+    shared = Head(1, COMMON)
+    rows: list[MemberRows | None] = [
+        MemberRows(torch.arange(ROWS).float()[:, None], None),
+        MemberRows(torch.tensor([[2.0], [4.0]]), torch.tensor([2, 4])),
+        None,
+        MemberRows(torch.tensor([[1.0]]), torch.tensor([1])),
+    ]
+    models: dict[int, Any] = {BASE: shared, 1: shared, 2: shared, 3: Head(3, COMMON)}
+    found = Sides(torch.zeros(ROWS, COMMON), models, rows, COMMON)
+    assert first_column(found.experts(np.array([BASE] * ROWS))) == [100, 101, 102, 103, 104]
+    assert first_column(found.experts(np.array([ANY, ANY, 1, ANY, 1])))[2::2] == [102, 104]
+    assert first_column(found.experts(np.array([BASE, 3, 1, BASE, 1]))) == [100, 301, 102, 103, 104]
+    assert shared.calls == 1
