@@ -33,6 +33,7 @@ from server.engine.weights import add_task_vectors, held_bytes, task_vectors
 
 if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from fusion_kernels import Fused
     from server.engine.slots import Rows
@@ -79,7 +80,10 @@ class LogitFusionForCausalLM(nn.Module):
             # Its compiled code has what adapters add: no other model's may be taken for it.
             configs[BASE].additional_config = {"adapters": True}
         models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
-        self._stack = Stack(models[BASE], configs[BASE], BASE) if adapters else None
+        self._stack = None
+        if adapters:
+            own = f"{maybe_prefix(prefix, names[BASE])}."
+            self._stack = Stack(own, models[BASE], configs[BASE], BASE, _last_id(configs[BASE], vllm_config))
         for twin in fusion["twins"]:
             number, of, name = twin["number"], twin["of"], twin["name"]
             names[number] = name
@@ -101,15 +105,15 @@ class LogitFusionForCausalLM(nn.Module):
             DefaultModelLoader.Source(shape["model"], revision=None, prefix=_SOURCE_PREFIX.format(number))
             for number, shape in shapes.items()
         ]
-        size = vllm_config.model_config.get_vocab_size()
-        sizes = {number: config.model_config.get_vocab_size() for number, config in configs.items()}
         self.small_members: list[SmallMember | None] = [None] * (1 + 2 * len(fusion["experts"]))
         for number, model in models.items():
-            last_id = None if sizes[number] >= size else sizes[number] - 1
-            own = f"{maybe_prefix(prefix, names[number])}."
-            self.small_members[number] = _member(number, own, model, configs[number], last_id, self._stack)
+            if self._stack is not None and number in self._stack.places:
+                self.small_members[number] = StackedMember(self._stack, self._stack.places[number], configs[number])
+            else:
+                own, last_id = f"{maybe_prefix(prefix, names[number])}.", _last_id(configs[number], vllm_config)
+                self.small_members[number] = SmallMember(own, model, configs[number], last_id)
         self._models = {number: member.model for number, member in enumerate(self.small_members) if member is not None}
-        self._common_size = min([size, *sizes.values()])
+        self._common_size = min(config.model_config.get_vocab_size() for config in (vllm_config, *configs.values()))
         if vllm_config.device_config.device_type == "cpu":
             warm_up()
 
@@ -120,6 +124,11 @@ class LogitFusionForCausalLM(nn.Module):
         from server.engine.state import FusionModelState
 
         return FusionModelState
+
+    def bind_kv_cache(self, kv_cache_config: KVCacheConfig) -> None:
+        """There is a KV cache, in which all layers have their blocks."""
+        if self._stack is not None:
+            self._stack.bind(kv_cache_config)
 
     def finish_loading(self) -> None:
         """Make base and adapters one; all weights are loaded."""
@@ -224,12 +233,10 @@ def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
     return _tagged(prefix, partial(init_vllm_registered_model, quantised_under(config, prefix), prefix=prefix))
 
 
-def _member(
-    number: int, prefix: str, model: nn.Module, config: VllmConfig, last_id: int | None, stack: Stack | None
-) -> SmallMember:
-    if stack is not None and number in stack.places:
-        return StackedMember(prefix, stack, stack.places[number], config, last_id)
-    return SmallMember(prefix, model, config, last_id)
+def _last_id(config: VllmConfig, large: VllmConfig) -> int | None:
+    """A member's last token id, where its vocabulary is shorter than the large model's."""
+    size = config.model_config.get_vocab_size()
+    return None if size >= large.model_config.get_vocab_size() else size - 1
 
 
 def _tagged(name: str, build: Callable[[], nn.Module]) -> nn.Module:

@@ -150,5 +150,5 @@ def _low_rank_fake(x: torch.Tensor, output: torch.Tensor, layer_name: LayerNameT
     return
 
 
-LIBRARY = torch.library.Library("logit_fusion", "FRAGMENT")  # type: ignore[no-untyped-call]
-direct_register_custom_op("low_rank", _low_rank, mutates_args=["output"], fake_impl=_low_rank_fake, target_lib=LIBRARY)
+_LIBRARY = torch.library.Library("logit_fusion", "FRAGMENT")  # type: ignore[no-untyped-call]
+direct_register_custom_op("low_rank", _low_rank, mutates_args=["output"], fake_impl=_low_rank_fake, target_lib=_LIBRARY)

@@ -1,62 +1,49 @@
 """Members that share one model's weights, run as one: the base, its LoRA adapters, and either once more.
 
-In a step their tokens lie one after the other. The layers that know nothing of other tokens run once over all of them,
-so weights are read once, however many members there are; each stretch has its own low-rank part (`low_rank`) and goes
-through attention layers of its own, which keep its member's KV cache.
+In a step their tokens lie in one batch, in which a request stands once for each of its members. The model runs once
+over all of them, so weights are read once, however many members there are; `low_rank` adds each stretch's own part.
+
+Each member keeps its KV cache in attention layers of its own, as vLLM gives every layer room. All layers lie in one
+allocation, block after block: to the model's own layer, a block of another member's is one further on. So what makes a
+request of the batch a member's is which blocks it names.
 """
 
-# Annotations stay types here: torch makes the operators' schemas of them.
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
-from vllm.config import VllmConfig
-from vllm.forward_context import create_forward_context, get_forward_context, override_forward_context
+from vllm.config import CacheConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase
-from vllm.utils.torch_utils import LayerNameType, _encode_layer_name, _resolve_layer_name, direct_register_custom_op
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from server.engine.low_rank import LIBRARY, LowRankLinear, Product, Span, products_of
-from server.engine.member import BuildMetadata, SmallMember
-from server.engine.sub_batch import SubBatch
+from server.engine.low_rank import LowRankLinear, Product, Span, products_of
+from server.engine.member import AttentionGroups, BuildMetadata, SmallMember
+from server.engine.sub_batch import SubBatch, joined
 from server.engine.weights import AdapterFiles
-
-
-class StackedAttention(nn.Module):
-    """The attention layers of all members that share the other layers, by their places."""
-
-    def __init__(self, layers: Sequence[Attention], name: str, stack: "Stack") -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self._name = name
-        self._stack = [stack]  # in a list: it is no part of the model
-        self._width = layers[0].num_heads * layers[0].head_size_v
-
-    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """What the members' own layers make of their stretches, [m, heads x size]."""
-        output = query.new_empty(query.shape[0], self._width)
-        torch.ops.logit_fusion.stacked_attention(query, key, value, output, _encode_layer_name(self._name))
-        return output
-
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor) -> None:
-        """Write the attention of each stretch."""
-        for place, begin, end in self._stack[0].spans:
-            output[begin:end] = self.layers[place](query[begin:end], key[begin:end], value[begin:end])
 
 
 class Stack:
     """The members of one model's weights, and which tokens of the pass that runs are whose."""
 
-    def __init__(self, model: nn.Module, config: VllmConfig, number: int) -> None:
+    def __init__(self, prefix: str, model: nn.Module, config: VllmConfig, number: int, last_id: int | None) -> None:
         self.model: Any = model
         self.config = config
+        self.prefix = prefix
+        self.last_id = last_id
         self.places = {number: 0}
         """By the members' numbers."""
         self.spans: Sequence[Span] = ()
         self._attention = [_attention_layers(model)]
         self._adapters: dict[int, AdapterFiles] = {}
+        self._shifts: list[list[tuple[int, int]]] = []
+        self._whole: SmallMember | None = None
 
     def add(self, number: int, of: int, twin: nn.Module, adapter: Mapping[str, Any] | None) -> None:
         """One more member: the attention layers of a twin, and an adapter's files (`{"adapter": folder, ...}`).
@@ -71,10 +58,10 @@ class Stack:
             self._adapters[place] = files
 
     def join(self) -> int:
-        """Put the members' attention layers and low-rank parts into the model, whose weights are loaded by now.
+        """Put the low-rank parts into the model, whose weights are loaded by now.
 
         Returns:
-            How many bytes the low-rank parts take.
+            How many bytes they take.
 
         Raises:
             ValueError: an adapter changes what is no linear layer of the model; the message names it.
@@ -82,19 +69,14 @@ class Stack:
         dtype: Any = self.config.model_config.dtype
         modules = dict(self.model.named_modules())
         static = self.config.compilation_config.static_forward_context
-        for name, own in self._attention[0].items():
-            layer_name = f"{own.layer_name}.stacked"
-            layers = [members[name] for members in self._attention]
-            static[layer_name] = stacked = StackedAttention(layers, layer_name, self)
-            _replace(modules, name, stacked)
-            prefix = own.layer_name.removesuffix(name)
         taken = 0
         for name, of_layer in self._products().items():
-            layer_name = f"{prefix}{name}.low_rank"
+            layer_name = f"{self.prefix}{name}.low_rank"
             static[layer_name] = low_rank = LowRankLinear(modules[name], layer_name, lambda: self.spans)
             low_rank.fill(of_layer, len(self._attention), dtype)
             taken += sum(held.numel() * held.element_size() for held in low_rank.buffers(recurse=False))
-            _replace(modules, name, low_rank)
+            parent, _, own = name.rpartition(".")
+            setattr(modules[parent], own, low_rank)
         return taken
 
     def _products(self) -> dict[str, dict[int, list[Product]]]:
@@ -106,8 +88,54 @@ class Stack:
                 found.setdefault(layer, {}).setdefault(place, []).append(product._replace(part=part))
         return found
 
+    def bind(self, kv_cache_config: KVCacheConfig) -> None:
+        """Have the model's attention layers see the blocks of all members; vLLM has given each layer its own by now.
+
+        Raises:
+            NotImplementedError: the members' blocks do not lie one after the other.
+        """
+        self._shifts = [[(0, 0)] * len(kv_cache_config.kv_cache_groups) for _ in self._attention]
+        for number, group in enumerate(kv_cache_config.kv_cache_groups):
+            known: list[tuple[int, int]] | None = None
+            for name, own in self._attention[0].items():
+                if own.layer_name not in group.layer_names:
+                    continue
+                caches = [layers[name].kv_cache for layers in self._attention]
+                own.kv_cache, shifts = _as_one(caches)
+                if getattr(own.impl, "_k_scale_cache", None) is not None or known not in (None, shifts):
+                    raise NotImplementedError(
+                        "adapters share the base's weights only where the KV cache lies layer after layer and is not "
+                        "quantised by token; leave out engine.kv_cache_dtype and VLLM_KV_CACHE_LAYOUT"
+                    )
+                known = shifts
+            for place, shift in enumerate(known or ()):
+                self._shifts[place][number] = shift
+
+    def take_groups(self, attn_groups: AttentionGroups, cache_config: CacheConfig, device: torch.device) -> None:
+        """Make what runs several members at once, unless it is made (`SmallMember.take_groups`)."""
+        if self._whole is None:
+            config = copy(self.config)
+            # Builders keep room for as many requests; here each may stand once for every member.
+            config.scheduler_config = copy(config.scheduler_config)
+            config.scheduler_config.max_num_seqs *= len(self._attention)
+            self._whole = SmallMember(self.prefix, self.model, config, self.last_id)
+        self._whole.take_groups(attn_groups, cache_config, device)
+
+    def forget(self) -> None:
+        """There is another KV cache (`SmallMember.forget`)."""
+        self._whole = None
+
+    def of_place(self, place: int, sub: SubBatch) -> SubBatch:
+        """A sub-batch with the blocks named as the model's layers know them."""
+        tables, mappings = [], []
+        shifts = self._shifts[place]
+        for (blocks, slots), table, mapping in zip(shifts, sub.block_tables, sub.slot_mappings, strict=True):
+            tables.append(table + blocks)
+            mappings.append(torch.where(mapping >= 0, mapping + slots, mapping))
+        return replace(sub, block_tables=tuple(tables), slot_mappings=torch.stack(mappings))
+
     def run(
-        self, runs: Sequence[tuple["StackedMember", SubBatch]], build: BuildMetadata, kv_cache_config: KVCacheConfig
+        self, runs: Sequence[tuple[StackedMember, SubBatch]], build: BuildMetadata, kv_cache_config: KVCacheConfig
     ) -> list[torch.Tensor]:
         """Hidden states [m, width] of each member's sub-batch, in passes of as many tokens as a step may have."""
         if len(runs) == 1:
@@ -127,37 +155,72 @@ class Stack:
         return found
 
     def _run(
-        self, runs: Sequence[tuple["StackedMember", SubBatch]], build: BuildMetadata, kv_cache_config: KVCacheConfig
+        self, runs: Sequence[tuple[StackedMember, SubBatch]], build: BuildMetadata, kv_cache_config: KVCacheConfig
     ) -> list[torch.Tensor]:
-        metadata: dict[str, Any] = {}
-        slot_mapping: dict[str, torch.Tensor] = {}
-        lengths = [sub.batch.num_tokens for _, sub in runs]
-        for member, sub in runs:
-            metadata |= member.attention_metadata(sub, build, kv_cache_config)
-            slot_mapping |= member.slot_mapping(sub)
-        ids = torch.cat([member.known(sub.batch.input_ids) for member, sub in runs])
-        positions = torch.cat([sub.batch.positions for _, sub in runs], dim=-1)
-        ends = torch.tensor(lengths).cumsum(0).tolist()
-        self.spans = [
-            Span(member.place, end - length, end) for (member, _), length, end in zip(runs, lengths, ends, strict=True)
-        ]
-        context = create_forward_context(metadata, self.config, slot_mapping=slot_mapping)
-        with override_forward_context(context):
-            states: torch.Tensor = self.model(ids, positions)
-        return list(torch.split(states, lengths))
+        assert self._whole is not None
+        subs = [self.of_place(member.place, sub) for member, sub in runs]
+        whole, order = joined(subs)
+        places = np.repeat([member.place for member, _ in runs], [sub.batch.num_reqs for sub in subs])
+        self.spans = _spans(places[order.requests], whole.batch.num_scheduled_tokens)
+        states = order.back(self._whole.run(whole, build, kv_cache_config))
+        return list(torch.split(states, [sub.batch.num_tokens for sub in subs]))
 
 
 class StackedMember(SmallMember):
     """A member of a stack."""
 
-    def __init__(self, prefix: str, stack: Stack, place: int, config: VllmConfig, last_id: int | None) -> None:
-        super().__init__(prefix, stack.model, config, last_id)
+    def __init__(self, stack: Stack, place: int, config: VllmConfig) -> None:
+        super().__init__(stack.prefix, stack.model, config, stack.last_id)
         self.stack = stack
         self.place = place
+
+    def run(self, sub: SubBatch, build: BuildMetadata, kv_cache_config: KVCacheConfig) -> torch.Tensor:
+        """See `SmallMember.run`."""
+        return super().run(self.stack.of_place(self.place, sub), build, kv_cache_config)
+
+    def take_groups(self, attn_groups: AttentionGroups, cache_config: CacheConfig, device: torch.device) -> None:
+        """See `SmallMember.take_groups`."""
+        super().take_groups(attn_groups, cache_config, device)
+        self.stack.take_groups(attn_groups, cache_config, device)
+
+    def forget(self) -> None:
+        """See `SmallMember.forget`."""
+        super().forget()
+        self.stack.forget()
 
     def _call(self, input_ids: torch.Tensor, positions: torch.Tensor, metadata: Any, slot_mapping: Any) -> torch.Tensor:
         self.stack.spans = [Span(self.place, 0, input_ids.shape[0])]
         return super()._call(input_ids, positions, metadata, slot_mapping)
+
+
+def _as_one(caches: Sequence[torch.Tensor]) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """A view of the blocks of several layers as one layer's, and of each how many blocks and tokens it begins later.
+
+    Raises:
+        NotImplementedError: their blocks do not lie one after the other.
+    """
+    first = min(caches, key=lambda cache: cache.data_ptr())
+    block = first.stride(0) * first.element_size()
+    distances = [cache.data_ptr() - first.data_ptr() for cache in caches]
+    alike = all(cache.stride() == first.stride() and cache.shape == first.shape for cache in caches)
+    if not alike or any(distance % block for distance in distances):
+        raise NotImplementedError("the members' layers of the KV cache do not lie one after the other")
+    shifts = [distance // block for distance in distances]
+    size = (max(shifts) + first.shape[0], *first.shape[1:])
+    whole = torch.as_strided(first, size, first.stride(), first.storage_offset())
+    return whole, [(shift, shift * first.shape[2]) for shift in shifts]
+
+
+def _spans(places: np.ndarray, lengths: np.ndarray) -> list[Span]:
+    """Whose tokens lie where, of requests [n] in their order."""
+    ends = np.cumsum(lengths)
+    spans: list[Span] = []
+    for place, end, length in zip(places.tolist(), ends.tolist(), lengths.tolist(), strict=True):
+        if spans and spans[-1].place == place:
+            spans[-1] = spans[-1]._replace(end=end)
+        else:
+            spans.append(Span(place, end - length, end))
+    return spans
 
 
 def _attention_layers(model: nn.Module) -> dict[str, Attention]:
@@ -180,30 +243,3 @@ def _placed(model: nn.Module, name: str) -> tuple[str, int]:
     if not isinstance(modules.get(found), LinearBase):
         raise ValueError(name)
     return found, part
-
-
-def _replace(modules: Mapping[str, nn.Module], name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(modules[parent], own, module)
-
-
-def _stacked_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor, layer_name: LayerNameType
-) -> None:
-    layer = get_forward_context().no_compile_layers[_resolve_layer_name(layer_name)]
-    layer.attend(query, key, value, output)
-
-
-def _stacked_attention_fake(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor, layer_name: LayerNameType
-) -> None:
-    return
-
-
-direct_register_custom_op(
-    "stacked_attention",
-    _stacked_attention,
-    mutates_args=["output"],
-    fake_impl=_stacked_attention_fake,
-    target_lib=LIBRARY,
-)

@@ -59,6 +59,7 @@ class FusionModelState(DefaultModelState):
     ) -> None:
         super().__init__(vllm_config, model, encoder_cache, device)
         composite: Any = model  # `server.engine.composite`, which names this class and so stands above it
+        self.composite = composite
         composite.finish_loading()
         fusion = vllm_config.model_config.hf_config.fusion
         self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device)
@@ -195,6 +196,7 @@ class FusionModelState(DefaultModelState):
         self.block_tables = block_tables
         self.room = Room.of(kv_cache_config, self.max_model_len, self.max_num_tokens)
         self._prepared = self._pass = self._profiled = None
+        self.composite.bind_kv_cache(kv_cache_config)
         for member in filter(None, self.members):
             member.forget()
 

@@ -6,6 +6,7 @@ Which requests these are, and where their tokens lie, is known on the host; what
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,6 +89,73 @@ def restrict(
         None if bool((lengths == logits).all()) else logit_token_index,
         logit_row_index,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """How the requests and tokens of several sub-batches lie in one."""
+
+    requests: np.ndarray
+    """[n] which of all requests, one sub-batch after the other, stands at each place."""
+    inverse: torch.Tensor | None
+    """[m] at which place each token, in that order, lies; `None`: they lie in it."""
+
+    def back(self, states: torch.Tensor) -> torch.Tensor:
+        """States [m, width] of the joined batch's tokens, one sub-batch after the other."""
+        return states if self.inverse is None else states[self.inverse]
+
+
+def joined(subs: Sequence[SubBatch]) -> tuple[SubBatch, Order]:
+    """Several sub-batches of one step as one, requests with fewer tokens first, as vLLM's runner sorts a batch."""
+    batches = [sub.batch for sub in subs]
+    lengths = np.concatenate([batch.num_scheduled_tokens[: batch.num_reqs] for batch in batches])
+    order = np.argsort(lengths, kind="stable")
+    starts = np.cumsum(lengths) - lengths
+    query_start_loc = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths[order], out=query_start_loc[1:])
+    tokens = ranges(starts[order], lengths[order])
+    device = batches[0].positions.device
+    moved = bool((order[1:] < order[:-1]).any())
+    inverse = np.empty_like(tokens)
+    inverse[tokens] = np.arange(len(tokens))
+    requests, token_index, back, queries = to_device(device, order, tokens, inverse, query_start_loc)
+
+    def of_requests(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        whole = torch.cat(list(parts))
+        return whole[requests] if moved else whole
+
+    def of_tokens(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        whole = torch.cat(list(parts), dim=-1)
+        return whole[..., token_index] if moved else whole
+
+    def on_host(parts: Sequence[np.ndarray]) -> np.ndarray:
+        whole: np.ndarray = np.concatenate(parts)[order]
+        return whole
+
+    upper = torch.cat([batch.seq_lens_cpu_upper_bound[: batch.num_reqs] for batch in batches])
+    prompts = [batch.prompt_lens for batch in batches if batch.prompt_lens is not None]
+    whole = replace(
+        batches[0],
+        num_reqs=len(lengths),
+        num_reqs_after_padding=len(lengths),
+        idx_mapping_np=on_host([batch.idx_mapping_np[: batch.num_reqs] for batch in batches]),
+        num_scheduled_tokens=lengths[order],
+        num_tokens=len(tokens),
+        num_tokens_after_padding=len(tokens),
+        query_start_loc=queries.to(batches[0].query_start_loc.dtype),
+        query_start_loc_np=query_start_loc,
+        seq_lens=of_requests([batch.seq_lens[: batch.num_reqs] for batch in batches]),
+        seq_lens_cpu_upper_bound=upper[torch.from_numpy(order)],
+        is_prefilling_np=on_host([batch.is_prefilling_np[: batch.num_reqs] for batch in batches]),
+        input_ids=of_tokens([batch.input_ids[: batch.num_tokens] for batch in batches]),
+        positions=of_tokens([batch.positions[: batch.num_tokens] for batch in batches]),
+        prompt_lens=of_requests(prompts) if len(prompts) == len(batches) else None,
+        max_query_len=None,
+        fast_prefill=None,
+    )
+    tables = tuple(of_requests(of_group) for of_group in zip(*(sub.block_tables for sub in subs), strict=True))
+    mappings = of_tokens([sub.slot_mappings for sub in subs])
+    return SubBatch(whole, tables, mappings, None, None, None), Order(order, back if moved else None)
 
 
 def _unpadded(batch: InputBatch) -> InputBatch:

@@ -87,8 +87,8 @@ def add_task_vectors(
 
 
 def held_bytes(model: torch.nn.Module) -> int:
-    """What a model's tensors take, each counted once however many modules share it."""
-    storages = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+    """What a model's parameters take, each counted once however many modules share it."""
+    storages = [parameter.untyped_storage() for parameter in model.parameters()]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 import vllm.v1.worker.cpu.shm  # noqa: F401 (as vLLM's CPU worker does, before the runner's modules)
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
-from server.engine.sub_batch import SubBatch, restrict
+from server.engine.sub_batch import SubBatch, joined, restrict
 
 SLOTS, BLOCKS, GROUPS = 8, 5, 2
 
@@ -122,3 +123,37 @@ def test_it_is_the_batch_of_those_requests(seed: int, drafts: bool, padded: bool
     tokens = range(own.num_tokens) if sub.logit_tokens is None else sub.logit_tokens.tolist()
     places = range(batch.num_tokens) if sub.tokens is None else sub.tokens.tolist()
     assert [places[token] for token in tokens] == batch.logits_indices[rows].tolist()
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_joined_sub_batches_hold_each_request_once_for_each(seed: int) -> None:
+    """In vLLM's order, with its own blocks, and with a way back."""
+    rng = random.Random(seed)
+    batch = draw_batch(rng, drafts=False, padded=bool(seed % 2))
+    blocks, mappings = tables(batch)
+    subs = []
+    for member in range(rng.randint(1, 4)):
+        used = np.array([rng.random() < 0.6 for _ in range(batch.num_reqs)])
+        used[rng.randrange(batch.num_reqs)] = True
+        sub = restrict(batch, blocks, mappings, used)
+        # Each member has blocks of its own.
+        moved = tuple(table + 100 * member for table in sub.block_tables)
+        subs.append(replace(sub, block_tables=moved, slot_mappings=sub.slot_mappings + 1000 * member))
+    whole, order = joined(subs)
+    own = whole.batch
+    assert own.num_scheduled_tokens.tolist() == sorted(own.num_scheduled_tokens.tolist())
+    assert np.diff(own.query_start_loc_np).tolist() == own.num_scheduled_tokens.tolist()
+    assert own.query_start_loc.tolist() == own.query_start_loc_np.tolist()
+    assert own.num_reqs == len(order.requests) == sum(sub.batch.num_reqs for sub in subs)
+    apart = [(number, request) for number, sub in enumerate(subs) for request in range(sub.batch.num_reqs)]
+    for place, (number, request) in enumerate(apart[which] for which in order.requests):
+        sub = subs[number]
+        (low, high), (first, last) = (b.query_start_loc_np[i : i + 2] for b, i in ((own, place), (sub.batch, request)))
+        assert own.input_ids[low:high].tolist() == sub.batch.input_ids[first:last].tolist()
+        assert own.positions[low:high].tolist() == sub.batch.positions[first:last].tolist()
+        assert whole.slot_mappings[:, low:high].tolist() == sub.slot_mappings[:, first:last].tolist()
+        assert [t[place].tolist() for t in whole.block_tables] == [t[request].tolist() for t in sub.block_tables]
+        for name in ("seq_lens", "seq_lens_cpu_upper_bound", "idx_mapping_np", "is_prefilling_np"):
+            assert getattr(own, name)[place] == getattr(sub.batch, name)[request]
+    back = order.back(own.positions[:, None].float())[:, 0].tolist()
+    assert back == [float(position) for sub in subs for position in sub.batch.positions[: sub.batch.num_tokens]]
