@@ -114,6 +114,10 @@ HELP_ONLY = {
     "python -m bench.runner": "bench.runner",
     "python -m bench.recipes": "bench.recipes",
     "python -m bench.speculation --acceptance": "bench.speculation",
+    "python -m bench.speculation --rounds 1 --requests 1,4 --plain-draft --name speculation_plain_draft": (
+        "bench.speculation"
+    ),
+    "python -m bench.speculation --rounds 1 --requests 64 --name speculation_64": "bench.speculation",
     "python -m bench.speculation --rounds 2 --requests 1,4,16": "bench.speculation",
     "python -m bench.start": "bench.start",
     "python -m bench.throughput": "bench.throughput",
