@@ -166,6 +166,6 @@ def fusion_config(config: Config, members: Members) -> dict[str, Any]:
             ),
         ],
         "experts": [{"name": expert.name, "ends": list(expert.end_ids)} for expert in members.experts],
-        "pairs": [list(pairs.own(expert)) for expert in range(len(members.experts))],
+        "pairs": [[list(pairs.own(t)), list(pairs.shared(t))] for t in range(len(members.experts))],
         "presets": len(config.presets),
     }

@@ -67,8 +67,8 @@ class FusionModelState(DefaultModelState):
         """By number; `None` where nothing has a KV cache of its own."""
         self.trace_log = TraceLog(self.table)
         self._presets: int = fusion["presets"]
-        self._dearest = np.array(fusion["pairs"], dtype=np.int64).reshape(-1, 2)
-        """[T, 2]: the pair of each expert that costs the most."""
+        self._pairs = np.array(fusion["pairs"], dtype=np.int64).reshape(-1, 2, 2)
+        """[T, 2, 2]: the pairs of each expert: that of requests with prompts of its own, that of all others."""
         self.aggregates = Aggregates(self.table, self._presets, vllm_config.num_speculative_tokens)
         self.watched: list[self_check.Step] | None = None
         """Filled while the server checks itself, whose request counts for nobody."""
@@ -294,7 +294,8 @@ class FusionModelState(DefaultModelState):
     def pairs_of(self, call: CallRows, expert: int) -> np.ndarray:
         """[N, 2]: the members of an expert's pair, row by row."""
         if call.owners is None:
-            return np.tile(self._dearest[expert], (call.number, 1))
+            # Rows of both kinds cost the most: their logits are put together in memory of their own.
+            return np.resize(self._pairs[expert], (call.number, 2))
         pairs: np.ndarray = self.table.pairs[call.owners, expert]
         return pairs
 

@@ -106,7 +106,7 @@ class Order:
 
 
 def joined(subs: Sequence[SubBatch]) -> tuple[SubBatch, Order]:
-    """Several sub-batches of one step as one, requests with fewer tokens first, as vLLM's runner sorts a batch."""
+    """Several sub-batches of one step as one, requests with fewer tokens first: attention wants decodes to lead."""
     batches = [sub.batch for sub in subs]
     lengths = np.concatenate([batch.num_scheduled_tokens[: batch.num_reqs] for batch in batches])
     order = np.argsort(lengths, kind="stable")

@@ -20,6 +20,7 @@ from vllm.forward_context import ForwardContext, create_forward_context, overrid
 from vllm.model_executor.layers.attention.attention import Attention
 from vllm.model_executor.model_loader import DefaultModelLoader
 from vllm.plugins import DEFAULT_PLUGINS_GROUP
+from vllm.utils.torch_utils import LayerNameType, _encode_layer_name, _resolve_layer_name, direct_register_custom_op
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.output import NewRequestData
@@ -33,11 +34,11 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from vllm.v1.worker.gpu import cudagraph_utils
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
 from vllm.v1.worker.gpu.input_batch import InputBatch
-from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner, sort_batch_req_ids
 from vllm.v1.worker.gpu.model_states import resolve_model_state_cls
 from vllm.v1.worker.gpu.sample import prompt_logprob
 from vllm.v1.worker.gpu.sample.prompt_logprob import PromptLogprobsWorker
-from vllm.v1.worker.utils import AttentionGroup
+from vllm.v1.worker.utils import AttentionGroup, allocate_kv_cache
 
 from evaluation.decoding import GREEDY
 from server.engine.checks.generation import NAMES
@@ -105,7 +106,10 @@ def test_graphs_are_captured_around_the_state() -> None:
         "self.cudagraph_manager.capture(",
         "self.model_state.capture_inner_cudagraphs(",
     )
-    assert "self.model_state.initialize_kv_cache(" in source(GPUModelRunner.initialize_kv_cache)
+    # By then every layer has its part of the KV cache.
+    assert in_order(
+        source(GPUModelRunner.initialize_kv_cache), "init_kv_cache(", "self.model_state.initialize_kv_cache("
+    )
     assert "runner.capture_model(profile_only=True)" in source(cudagraph_utils.profile_cudagraph_memory)
     # The large model's capture makes metadata of dummy batches, and runs no `prepare_inputs`.
     assert "model_state.prepare_inputs(" not in source(cudagraph_utils)
@@ -162,6 +166,21 @@ def test_builders_of_metadata_can_be_copied_for_some_layers() -> None:
         "device",
         "kernel_block_size",
     ]
+
+
+def test_the_layers_of_the_cache_lie_in_one_allocation() -> None:
+    said = inspect.getdoc(allocate_kv_cache) or ""
+    assert "Every KVCacheTensor places its layers in the same backing allocation" in said
+    # Decodes lead a batch, of one member or of several.
+    assert "relies on decode-like requests leading" in source(sort_batch_req_ids)
+
+
+def test_an_operator_may_name_its_layer() -> None:
+    encoded = _encode_layer_name("large.layer")
+    assert isinstance(encoded, LayerNameType)
+    assert _resolve_layer_name(encoded) == "large.layer"
+    parameters = list(inspect.signature(direct_register_custom_op).parameters)
+    assert parameters[:5] == ["op_name", "op_func", "mutates_args", "fake_impl", "target_lib"]
 
 
 def test_what_a_cache_configuration_learns_late() -> None:
