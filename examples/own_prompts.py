@@ -29,8 +29,8 @@ print("faithful:", answer("smollm2-faithful", [document, question]))
 
 # Guidance: the answer moves away from the one without the system message.
 told = [
-    {"role": "system", "content": "You answer with one word and nothing else."},
-    {"role": "user", "content": "Name a planet."},
+    {"role": "system", "content": "You love cats. Whatever you are asked, you talk about cats."},
+    {"role": "user", "content": "What is the sun?"},
 ]
 print("plain:", answer("smollm2", told))
 print("guided:", answer("smollm2-guided", told))

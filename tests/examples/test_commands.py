@@ -103,7 +103,7 @@ INSTEAD = {
 
 # Minutes of work: their options are read, all in one process that loads the libraries once.
 HELP_ONLY = {
-    "python -m bench.adapters": "bench.adapters",
+    "python -m bench.adapters --rounds 2 --compile": "bench.adapters",
     "python -m bench.fairness": "bench.fairness",
     "python -m bench.gpu.check --without-card": "bench.gpu.check",
     "python -m bench.guidance": "bench.guidance",

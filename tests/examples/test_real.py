@@ -23,7 +23,8 @@ def test_it_follows_what_it_is_told(tmp_path: Path) -> None:
     assert [line.split(":")[0] for line in lines] == ["plain", "faithful", "plain", "guided", "plain", "negative"]
     said = [line.split(": ", 1)[1] for line in lines]
     assert "Lyon" in said[1]
-    assert len(said[3].split()) < len(said[2].split())
+    assert "cats" not in said[2]
+    assert "cats" in said[3]
     assert said[4] != said[5]
 
 
