@@ -24,6 +24,7 @@ from fusion_kernels import Weighting
 from training.compress import compress
 from zoo import FAMILY
 from zoo.build import DATA, GSM8K_TEST, GSM8K_TRAIN
+from zoo.examples import Task
 from zoo.models import load_member
 from zoo.prose import read_gsm8k
 from zoo.recipe import EXPERTS
@@ -52,7 +53,7 @@ def measure(examples: int, ranks: list[int]) -> None:
     """Print the table."""
     tokenizer = AutoTokenizer.from_pretrained(MODELS / "large")
     tests = read_gsm8k(DATA / GSM8K_TEST)
-    tasks = {
+    tasks: dict[str, Task] = {
         "math": MathTask(read_gsm8k(DATA / GSM8K_TRAIN), avoid=tests),
         "facts": FactTask(),
         "text": TextTask(),
