@@ -82,6 +82,7 @@ INSTEAD = {
     "make gpu-check": "make --dry-run --directory {root} gpu-check",
     ".venv/bin/logit-fusion serve --config fusion.yaml": CHECK,
     "logit-fusion serve --config FILE": CHECK,
+    "logit-fusion serve --config zoo/recipes.yaml": "logit-fusion check --config {root}/zoo/recipes.yaml",
     "logit-fusion serve --config my-zoo/zoo.yaml": "logit-fusion check --config my-zoo/zoo.yaml",
     "logit-fusion check": CHECK,
     "logit-fusion check --config fusion.yaml": CHECK,
