@@ -135,7 +135,9 @@ def load(folder: Path) -> Any:
         ConfigError: there is none that Transformers reads.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a phase of the command shows what is under way
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} has no config.json; a model in the Hugging Face format is needed")
     try:
