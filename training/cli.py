@@ -111,9 +111,6 @@ def compress(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder, for the adapter.")],
     base: Annotated[Path, typer.Option(metavar="FOLDER", help="The model that it was fine-tuned from.")],
     rank: Annotated[int, typer.Option(min=1, help="Rank of every layer.")] = 16,
-    by_layer: Annotated[
-        bool, typer.Option("--by-layer", help="Share the ranks out to the layers where they keep the most.")
-    ] = False,
     texts: Annotated[
         Path | None, typer.Option("--on", metavar="FILE", help="Texts, one a line, to measure what is lost on.")
     ] = None,
@@ -133,7 +130,7 @@ def compress(
         from training.compress import compress as make
         from training.compress import divergence
 
-        made = make(base, expert, out, rank, by_layer=by_layer)
+        made = make(base, expert, out, rank)
         lost = None
         if texts is not None:
             phases.begin("comparing")

@@ -5,9 +5,8 @@ U S V^T. Of all matrices of rank r, the one of its r largest singular values is 
 
     B = U_r S_r^(1/2),  A = S_r^(1/2) V_r^T,  |tau - B A|^2 = sum of the other S^2
 
-Twin-Merging compresses its experts so (Lu et al. 2024, arXiv 2406.15479). With one rank for all, or with ranks that
-share out the same number of parameters by where they keep the most: a singular value costs in + out numbers, so those
-with the largest S^2 / (in + out) are kept, whichever layer they are of.
+Twin-Merging compresses its experts so (Lu et al. 2024, arXiv 2406.15479). Sharing out the ranks to the layers whose
+values keep the most energy was tried: it keeps more of the change, and less of what the expert says (docs/adapters.md).
 """
 
 from __future__ import annotations
@@ -50,25 +49,13 @@ class Compressed:
         return sum(layer.kept * layer.energy for layer in self.layers) / sum(layer.energy for layer in self.layers)
 
 
-@dataclass(frozen=True)
-class _Decomposed:
-    u: torch.Tensor
-    s: torch.Tensor
-    v: torch.Tensor  # [rank, in]
-
-    @property
-    def cost(self) -> int:
-        """Numbers that one singular value takes."""
-        return self.u.shape[0] + self.v.shape[1]
-
-
-def compress(base: Path, expert: Path, out: Path, rank: int, *, by_layer: bool = False) -> Compressed:
+def compress(base: Path, expert: Path, out: Path, rank: int) -> Compressed:
     """Write an expert to `out` as an adapter in PEFT's format.
 
     Args:
         base: the folder of the model that was fine-tuned.
         expert: that of what it became, of the same architecture.
-        rank: of each layer; with `by_layer` the mean, by numbers that the layers take.
+        rank: of each layer.
         out: a new folder.
 
     Raises:
@@ -77,12 +64,10 @@ def compress(base: Path, expert: Path, out: Path, rank: int, *, by_layer: bool =
     refuse_full(out)
     ours, theirs = load(base), load(expert)
     check_same(ours, theirs, expert)
-    return write_adapter(base, ours, theirs.state_dict(), out, rank, by_layer=by_layer)
+    return write_adapter(base, ours, theirs.state_dict(), out, rank)
 
 
-def write_adapter(
-    folder: Path, base: Any, after: Mapping[str, torch.Tensor], out: Path, rank: int, *, by_layer: bool
-) -> Compressed:
+def write_adapter(folder: Path, base: Any, after: Mapping[str, torch.Tensor], out: Path, rank: int) -> Compressed:
     """Write what turns the model `base`, of `folder`, into one with the tensors `after`, as near as the rank allows.
 
     Raises:
@@ -92,30 +77,28 @@ def write_adapter(
     head = base.get_output_embeddings()
     linear = {n for n, module in base.named_modules() if isinstance(module, nn.Linear) and module is not head}
     tied = {n for n, module in base.named_modules() if module is head and base.config.tie_word_embeddings}
-    found: dict[str, _Decomposed] = {}
+    layers: list[Layer] = []
+    tensors: dict[str, torch.Tensor] = {}
     left_out: dict[str, float] = {}
     for key, weight in base.state_dict().items():
         name = key.removesuffix(".weight")
         tau = after[key].float() - weight.float()
         if name in tied or not tau.any():
             continue
+        energy = float(tau.square().sum())
         if name in linear and key.endswith(".weight"):
-            found[name] = _Decomposed(*torch.linalg.svd(tau, full_matrices=False))
+            u, s, v = torch.linalg.svd(tau, full_matrices=False)
+            u, s, v = u[:, :rank], s[:rank], v[:rank]
+            tensors[f"base_model.model.{name}.lora_A.weight"] = (s.sqrt()[:, None] * v).contiguous()
+            tensors[f"base_model.model.{name}.lora_B.weight"] = (u * s.sqrt()).contiguous()
+            layers.append(Layer(name, len(s), float(s.square().sum()) / energy, energy))
         else:
             kind = key.rsplit(".", 2)[-2]
-            left_out[kind] = left_out.get(kind, 0.0) + float(tau.square().sum())
-    if not found:
+            left_out[kind] = left_out.get(kind, 0.0) + energy
+    if not layers:
         raise ConfigError("there is nothing to compress: the linear layers are the base's own")
-    ranks = _ranks_by_layer(found, rank) if by_layer else {name: min(rank, len(d.s)) for name, d in found.items()}
-    kept = {name: number for name, number in ranks.items() if number}
-    tensors: dict[str, torch.Tensor] = {}
-    for name, number in kept.items():
-        d, root = found[name], found[name].s[:number].sqrt()
-        tensors[f"base_model.model.{name}.lora_A.weight"] = (root[:, None] * d.v[:number]).contiguous()
-        tensors[f"base_model.model.{name}.lora_B.weight"] = (d.u[:, :number] * root).contiguous()
-    _write(out, folder, tensors, kept)
-    layers = tuple(_layer(name, found[name], ranks[name]) for name in found)
-    return Compressed(layers, sum(tensor.numel() for tensor in tensors.values()), left_out)
+    _write(out, folder, tensors, {layer.name: layer.rank for layer in layers})
+    return Compressed(tuple(layers), sum(tensor.numel() for tensor in tensors.values()), left_out)
 
 
 def refuse_full(out: Path) -> None:
@@ -177,27 +160,6 @@ def check_same(base: Any, expert: Any, folder: Path) -> None:
                 f"{folder} is no fine-tuned version of the base: {name} is {others.get(name, 'not')} there, and "
                 f"{shapes.get(name, 'not')} in the base"
             )
-
-
-def _ranks_by_layer(found: Mapping[str, _Decomposed], rank: int) -> dict[str, int]:
-    """Ranks that take as many numbers as `rank` everywhere would, where they keep the most of all changes."""
-    budget = sum(min(rank, len(d.s)) * d.cost for d in found.values())
-    worth = sorted(
-        ((float(value) ** 2 / d.cost, name, d.cost) for name, d in found.items() for value in d.s), reverse=True
-    )
-    ranks = dict.fromkeys(found, 0)
-    for _, name, cost in worth:
-        if cost > budget:
-            break
-        ranks[name] += 1
-        budget -= cost
-    return ranks
-
-
-def _layer(name: str, decomposed: _Decomposed, rank: int) -> Layer:
-    squares = decomposed.s.square()
-    energy = float(squares.sum())
-    return Layer(name, rank, float(squares[:rank].sum()) / energy, energy)
 
 
 def _write(out: Path, base: Path, tensors: Mapping[str, torch.Tensor], ranks: Mapping[str, int]) -> None:

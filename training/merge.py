@@ -61,7 +61,7 @@ def merge(
         for name, tensor in before.items()
     }
     if rank is not None:
-        return write_adapter(base, model, after, out, rank, by_layer=False)
+        return write_adapter(base, model, after, out, rank)
     model.load_state_dict({name: tensor.to(model.dtype) for name, tensor in after.items()})
     model.save_pretrained(out)
     _copy_tokenizer(base, out)

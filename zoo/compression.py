@@ -1,6 +1,6 @@
 """The demo family's experts as adapters: what each rank costs and keeps, teacher-forced, without a server.
 
-    python -m zoo.compression [--examples 200] [--ranks 8 16 32 48]
+    python -m zoo.compression [--examples 200] [--ranks 16 32 48]
 
 Of each expert on its own task's held-out examples: numbers in the adapter, share of the change's energy kept, KL(expert
 || adapter) in nats per token of the answers, and what the fusion by `kl` makes of it. An answer counts as exact where
@@ -35,10 +35,10 @@ MODELS = FAMILY / "models"
 HEAD = "| expert | adapter | numbers | kept | KL to the expert | fused: exact, % | fused: nats per token |"
 
 
-def adapted(expert: str, rank: int, by_layer: bool) -> tuple[Any, int, float]:
+def adapted(expert: str, rank: int) -> tuple[Any, int, float]:
     """The base with an expert's adapter of a rank, how many numbers it has, and what it keeps."""
     with tempfile.TemporaryDirectory() as folder:
-        made = compress(MODELS / "base", MODELS / expert, Path(folder) / "adapter", rank, by_layer=by_layer)
+        made = compress(MODELS / "base", MODELS / expert, Path(folder) / "adapter", rank)
         model = PeftModel.from_pretrained(load_member(MODELS / "base"), str(Path(folder) / "adapter"))
         return model.merge_and_unload(), made.parameters, made.kept
 
@@ -67,11 +67,9 @@ def measure(examples: int, ranks: list[int]) -> None:
         numbers = sum(parameter.numel() for parameter in load_member(MODELS / expert).parameters())
         print(_row(expert, "none: the whole model", numbers, 1.0, whole, members, answers, draws), flush=True)
         for rank in ranks:
-            for by_layer in (False, True):
-                model, numbers, kept = adapted(expert, rank, by_layer)
-                logits = answers.logits(model)
-                label = f"rank {rank}{', by layer' if by_layer else ''}"
-                print(_row(expert, label, numbers, kept, logits, members, answers, draws), flush=True)
+            model, numbers, kept = adapted(expert, rank)
+            logits = answers.logits(model)
+            print(_row(expert, f"rank {rank}", numbers, kept, logits, members, answers, draws), flush=True)
 
 
 def _row(
@@ -101,7 +99,7 @@ def _row(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--examples", type=int, default=200)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[8, 16, 32, 48])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[16, 32, 48])
     chosen = parser.parse_args()
     torch.set_grad_enabled(False)
     measure(chosen.examples, chosen.ranks)

@@ -61,7 +61,6 @@ INSTEAD = {
         line: line.replace("zoo/models/", "{root}/zoo/models/")
         for line in (
             "logit-fusion compress zoo/models/text experts/text --base zoo/models/base --rank 32 --on texts.txt",
-            "logit-fusion compress zoo/models/text experts/by-layer --base zoo/models/base --rank 32 --by-layer",
             "logit-fusion merge experts/all zoo/models/math=0.5 zoo/models/text=0.5 --base zoo/models/base",
             "logit-fusion merge experts/ties zoo/models/math=1.0 zoo/models/text=1.0 --base zoo/models/base "
             "--method ties --density 0.3",
@@ -123,6 +122,7 @@ HELP_ONLY = {
     "python -m bench.start": "bench.start",
     "python -m bench.throughput": "bench.throughput",
     "python -m tests.families.run": "tests.families.run",
+    "python -m zoo.compression": "zoo.compression",
     "python -m zoo.lengths facts 30000 60000 120000": "zoo.lengths",
     "python -m zoo.lengths text 600000 1500000 2500000": "zoo.lengths",
     "python -m zoo.weightings --examples 200": "zoo.weightings",
