@@ -120,7 +120,8 @@ def load(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # a phase of the command shows what is under way
+    # A phase of the command shows what is under way.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} has no config.json; a model in the Hugging Face format is needed")
     try:
