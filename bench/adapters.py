@@ -109,7 +109,7 @@ async def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 rate = await generate(engine, [settings] * requests)
                 if round_number:  # the first warms everything up
                     rates.setdefault((name, requests), []).append(rate)
-    for engine, _ in {id(engine): (engine, name) for name, (engine, _) in runs.items()}.values():
+    for engine in (plain, shared, copies, one):
         engine.shutdown(timeout=20)
     rows = []
     for (name, requests), found in rates.items():

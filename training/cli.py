@@ -83,9 +83,7 @@ def train(
     A part of the data is held out. Training stops when the large model, steered by the expert, no longer gets better
     on that part. The same command goes on where a stopped run was.
     """
-    _require_extra()
-    quiet_libraries("error")
-    logging.disable(logging.WARNING)
+    _prepare()
     from server.config import load_config
     from server.config.load import zoo_config
     from training.data import read_data
@@ -120,9 +118,7 @@ def compress(
     Of what fine-tuning changed in each linear layer it keeps the nearest matrix of that rank. Embeddings, norms and
     biases stay the base's.
     """
-    _require_extra()
-    quiet_libraries("error")
-    logging.disable(logging.WARNING)
+    _prepare()
     from server.progress import Phases
 
     with Phases() as phases:
@@ -156,9 +152,7 @@ def merge(
     ] = None,
 ) -> None:
     """Merge experts of one base into one, by PEFT's merge methods."""
-    _require_extra()
-    quiet_libraries("error")
-    logging.disable(logging.WARNING)
+    _prepare()
     from server.progress import Phases
 
     weighted = [_weighted(expert) for expert in experts]
@@ -244,6 +238,13 @@ def _tell(
         typer.echo(yaml.safe_dump(added, sort_keys=False, default_flow_style=None))
     served = written or config or "YOUR.yaml"
     typer.echo(f"Next: logit-fusion eval --config {served} --expert {place.name}")
+
+
+def _prepare() -> None:
+    """Check that all is installed, and keep the libraries on the way from saying anything of their own."""
+    _require_extra()
+    quiet_libraries("error")
+    logging.disable(logging.WARNING)
 
 
 def _require_extra() -> None:
