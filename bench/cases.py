@@ -7,11 +7,13 @@ from torch import Tensor
 
 from fusion_kernels import Fused, Weighting, fuse_logits, reference
 from fusion_kernels.batch import once_each
+from fusion_kernels.search import LEAD, LEAD_SHARE
 
 KINDS = tuple(Weighting)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-AGAINST = ("base", "own", "nothing")
-"""What an expert may be compared with: the one base, a tensor of its own, or zeros, one row in memory for all rows."""
+AGAINST = ("base", "own", "nothing", "large")
+"""What an expert may be compared with: the one base, a tensor of its own, zeros, one row in memory for all rows, or the
+large model."""
 
 
 @dataclass
@@ -94,7 +96,7 @@ def make(
     others = [
         torch.zeros(1, vocabulary) if name == "nothing" else base + logits(generator, rows, vocabulary, spread)
         for name in chosen
-        if name != "base"
+        if name not in ("base", "large")
     ]
     members = []
     for i, member in enumerate([large, base, *experts, *others]):
@@ -108,10 +110,10 @@ def make(
             _break(generator, members[-1], broken)
     alpha_max = torch.rand(rows, generator=generator) * 3
     alpha_max[torch.rand(rows, generator=generator) < 0.5] = 2.0
-    own = iter(members[2 + number :])
+    own, shared = iter(members[2 + number :]), {"large": members[0], "base": members[1]}
     return Case(
         members[0],
-        [members[1] if name == "base" else next(own).expand(rows, -1) for name in chosen],
+        [shared[name] if name in shared else next(own).expand(rows, -1) for name in chosen],
         members[2 : 2 + number],
         torch.tensor([kinds[i % len(kinds)] for i in range(rows)], dtype=torch.int8),
         torch.rand(rows, number, generator=generator) < 0.7,
@@ -182,6 +184,9 @@ def judge(case: Case, impl: str | None, device: str = "cpu") -> None:
         least = float(reference.objective(problem.at(best), target))
         scale = float(target.square().sum())
         slack = 8 * size * steep * reach * (loss**0.5 + 8 * size * steep)
+        if [a != 0 for a in alpha] != [a != 0 for a in best]:
+            # Whether the other expert leads is a matter of rounding.
+            least = (least + LEAD) / (1 - LEAD_SHARE)
         if kind == Weighting.KL_GRID:
             on_grid = reference.grid(float(case.alpha_max[i])).tolist()
             assert all(a in on_grid for a in alpha)

@@ -9,6 +9,7 @@ from fusion_kernels import batch
 from fusion_kernels.cpu import moments
 from fusion_kernels.cpu.search import Best, Line, at_one, search, search_on_grid
 from fusion_kernels.cpu.vector import entry, jit
+from fusion_kernels.search import LEAD, LEAD_SHARE
 from fusion_kernels.weighting import Weighting
 
 broken_expert, broken_against = jit(batch.broken_expert), jit(batch.broken_against)
@@ -193,7 +194,7 @@ def search_best(row: Any, a: float, b: float, on_grid: bool, out: Any, scratch: 
                 found = search_on_grid(line, a, b, row.limit, scratch.table)
             else:
                 found = search(line, a, b, row.limit, scratch.table)
-            if found.loss < best.loss:
+            if found.loss < best.loss * (1 - LEAD_SHARE) - LEAD:
                 chosen, best = t, found
     out.alpha[row.index, chosen] = best.x
     out.kl_fused[row.index, 0], out.kl_fused[row.index, 1] = best.f, best.g

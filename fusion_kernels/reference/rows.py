@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fusion_kernels.batch import Batch, Fused, broken_against, broken_expert
 from fusion_kernels.reference.equations import divergences, kl, minimise, search_grid, trust
+from fusion_kernels.search import LEAD, LEAD_SHARE
 from fusion_kernels.weighting import Weighting
 
 Search = Callable[[Tensor, Tensor, Tensor, float], tuple[float, float]]
@@ -45,8 +46,9 @@ class Row:
     def solve(self, weighting: Weighting, alpha_max: float) -> list[float]:
         """The weights of a weighting that searches.
 
-        `KL` and `KL_GRID` are the paper's: one expert at a time, the others at 0; the first of the best wins. `KL_SAFE`
-        solves each expert for its own targets, and scales what it finds by `trust`.
+        `KL` and `KL_GRID` are the paper's: one expert at a time, the others at 0; the first of the best wins, where one
+        that leads by less than `LEAD_SHARE` and `LEAD` is no better. `KL_SAFE` solves each expert for its own targets,
+        and scales what it finds by `trust`.
 
         Raises:
             ValueError: the weighting searches for nothing.
@@ -65,7 +67,7 @@ class Row:
         best, best_loss = [0.0] * len(self.deltas), math.inf
         for t, delta in enumerate(self.deltas):
             alpha, loss = search(self.large, delta, self.target, alpha_max)
-            if loss < best_loss:
+            if loss < best_loss * (1 - LEAD_SHARE) - LEAD:
                 best, best_loss = [0.0] * len(self.deltas), loss
                 best[t] = alpha
         return best

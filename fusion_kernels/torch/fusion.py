@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fusion_kernels.batch import Batch, Fused, broken_against, broken_expert, once_each
-from fusion_kernels.search import GRID_POINTS, GRID_STEPS_PER_UNIT
+from fusion_kernels.search import GRID_POINTS, GRID_STEPS_PER_UNIT, LEAD, LEAD_SHARE
 from fusion_kernels.torch.search import Cumulants, solve, worth
 from fusion_kernels.weighting import Weighting
 
@@ -201,7 +201,7 @@ def _best_expert(
             return _cumulants(log_p, delta, x)
 
         x, loss = search(cumulants, problem.target, alpha_max)
-        better = use[:, t] & (loss < least)
+        better = use[:, t] & (loss < least * (1 - LEAD_SHARE) - LEAD)
         chosen = torch.where(better[:, None], 0.0, chosen)
         chosen[:, t] = torch.where(better, x.float(), chosen[:, t])
         least = torch.where(better, loss, least)

@@ -5,6 +5,7 @@
 import triton
 import triton.language as tl
 
+from fusion_kernels import search as shared
 from fusion_kernels.triton import merging, moving, sums
 from fusion_kernels.triton.place import (
     ALONE,
@@ -23,6 +24,8 @@ from fusion_kernels.triton.place import (
 from fusion_kernels.triton.state import STATE, load_best, load_trust
 from fusion_kernels.triton.sums import INF, at
 
+LEAD, LEAD_SHARE = tl.constexpr(shared.LEAD), tl.constexpr(shared.LEAD_SHARE)
+
 
 @triton.jit
 def _weights(place, states, alpha, weighting, number, COLUMNS: tl.constexpr):
@@ -39,7 +42,7 @@ def _weights(place, states, alpha, weighting, number, COLUMNS: tl.constexpr):
                 best = load_best(state)
                 if weighting == KL_SAFE:
                     weights = tl.where(columns == t, best.x * load_trust(state), weights)
-                elif best.loss < least:
+                elif best.loss < least * (1 - LEAD_SHARE) - LEAD:
                     least = best.loss
                     weights = tl.where(columns == t, best.x, 0.0)
                     f, g = best.f, best.g

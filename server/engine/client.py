@@ -92,13 +92,6 @@ class FusionEngine(AsyncLLM):
             sampling_params.structured_outputs = readable(sampling_params.structured_outputs, self._compact)
         if settings.prompts:
             settings = self._fitted(settings, prompt["prompt_token_ids"], sampling_params)
-            if settings.prompts and self.vllm_config.num_speculative_tokens:
-                # Random batches found wrong first tokens where every step has places for drafts.
-                raise VLLMValidationError(
-                    "fusion.prompts: members cannot read prompts of their own on a server that speculates; leave out "
-                    "the section 'speculation' of its configuration",
-                    parameter="fusion.prompts",
-                )
             settings.attach(sampling_params)
         if self._has_members:
             prompt = _salted(prompt, settings)

@@ -14,11 +14,11 @@ import yaml
 
 from server.config import load_config
 from server.engine.pairs import Pairs
-from tests.engine.driver import Case, draw_cases, send_all
+from tests.engine.driver import Case, drafted, draw_cases, send_all
 from tests.engine.engines import counter, running
 from tests.engine.judge import Verdict, judge
 from tests.engine.pair_loop import PairLoop
-from tests.engine.test_random_batches import ASYNC, CHUNKS, LONG, NO_PREFIXES, TWO_WORKERS, prepare
+from tests.engine.test_random_batches import ADAPTED, ASYNC, CHUNKS, DRAFTED, LONG, NO_PREFIXES, TWO_WORKERS, prepare
 from tests.models import make_family
 
 BLOCK = 32
@@ -97,6 +97,8 @@ def with_prompts(cases: Sequence[Case], seed: int, longest: int) -> list[Case]:
         pytest.param(200, 4, [], id="200-prefixes", marks=LONG),
         pytest.param(200, 5, [CHUNKS, TWO_WORKERS], id="200-two-workers", marks=LONG),
         pytest.param(200, 6, [CHUNKS, ASYNC], id="200-async", marks=LONG),
+        pytest.param(200, 7, [CHUNKS, *ADAPTED], id="200-drafted", marks=LONG),
+        pytest.param(200, 8, [CHUNKS, *DRAFTED], id="200-drafted-fixed", marks=LONG),
     ],
 )
 async def test_every_request_is_the_plain_loops(
@@ -112,6 +114,8 @@ async def check_pairs(
     prepare(monkeypatch, options)
     cases = draw_cases(number, seed, list(EXPERTS), longest_prompt=100, longest_answer=24)
     cases = with_prompts(cases, seed, 120)
+    if options[1 : 1 + len(ADAPTED)] == ADAPTED:
+        cases = drafted(cases, "auto")
     overrides = [*TIGHT, *(option for option in options if "=" in option)]
     pairs = Pairs(load_config(family, overrides))
     async with running(family, *overrides) as engine:

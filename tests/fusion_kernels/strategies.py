@@ -1,8 +1,10 @@
 """Random cases, for hypothesis to draw."""
 
+import torch
 from hypothesis import strategies as st
 
 from bench.cases import AGAINST, DTYPES, KINDS, Case, make
+from fusion_kernels import Weighting
 
 
 def cases(max_vocabulary: int = 300, max_rows: int = 6, max_experts: int = 4) -> st.SearchStrategy[Case]:
@@ -24,3 +26,13 @@ def cases(max_vocabulary: int = 300, max_rows: int = 6, max_experts: int = 4) ->
         against=st.lists(st.sampled_from(AGAINST), min_size=1, max_size=4).map(tuple),
         broken=st.sampled_from([0.0, 0.0, 0.0, 0.2]),
     )
+
+
+def equally_good(rows: int = 24) -> Case:
+    """Rows of the paper's grid over two experts that are compared with the large model: at weight 1 the fused model is
+    the one or the other, and the objective the same.
+    """
+    case = make(3, rows, 200, 2, kinds=(Weighting.KL_GRID,), against=("large",))
+    case.use[:] = True
+    case.alpha_max[:] = 2.0
+    return case

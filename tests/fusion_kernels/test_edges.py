@@ -11,6 +11,7 @@ from torch import Tensor
 from bench.cases import AGAINST, DTYPES, KINDS, judge, make
 from fusion_kernels import Fused, Weighting, fuse_logits
 from fusion_kernels.batch import broken_against, broken_expert, expert_of
+from tests.fusion_kernels.strategies import equally_good
 
 IMPLEMENTATIONS = ["reference", "torch", "cpu"]
 SEARCHED = [Weighting.KL, Weighting.KL_GRID]
@@ -249,3 +250,10 @@ def test_a_search_that_begins_at_zero_leaves_it(impl: str) -> None:
     large, base, expert = (torch.tensor([row]) for row in logits)
     out = fuse(large, base, expert, Weighting.KL, impl)
     assert float(out.alpha) == pytest.approx(0.0191, rel=0.1)
+
+
+def test_of_equally_good_experts_the_first_is_taken(impl: str) -> None:
+    out, want = (equally_good().fuse(which) for which in (impl, "reference"))
+    assert (want.alpha[:, 0] == 1.0).sum() > 5
+    assert torch.equal(out.alpha, want.alpha)
+    assert not (out.alpha[:, 1] == 1.0).any()

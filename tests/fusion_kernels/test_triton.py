@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from bench.cases import AGAINST, KINDS, Case, judge, make
 from fusion_kernels import Weighting
 from fusion_kernels.triton import launch
-from tests.fusion_kernels.strategies import cases
+from tests.fusion_kernels.strategies import cases, equally_good
 
 NATIVE = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -56,6 +56,12 @@ def short_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 @given(case=cases(max_vocabulary=300, max_rows=3, max_experts=3))
 def test_keeps_its_promises(case: Case) -> None:
     judge(case, "triton", DEVICE)
+
+
+@runs
+def test_of_equally_good_experts_the_first_is_taken() -> None:
+    case = equally_good(rows=8)
+    assert torch.equal(case.to(DEVICE).fuse("triton").alpha.cpu(), case.fuse("reference").alpha)
 
 
 @runs
