@@ -29,8 +29,8 @@ RELATIVE = 1e-5
 ABSOLUTE = 1e-11
 # A weight other than 0 must lower L by this share.
 MARGIN = 1e-6
-# The best single expert is the first of those that do equally well, as two that are compared with the large model do:
-# each at weight 1 makes the fused model itself, and L is the same. A later one must lower L by this share, and this much.
+# Of experts that do equally well the first is taken: a later one must lower L by this share, and this much. Two that
+# are compared with the large model do so at weight 1, where the fused model is the one or the other.
 LEAD_SHARE = 1e-3
 LEAD = 1e-6
 # A row is swept by powers while its largest tilted weight is below exp(TAME) of the top one.

@@ -86,9 +86,13 @@ def tokenizer(family: Path) -> Any:
     return AutoTokenizer.from_pretrained(family.parent / "large")
 
 
-@pytest.fixture(scope="module")
-def server(family: Path) -> Iterator[ServerProcess]:
-    with ServerProcess(family, family.parent / "server.log") as process:
+DRAFTING = ["--set", "speculation.draft=auto", "--set", "speculation.adapt=false"]
+
+
+@pytest.fixture(scope="module", params=[pytest.param([], id="plain"), pytest.param(DRAFTING, id="drafting")])
+def server(family: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
+    """One that generates token by token, and one where every step has places for drafts."""
+    with ServerProcess(family, family.parent / "server.log", *request.param) as process:
         yield process
         process.end()
 

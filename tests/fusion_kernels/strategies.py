@@ -1,6 +1,5 @@
 """Random cases, for hypothesis to draw."""
 
-import torch
 from hypothesis import strategies as st
 
 from bench.cases import AGAINST, DTYPES, KINDS, Case, make
