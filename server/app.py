@@ -11,7 +11,9 @@ from vllm.entrypoints.launchers.utils.server_utils import lifespan
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
 
 from server import metrics, playground
+from server.adapters import Adapters
 from server.api import (
+    adapter_routes,
     anthropic_routes,
     catalogue,
     documentation,
@@ -66,10 +68,12 @@ def build_app(engine: FusionEngine, report: Report, keys: Keys) -> FastAPI:
     app.include_router(probes.router)
     app.include_router(load.router)
     app.include_router(catalogue.router)
+    app.include_router(adapter_routes.router)
     attach_metrics(app)
     documentation.attach(app, keys)
     playground.attach(app)
-    metrics.attach(app, engine, config)
+    recount = metrics.attach(app, engine, config)
+    app.state.adapters = Adapters(engine, report, recount, app.state.openai_serving_models.list_presets)
     errors.register(app)
     _add_middleware(app, config, keys)
 

@@ -45,6 +45,8 @@ class Client(Section):
     """The most urgent `priority` that this client's requests may have; lower is more urgent."""
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
+    admin: Annotated[bool, Field(strict=True)] = False
+    """Whether this client may load and unload adapters."""
     presets: tuple[str, ...] | None = None
     """The presets that this client may use; all if left out."""
 

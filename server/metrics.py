@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from fusion_kernels import Weighting
 from server.config import Config
+from server.config.adapters import is_spare
 from server.config.schema import LARGE, NONE
 from server.engine.aggregates import ALPHA_BUCKETS, KL_BUCKETS, Counts
 from server.engine.client import FusionEngine
@@ -34,11 +36,16 @@ DIVERGENCES = ("fused_large", "large_fused")
 logger = logging.getLogger(__name__)
 
 
-def attach(app: FastAPI, engine: FusionEngine, config: Config) -> None:
-    """Show the engine's fusion metrics at `/metrics` for as long as the app runs; call in the app's event loop."""
+def attach(app: FastAPI, engine: FusionEngine, config: Config) -> Callable[[], Awaitable[None]]:
+    """Show the engine's fusion metrics at `/metrics` for as long as the app runs; call in the app's event loop.
+
+    Returns:
+        What reads the engine's counters at once.
+    """
     metrics = FusionMetrics(config)
     # The app holds the task, which would otherwise be collected as garbage.
     app.state.fusion_metrics = asyncio.get_running_loop().create_task(_follow(metrics, engine))
+    return partial(_read, metrics, engine)
 
 
 async def _follow(metrics: FusionMetrics, engine: FusionEngine) -> None:
@@ -50,8 +57,7 @@ async def _follow(metrics: FusionMetrics, engine: FusionEngine) -> None:
             again = engine.busy
             await asyncio.sleep(READ_SECONDS)
             try:
-                # One rank of a tensor-parallel group has the logits, the first.
-                metrics.update([workers[0] for workers in await engine.on_workers("read_fusion_counts")])
+                await _read(metrics, engine)
             except Exception as error:
                 if not engine.errored:
                     logger.warning("The fusion metrics could not be read; trying again: %s", error)
@@ -60,6 +66,11 @@ async def _follow(metrics: FusionMetrics, engine: FusionEngine) -> None:
                 engine.asked.set()
     finally:
         REGISTRY.unregister(metrics)
+
+
+async def _read(metrics: FusionMetrics, engine: FusionEngine) -> None:
+    # One rank of a tensor-parallel group has the logits, the first.
+    metrics.update([workers[0] for workers in await engine.on_workers("read_fusion_counts")])
 
 
 class _Names(NamedTuple):
@@ -73,14 +84,17 @@ class FusionMetrics(Collector):
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        experts = list(config.experts)
-        self._names = _Names(
-            presets=list(config.presets),
-            weightings=[str(weighting) for weighting in Weighting],
-            experts=experts,
-        )
         self._counts = self._zero()
         self._reported: set[str] = set()
+
+    @property
+    def _names(self) -> _Names:
+        """As they are: adapters come and go."""
+        return _Names(
+            presets=list(self._config.presets),
+            weightings=[str(weighting) for weighting in Weighting],
+            experts=list(self._config.experts),
+        )
 
     def update(self, engines: list[Counts]) -> None:
         """Take a reading of every engine, and log the members that it shows broken for the first time."""
@@ -122,17 +136,19 @@ class FusionMetrics(Collector):
             labels=["preset", "divergence"],
         )
         for index, (preset, settings) in enumerate(self._config.presets.items()):
+            if is_spare(preset):
+                continue
             for weighting, number in zip(names.weightings, counts["tokens"][index], strict=True):
                 if number or weighting == settings.weighting:
                     tokens.add_metric([preset, weighting], number)
             own = {member for name in settings.experts for member in (name, self._config.experts[name].against)}
             for member, number in self._broken(counts["broken"][index]).items():
-                if number or member in own:
+                if not is_spare(member) and (number or member in own):
                     failures.add_metric([preset, member], number)
             for expert, sizes, total in zip(
                 names.experts, counts["alpha"][index], counts["alpha_sum"][index], strict=True
             ):
-                if any(sizes) or expert in settings.experts:
+                if not is_spare(expert) and (any(sizes) or expert in settings.experts):
                     alpha.add_metric([preset, expert], _cumulative(ALPHA_BUCKETS, sizes), total)
             for direction, sizes, total in zip(DIVERGENCES, counts["kl"][index], counts["kl_sum"][index], strict=True):
                 if any(sizes) or Weighting.named(settings.weighting).fuses:
@@ -165,6 +181,8 @@ class FusionMetrics(Collector):
             labels=["tokens"],
         )
         for preset, places in zip(self._config.presets, self._counts["drafts"], strict=True):
+            if is_spare(preset):
+                continue
             for position, numbers in enumerate(places, start=1):
                 for family, number in zip((drafted, accepted), numbers, strict=True):
                     family.add_metric([preset, str(position)], number)

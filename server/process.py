@@ -25,7 +25,7 @@ from rich.console import Console
 
 from server.auth import Keys
 from server.config import Config
-from server.errors import ServerError
+from server.errors import ConfigError, ServerError
 from server.logs import notice
 from server.progress import Phases
 
@@ -70,6 +70,11 @@ def serve(report: Report, listen: Listen, remarks: Sequence[str]) -> int:
     for sig in (signal.SIGINT, signal.SIGTERM):
         signal.signal(sig, _abandon)  # until the server is up and takes them itself
     keys = Keys(Path(config.auth.keys_file) if config.auth.keys_file else None)
+    if config.adapters is not None and config.adapters.admin == "key" and config.auth.keys_file is None:
+        raise ConfigError(
+            "adapters.admin: 'key' needs auth.keys_file, with a key that says `admin: true`; where nobody else reaches "
+            "the server, say 'anyone'"
+        )
     with _bound(listen.host, listen.port, "--port") as sock, _metrics_bound(config, listen) as metrics_sock:
         for remark in remarks:
             notice(remark)
@@ -113,6 +118,9 @@ async def _serve(
             raise ServerError(f"the engine did not start ({phases.current}): {reason}") from error
     try:
         app = build_app(engine, report, keys)
+        await app.state.adapters.restore()
+        # The app holds the task, as it does the metrics'.
+        app.state.following = asyncio.create_task(app.state.adapters.follow())
         if metrics_sock is not None:
             metrics_app = build_metrics_app(app, config, keys)
             metrics_server = _Server(uvicorn_config(metrics_app, config.limits, lifespan="off"))
@@ -253,7 +261,7 @@ def _url(host: str, sock: socket.socket) -> str:
 
 
 def _greeting(config: Config, url: str) -> str:
-    names = list(config.presets)
+    names = config.named_presets
     model = max(names, key=lambda name: len(config.presets[name].experts))  # of the largest, the first
     return f"""\
 logit-fusion serves {", ".join(names)} at {url}

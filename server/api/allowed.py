@@ -25,7 +25,7 @@ class Allowed:
     def to(cls, client: Client, config: Config) -> Allowed:
         """What `client` may use of what `config` has."""
         if client.presets is None:
-            return cls(tuple(config.presets), tuple(config.experts), NAMES)
+            return cls(config.named_presets, config.named_experts, NAMES)
         presets = {name: preset for name, preset in config.presets.items() if name in client.presets}
         experts = {expert for preset in presets.values() for expert in preset.experts}
         weightings = {preset.weighting for preset in presets.values()}
@@ -42,7 +42,7 @@ class Allowed:
             RequestError: there is none of that name, or it is not for this key.
         """
         if asked:
-            _check("model", "preset", asked, self.presets, asked in config.presets)
+            _check("model", "preset", asked, self.presets, asked in config.named_presets)
         elif not self.presets:
             raise RequestError("model: your key's presets are none of this server's", "model", HTTPStatus.FORBIDDEN)
         return asked or self.presets[0]
@@ -53,7 +53,7 @@ class Allowed:
         Raises:
             RequestError: which of the two.
         """
-        _check("fusion.experts", "expert", name, self.experts, name in config.experts)
+        _check("fusion.experts", "expert", name, self.experts, name in config.named_experts)
 
     def check_weighting(self, name: WeightingName) -> None:
         """Refuse a weighting that is not for this key.

@@ -45,7 +45,7 @@ async def retrieve_model(model: str, raw_request: Request) -> Any:
 async def list_members(raw_request: Request) -> JSONResponse:
     """The large model, the base and the experts, with their sizes; the presets over them, and the weightings."""
     state: ServerState = raw_request.app.state
-    return JSONResponse(allowed_to(raw_request).members(state.report.as_dict()))
+    return JSONResponse(allowed_to(raw_request).members(state.adapters.report.as_dict()))
 
 
 def allowed_to(raw_request: Request) -> Allowed:

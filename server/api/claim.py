@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from fastapi import Request
@@ -56,6 +57,11 @@ class Claim:
         self._asking: deque[tuple[int, asyncio.Future[_Seat]]] = deque()
         self._feeding: asyncio.Task[None] | None = None
         self._closed = False
+        self._let_go: Callable[[], None] | None = None
+
+    def keep(self, let_go: Callable[[], None]) -> None:
+        """Call `let_go` when all is over."""
+        self._let_go = let_go
 
     def weigh(self, weight: float) -> None:
         """Say what a token costs, before `wait`: what members read is known late."""
@@ -152,6 +158,8 @@ class Claim:
     def close(self) -> None:
         """Free the place, and give back what the client was charged for sequences that never started."""
         self._closed = True
+        if self._let_go is not None:
+            self._let_go()
         for task in (self._entering, self._feeding):
             if task is not None:
                 task.cancel()

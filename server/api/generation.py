@@ -73,6 +73,7 @@ async def generate(
     seconds, keep_alive_s = limits.request_timeout_s, limits.keep_alive_s
     deadline = asyncio.get_running_loop().time() + seconds
     claim = state.admission.claim(client, request, raw_request, settings)
+    claim.keep(state.adapters.hold(settings))
     place.set(claim)
     sender.set(Sender(client, len(await raw_request.body())))
     waiting = False

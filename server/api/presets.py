@@ -21,8 +21,15 @@ class PresetModels(OpenAIServingModels):
     """
 
     def __init__(self, engine: FusionEngine, config: Config) -> None:
-        # The second argument is shown as the model's `root`; a path of this machine is nobody's business.
-        super().__init__(engine, [BaseModelPath(name, name) for name in config.presets])
+        super().__init__(engine, [])
+        self._config = config
+        self.list_presets()
+
+    def list_presets(self) -> None:
+        """Take the presets' names anew: adapters come and go."""
+        # In the list that vLLM's registry holds too. The second argument is shown as the model's `root`; a path of this
+        # machine is nobody's business.
+        self.base_model_paths[:] = [BaseModelPath(name, name) for name in self._config.named_presets]
 
     def model_name(self, lora_request: LoRARequest | None = None) -> str:
         """The preset that answers the current request."""

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from fusion_kernels.weighting import SEARCHING
+from server.config.adapters import AdaptersConfig, is_spare, spare_name
 from server.config.http import HttpConfig
 from server.config.prompts import SidePrompts
 from server.config.section import Section
@@ -186,6 +187,9 @@ class Config(Section):
     speculation: SpeculationConfig | None = Field(
         None, description="Which member drafts tokens for the fused model to verify. Without it none does."
     )
+    adapters: AdaptersConfig | None = Field(
+        None, description="Experts that are loaded while the server serves. Without it none can be."
+    )
     auth: AuthConfig = Field(AuthConfig(), description="Who may ask.")
     http: HttpConfig = Field(
         HttpConfig(), description="Where the server is on the network: its names, its path, the browsers that may call."
@@ -202,8 +206,10 @@ class Config(Section):
                     ("experts",),
                     f"expert '{needs}' needs a base, the model that it was fine-tuned from: base: {{model: ...}}",
                 )
-        elif not self.experts:
+        elif not self.experts and self.adapters is None:
             raise _at(("base",), "without experts nothing uses a base; add experts, or leave it out")
+        if self.adapters is not None and self.base is None:
+            raise _at(("adapters",), "adapters need a base, the model that they were fine-tuned from")
         if not self.presets:
             raise _at(("presets",), "at least one preset is needed, such as {giant: {weighting: none}}")
         for name, expert in self.experts.items():
@@ -237,6 +243,28 @@ class Config(Section):
                     'prompt: {against: {system: ""}}',
                 )
         return self
+
+    def with_spares(self) -> Config:
+        """The configuration with the experts, and a preset for each, for which adapters may be loaded."""
+        if self.adapters is None:
+            return self
+        assert self.base is not None
+        names = [spare_name(number) for number in range(1, 1 + self.adapters.max)]
+        # The base's own files: a spare is the base until an adapter is loaded.
+        spare = ExpertConfig.model_construct(adapter=self.base.model, revision=self.base.revision)
+        experts = {**self.experts, **dict.fromkeys(names, spare)}
+        presets = {**self.presets, **{name: PresetConfig(experts=(name,)) for name in names}}
+        return self.model_copy(update={"experts": experts, "presets": presets})
+
+    @property
+    def named_experts(self) -> tuple[str, ...]:
+        """The experts that there are, without those for which an adapter may be loaded."""
+        return tuple(name for name in self.experts if not is_spare(name))
+
+    @property
+    def named_presets(self) -> tuple[str, ...]:
+        """The presets that there are, likewise."""
+        return tuple(name for name in self.presets if not is_spare(name))
 
     def own_cache(self, expert: str) -> tuple[bool, bool]:
         """Whether an expert that is another member's weights, and what an expert is compared with, have own KV caches.

@@ -23,6 +23,8 @@ import torch
 from server.engine.text_part import text_name
 
 PREFIX = "base_model.model."
+LINEAR = re.compile(r"\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj\.weight$")
+"""Layers that every family calls so, and that are one matrix there."""
 # How an adapter's tensor ends, which of the module's tensors it changes, and as what.
 _PARTS = [
     (".lora_A.weight", ".weight", "down"),

@@ -148,6 +148,17 @@ class Aggregates:
         presets = self._table.labels[outcome.batch.idx_mapping_np] // len(Weighting)
         self._pending[-1].drafts = _Drafts(presets, outcome.proposed, outcome.accepted, outcome.rows_delivered)
 
+    def forget(self, preset: int, expert: int) -> None:
+        """Count anew for an expert, and a preset, that are others from now on."""
+        self._fold(0)
+        for by_expert in (self._broken, self._alpha, self._alpha_sum):
+            by_expert[:, expert] = 0
+            by_expert[preset] = 0
+        for by_preset in (self._kl, self._kl_sum):
+            by_preset[preset] = 0
+        self._drafts[preset] = 0
+        self._tokens.reshape(self._presets, len(Weighting))[preset] = 0
+
     def read(self) -> Counts:
         """All counters since the start; of the newest steps, while requests run, only at the next reading."""
         self._fold(KEPT_STEPS if self._table.occupied else 0)

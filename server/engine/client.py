@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections import Counter
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,6 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.bounds import check_bounds
 from server.engine.contradiction import masking_fields, obeying
+from server.engine.members import Member
 from server.engine.own_prompts import Alignment, Room
 from server.engine.place import place
 from server.engine.request_trace import PromptRows, Trace, unfused
@@ -22,6 +24,9 @@ from server.engine.sequences import Tokens, seated
 from server.engine.settings import FusionSettings, Pair
 from server.engine.structures.pinned import leave_checks_to_api, readable
 from server.engine.trace import TraceRow
+from server.errors import ServerError
+
+STAGING_SECONDS = 0.05
 
 
 class FusionEngine(AsyncLLM):
@@ -37,6 +42,8 @@ class FusionEngine(AsyncLLM):
         self._room = Room(self.vllm_config.cache_config.block_size, self.model_config.max_model_len)
         """Where layers are all alike; `learn_room` finds out."""
         self._ends_of_experts: list[list[int]] = [expert["ends"] for expert in fusion["experts"]]
+        self._adapters_put: Counter[int] = Counter()
+        """By member, how often it became another adapter: what it left in the prefix cache is no longer its own."""
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
         leave_checks_to_api(self.input_processor)
         self._eos = self.input_processor.renderer.get_eos_token_id()
@@ -69,6 +76,29 @@ class FusionEngine(AsyncLLM):
         engines: list[list[Any]] = await core.call_utility_all_async("collective_rpc", method, None, args, None)
         return engines
 
+    async def put_adapter(self, number: int, preset: int, adapter: Member) -> None:
+        """Make an adapter, which has been checked, that of the spare member `number`, and of the preset of that index.
+
+        No request may use either. The files are read beside the steps, which then wait for a copy in memory.
+
+        Raises:
+            ServerError: it cannot be read.
+        """
+        await self.on_workers("stage_adapter", str(adapter.folder), adapter.multimodal)
+        while not all(done for done, _ in await self._staged()):
+            await asyncio.sleep(STAGING_SECONDS)
+        for _, fault in await self._staged():
+            if fault is not None:
+                raise ServerError(fault)
+        await self.on_workers("put_adapter", number, preset)
+        self._adapters_put[number] += 1
+        self._ends_of_experts[number - 1] = list(adapter.end_ids)
+        self._member_names[number] = adapter.name
+
+    async def _staged(self) -> list[tuple[bool, str | None]]:
+        engines = await self.on_workers("adapter_staged")
+        return [(done, fault) for workers in engines for done, fault in workers]
+
     async def learn_room(self) -> None:
         """Ask the workers what the KV cache has for members that are ahead of a request."""
         (room, *_), *_ = await self.on_workers("room_ahead")
@@ -94,7 +124,7 @@ class FusionEngine(AsyncLLM):
             settings = self._fitted(settings, prompt["prompt_token_ids"], sampling_params)
             settings.attach(sampling_params)
         if self._has_members:
-            prompt = _salted(prompt, settings)
+            prompt = _salted(prompt, settings, self._adapters_put)
         here = place.get()
 
         def start(params: SamplingParams, name: str) -> AsyncGenerator[RequestOutput, None]:
@@ -177,14 +207,15 @@ class FusionEngine(AsyncLLM):
         return [TraceRow(*row) for workers in engines for rows in workers for row in rows]
 
 
-def _salted(prompt: Any, settings: FusionSettings) -> Any:
+def _salted(prompt: Any, settings: FusionSettings, puts: Mapping[int, int]) -> Any:
     """The prompt, whose cached prefixes only requests share that run the same members.
 
-    A request leaves holes in the KV cache of the members that it does not run: another must not read its blocks. What
-    a client writes into `cache_salt` stands before the last slash, so it cannot be taken for a set of members.
+    A request leaves holes in the KV cache of the members that it does not run: another must not read its blocks. Nor
+    what an adapter left that was a member before; `puts` counts them by member. What a client writes into `cache_salt`
+    stands before the last slash, so it cannot be taken for a set of members.
     """
-    members = ",".join(map(str, settings.members_run))
-    salt = f"{prompt.get('cache_salt') or ''}/members={members}"
+    members = (f"{number}.{puts[number]}" if number in puts else str(number) for number in settings.members_run)
+    salt = f"{prompt.get('cache_salt') or ''}/members={','.join(members)}"
     if settings.prompts:
         # Where a member's tokens lie depends on the length of both prompts, and what they are on its own.
         read = repr((len(prompt["prompt_token_ids"]), sorted(settings.prompts.items())))

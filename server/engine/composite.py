@@ -80,10 +80,12 @@ class LogitFusionForCausalLM(nn.Module):
             # Its compiled code has what adapters add: no other model's may be taken for it.
             configs[BASE].additional_config = {"adapters": True}
         models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
-        self._stack = None
+        self.stack = None
+        """What runs base and adapters as one, where there are adapters that share the base's weights."""
         if adapters:
             own = f"{maybe_prefix(prefix, names[BASE])}."
-            self._stack = Stack(own, models[BASE], configs[BASE], BASE, _last_id(configs[BASE], vllm_config))
+            last_id = _last_id(configs[BASE], vllm_config)
+            self.stack = Stack(own, models[BASE], configs[BASE], BASE, last_id, fusion["spare_rank"])
         for twin in fusion["twins"]:
             number, of, name = twin["number"], twin["of"], twin["name"]
             names[number] = name
@@ -94,8 +96,8 @@ class LogitFusionForCausalLM(nn.Module):
             else:
                 build = partial(_small_model, configs[number], maybe_prefix(prefix, name))
             models[number] = twin_of(original, build)
-            if self._stack is not None and of in self._stack.places:
-                self._stack.add(number, of, models[number], twin if number in adapters else None)
+            if self.stack is not None and of in self.stack.places:
+                self.stack.add(number, of, models[number], twin if number in adapters else None)
         self.small: Any = nn.ModuleDict({str(number): model for number, model in models.items()})
         self._load_config = vllm_config.load_config
         self._sources = sources
@@ -107,8 +109,8 @@ class LogitFusionForCausalLM(nn.Module):
         ]
         self.small_members: list[SmallMember | None] = [None] * (1 + 2 * len(fusion["experts"]))
         for number, model in models.items():
-            if self._stack is not None and number in self._stack.places:
-                self.small_members[number] = StackedMember(self._stack, self._stack.places[number], configs[number])
+            if self.stack is not None and number in self.stack.places:
+                self.small_members[number] = StackedMember(self.stack, self.stack.places[number], configs[number])
             else:
                 own, last_id = f"{maybe_prefix(prefix, names[number])}.", _last_id(configs[number], vllm_config)
                 self.small_members[number] = SmallMember(own, model, configs[number], last_id)
@@ -127,13 +129,13 @@ class LogitFusionForCausalLM(nn.Module):
 
     def bind_kv_cache(self, kv_cache_config: KVCacheConfig) -> None:
         """There is a KV cache, in which all layers have their blocks."""
-        if self._stack is not None:
-            self._stack.bind(kv_cache_config)
+        if self.stack is not None:
+            self.stack.bind(kv_cache_config)
 
     def finish_loading(self) -> None:
         """Make base and adapters one; all weights are loaded."""
-        if self._stack is not None:
-            self.weight_bytes += self._stack.join()
+        if self.stack is not None:
+            self.weight_bytes += self.stack.join()
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The large model's token embeddings; vLLM asks every text model for them."""

@@ -68,7 +68,7 @@ def engine_args(config: Config, members: Members) -> AsyncEngineArgs:
         arguments |= _speculation(config.speculation, members)
     return AsyncEngineArgs(
         model=str(members.large.folder),
-        served_model_name=list(config.presets),
+        served_model_name=list(config.named_presets),
         hf_overrides=partial(composite_config, members.large.folder, fusion_config(config, members)),
         worker_extension_cls="server.engine.extension.FusionWorkerExtension",
         **arguments,
@@ -168,4 +168,5 @@ def fusion_config(config: Config, members: Members) -> dict[str, Any]:
         "experts": [{"name": expert.name, "ends": list(expert.end_ids)} for expert in members.experts],
         "pairs": [[list(pairs.own(t)), list(pairs.shared(t))] for t in range(len(members.experts))],
         "presets": len(config.presets),
+        "spare_rank": 0 if config.adapters is None else config.adapters.max_rank,
     }

@@ -52,32 +52,37 @@ class LowRankLinear(nn.Module):
         self._summed = isinstance(base_layer, RowParallelLinear) and base_layer.tp_size > 1
         self.down: torch.Tensor
         """[places, parts x rank, in]."""
-        self.ups: list[tuple[int, int, torch.Tensor]] = []
-        """Of each part: the layer's columns from where to where, and [places, out, rank]."""
+        self.ups: dict[int, tuple[int, int, torch.Tensor]] = {}
+        """By part: the layer's columns from where to where, and [places, out, rank]."""
 
-    def fill(self, products: Mapping[int, Sequence[Product]], places: int, dtype: torch.dtype) -> None:
-        """Take the products of each place; the others have none. Ranks are filled up to the highest with zeros."""
+    def make_room(self, places: int, parts: Sequence[int], rank: int, dtype: torch.dtype) -> None:
+        """Make room for adapters of up to `rank` in these parts of the layer, for members at so many places."""
         layer: Any = self.base_layer
-        flat = [product for found in products.values() for product in found]
-        parts = sorted({product.part for product in flat})
-        rank = max(len(product.down) for product in flat)
         sizes = [int(size) for size in layer.output_partition_sizes]
+        width = int(layer.input_size)
         if isinstance(layer, RowParallelLinear):
-            sizes = [int(layer.output_size)]
-        width = flat[0].down.shape[1] // (layer.tp_size if isinstance(layer, RowParallelLinear) else 1)
-        device = next(iter(layer.parameters())).device
-        down = torch.zeros(places, len(parts) * rank, width)
-        ups = [torch.zeros(places, sizes[part], rank) for part in parts]
-        for place, found in products.items():
-            for product in found:
-                number, own = parts.index(product.part), len(product.down)
-                down[place, number * rank : number * rank + own] = _shard_in(layer, product.down)
-                ups[number][place, :, :own] = _shard_out(layer, product.up, sizes[product.part])
-        self.register_buffer("down", down.to(device, dtype), persistent=False)
-        for number, (part, up) in enumerate(zip(parts, ups, strict=True)):
+            sizes, width = [int(layer.output_size)], int(layer.input_size_per_partition)
+        held: dict[str, Any] = {"dtype": dtype, "device": next(iter(layer.parameters())).device}
+        self.register_buffer("down", torch.zeros(places, len(parts) * rank, width, **held), persistent=False)
+        for part in parts:
             start = sum(sizes[:part])
-            self.register_buffer(f"up{number}", up.to(device, dtype), persistent=False)
-            self.ups.append((start, start + sizes[part], getattr(self, f"up{number}")))
+            self.register_buffer(f"up{part}", torch.zeros(places, sizes[part], rank, **held), persistent=False)
+            self.ups[part] = start, start + sizes[part], getattr(self, f"up{part}")
+
+    def put(self, place: int, products: Sequence[Product]) -> None:
+        """Make these the products of the member at a place, in the memory of those that it had.
+
+        CUDA graphs read that memory, and requests of other members need not wait.
+        """
+        self.down[place].zero_()
+        for _, _, up in self.ups.values():
+            up[place].zero_()
+        parts = list(self.ups)
+        for product in products:
+            start, stop, up = self.ups[product.part]
+            first, own = parts.index(product.part) * up.shape[-1], len(product.down)
+            self.down[place, first : first + own] = _shard_in(self.base_layer, product.down)
+            up[place, :, :own] = _shard_out(self.base_layer, product.up, stop - start)
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         """The layer's own result, and in its first tensor the adapters' parts."""
@@ -88,15 +93,15 @@ class LowRankLinear(nn.Module):
 
     def add(self, x: torch.Tensor, output: torch.Tensor) -> None:
         """Add each stretch's part to the layer's output [m, out] of x [m, in]."""
-        for first, number, begin, end in _alike(self._spans()):
-            places = slice(first, first + number)
-            inner = torch.bmm(x[begin:end].view(number, -1, x.shape[-1]), self.down[places].transpose(1, 2))
+        for first, members, begin, end in _alike(self._spans()):
+            places = slice(first, first + members)
+            inner = torch.bmm(x[begin:end].view(members, -1, x.shape[-1]), self.down[places].transpose(1, 2))
             if self._summed:
                 inner = tensor_model_parallel_all_reduce(inner)
-            wide = output[begin:end].view(number, -1, output.shape[-1])
+            wide = output[begin:end].view(members, -1, output.shape[-1])
             rank = inner.shape[-1] // len(self.ups)
-            for part, (start, stop, up) in enumerate(self.ups):
-                own = inner[..., part * rank : (part + 1) * rank]
+            for number, (start, stop, up) in enumerate(self.ups.values()):
+                own = inner[..., number * rank : (number + 1) * rank]
                 wide[..., start:stop].baddbmm_(own, up[places].transpose(1, 2))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from server.config import Config
+from server.config.adapters import is_spare
 from server.config.schema import LARGE
 from server.config.source import GGUF
 from server.config.speculation import BASE
@@ -52,6 +53,8 @@ class Member:
     """Whose weights it uses, where it has none of its own."""
     shares_weights: bool = False
     """Of an adapter that has been checked: whether the base's layers run for it too (`server.engine.stack`)."""
+    spare: bool = False
+    """Whether it is an adapter that is loaded while the server serves, and the base until then."""
     end_ids: tuple[int, ...] = ()
     """Of an expert that has been checked: ids that end the answers which it steers."""
 
@@ -60,7 +63,7 @@ class Member:
         """What the engine loads: `{"model": folder}`, `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`."""
         if self.kind == "merge":
             return {"merge": [[weight, part.source] for weight, part in self.parts]}
-        return {self.kind: str(self.folder), "multimodal": self.multimodal}
+        return {self.kind: None if self.spare else str(self.folder), "multimodal": self.multimodal}
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -161,6 +164,11 @@ def resolve_members(config: Config) -> Members:
         where = f"experts.{name}.{expert.kind}"
         if expert.model is not None:
             experts[name] = _model(name, "expert", where, expert.model, expert.revision)
+        elif is_spare(name):
+            assert base is not None
+            experts[name] = replace(
+                base, name=name, role="expert", kind="adapter", where="adapters", shares_weights=True, spare=True
+            )
         elif expert.adapter is not None:
             assert base is not None
             folder, hub_id = _fetch(where, expert.adapter, expert.revision, SMALL_FILES)

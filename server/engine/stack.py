@@ -23,6 +23,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
+from server.engine.adapter import LINEAR
 from server.engine.low_rank import LowRankLinear, Product, Span, products_of
 from server.engine.member import AttentionGroups, BuildMetadata, SmallMember
 from server.engine.sub_batch import SubBatch, joined
@@ -32,7 +33,9 @@ from server.engine.weights import AdapterFiles
 class Stack:
     """The members of one model's weights, and which tokens of the pass that runs are whose."""
 
-    def __init__(self, prefix: str, model: nn.Module, config: VllmConfig, number: int, last_id: int | None) -> None:
+    def __init__(
+        self, prefix: str, model: nn.Module, config: VllmConfig, number: int, last_id: int | None, spare_rank: int
+    ) -> None:
         self.model: Any = model
         self.config = config
         self.prefix = prefix
@@ -42,17 +45,20 @@ class Stack:
         self.spans: Sequence[Span] = ()
         self._attention = [_attention_layers(model)]
         self._adapters: dict[int, AdapterFiles] = {}
+        self._spare_rank = spare_rank
+        """Of adapters that may be loaded while the engine runs; 0 where none may."""
+        self._low_rank: dict[str, LowRankLinear] = {}
         self._shifts: list[list[tuple[int, int]]] = []
         self._whole: SmallMember | None = None
 
     def add(self, number: int, of: int, twin: nn.Module, adapter: Mapping[str, Any] | None) -> None:
         """One more member: the attention layers of a twin, and an adapter's files (`{"adapter": folder, ...}`).
 
-        Without an adapter it is the member `of` of the stack once more.
+        Without a folder the adapter comes later (`put`); without an adapter it is the member `of` once more.
         """
         place = self.places[number] = len(self._attention)
         self._attention.append(_attention_layers(twin))
-        if adapter is not None:
+        if adapter is not None and adapter["adapter"] is not None:
             self._adapters[place] = AdapterFiles(adapter["adapter"], adapter["multimodal"])
         elif (files := self._adapters.get(self.places[of])) is not None:
             self._adapters[place] = files
@@ -69,24 +75,53 @@ class Stack:
         dtype: Any = self.config.model_config.dtype
         modules = dict(self.model.named_modules())
         static = self.config.compilation_config.static_forward_context
+        products = {place: self.products(adapter) for place, adapter in self._adapters.items()}
         taken = 0
-        for name, of_layer in self._products().items():
+        for name, (parts, rank) in self._rooms(products).items():
             layer_name = f"{self.prefix}{name}.low_rank"
             static[layer_name] = low_rank = LowRankLinear(modules[name], layer_name, lambda: self.spans)
-            low_rank.fill(of_layer, len(self._attention), dtype)
+            low_rank.make_room(len(self._attention), parts, rank, dtype)
             taken += sum(held.numel() * held.element_size() for held in low_rank.buffers(recurse=False))
             parent, _, own = name.rpartition(".")
             setattr(modules[parent], own, low_rank)
+            self._low_rank[name] = low_rank
+        for place, by_layer in products.items():
+            self._put(place, by_layer)
         return taken
 
-    def _products(self) -> dict[str, dict[int, list[Product]]]:
-        """What the adapters add, by the name of the model's layer and their place."""
-        found: dict[str, dict[int, list[Product]]] = {}
-        for place, adapter in self._adapters.items():
-            for name, product in products_of(adapter.changes, adapter.read):
-                layer, part = _placed(self.model, name)
-                found.setdefault(layer, {}).setdefault(place, []).append(product._replace(part=part))
+    def put(self, number: int, products: Mapping[str, Sequence[Product]]) -> None:
+        """Make an adapter's products (`products_of`) those of a member, which no request uses."""
+        self._put(self.places[number], products)
+
+    def _put(self, place: int, products: Mapping[str, Sequence[Product]]) -> None:
+        for name, low_rank in self._low_rank.items():
+            low_rank.put(place, products.get(name, ()))
+
+    def products(self, adapter: AdapterFiles) -> dict[str, list[Product]]:
+        """What an adapter adds, by the name of the model's layer: read from its files into memory.
+
+        Raises:
+            ValueError: it changes what is no linear layer of the model; the message names it.
+        """
+        found: dict[str, list[Product]] = {}
+        for name, product in products_of(adapter.changes, adapter.read):
+            layer, part = _placed(self.model, name)
+            found.setdefault(layer, []).append(product._replace(part=part))
         return found
+
+    def _rooms(self, products: Mapping[int, Mapping[str, Sequence[Product]]]) -> dict[str, tuple[list[int], int]]:
+        """Parts and rank of each layer that an adapter changes, or that one which is loaded later may change."""
+        parts: dict[str, set[int]] = {}
+        ranks: dict[str, int] = {}
+        if self._spare_rank:
+            for name, module in self.model.named_modules():
+                if isinstance(module, LinearBase) and (found := _parts(self.model, name)):
+                    parts[name], ranks[name] = found, self._spare_rank
+        for by_layer in products.values():
+            for name, of_layer in by_layer.items():
+                parts.setdefault(name, set()).update(product.part for product in of_layer)
+                ranks[name] = max(ranks.get(name, 0), *(len(product.down) for product in of_layer))
+        return {name: (sorted(found), ranks[name]) for name, found in parts.items()}
 
     def bind(self, kv_cache_config: KVCacheConfig) -> None:
         """Have the model's attention layers see the blocks of all members; vLLM has given each layer its own by now.
@@ -228,6 +263,13 @@ def _attention_layers(model: nn.Module) -> dict[str, Attention]:
     return {name: module for name, module in model.named_modules() if isinstance(module, Attention)}
 
 
+def _parts(model: nn.Module, name: str) -> set[int]:
+    """The parts of a layer that an adapter may change: those of the checkpoint's names that are `LINEAR`."""
+    parent, _, own = name.rpartition(".")
+    parts = getattr(model, "packed_modules_mapping", {}).get(own, [own])
+    return {number for number, part in enumerate(parts) if LINEAR.search(f"{parent}.{part}.weight")}
+
+
 def _placed(model: nn.Module, name: str) -> tuple[str, int]:
     """A checkpoint's module as the model has it: its name there, and which part of that it is.
 
@@ -240,6 +282,6 @@ def _placed(model: nn.Module, name: str) -> tuple[str, int]:
         if own in parts and len(parts) > 1:
             found, part = f"{parent}.{packed}", parts.index(own)
     modules = dict(model.named_modules())
-    if not isinstance(modules.get(found), LinearBase):
+    if not isinstance(modules.get(found), LinearBase | LowRankLinear):
         raise ValueError(name)
     return found, part

@@ -21,6 +21,7 @@ class Ranked:
         nn.Module.__init__(self)  # type: ignore[arg-type]
         self.tp_rank, self.tp_size = rank, size
         self.output_partition_sizes = OUTS
+        self.input_size = IN
         self.weight = nn.Parameter(torch.zeros(sum(OUTS), IN))
 
 
@@ -57,7 +58,10 @@ def test_each_stretch_gets_its_own_products(seed: int) -> None:
     }
     spans = draw_spans(rng, places)
     layer = LowRankLinear(Column(0, 1), "layer", lambda: spans)
-    layer.fill(products, places, torch.float32)
+    layer.make_room(places, [0, 1], 4, torch.float32)
+    for place in range(places):  # first something else, which leaves nothing behind
+        layer.put(place, [Product(1, torch.ones(4, IN), torch.ones(OUTS[1], 4))])
+        layer.put(place, products.get(place, ()))
     x = torch.randn(spans[-1].end, IN, generator=generator)
     output = torch.randn(spans[-1].end, sum(OUTS), generator=generator)
     expected = output.double().clone()

@@ -17,9 +17,9 @@ SETTINGS = [
 CLIENTS = [None, "", "a", "/members=", "/members=0,1", "a/members=0,1", "/members=0,1/members="]
 
 
-def salt(client: str | None, settings: FusionSettings) -> str:
+def salt(client: str | None, settings: FusionSettings, puts: dict[int, int] | None = None) -> str:
     prompt = {"prompt_token_ids": [1]} if client is None else {"prompt_token_ids": [1], "cache_salt": client}
-    found: str = _salted(prompt, settings)["cache_salt"]
+    found: str = _salted(prompt, settings, puts or {})["cache_salt"]
     return found
 
 
@@ -39,10 +39,16 @@ def test_what_members_read_is_part_of_it() -> None:
     assert len({salt("a", settings) for settings in asked}) == len(read)
     assert salt("a", asked[1]) == salt("a", FusionSettings(Weighting.STATIC, (0,), (1.0,), prompts={1: [5]}))
     # Where a member's tokens lie follows from the length of the request's prompt.
-    one, two = (_salted({"prompt_token_ids": [1] * length}, asked[1])["cache_salt"] for length in (1, 2))
+    one, two = (_salted({"prompt_token_ids": [1] * length}, asked[1], {})["cache_salt"] for length in (1, 2))
     assert one != two
 
 
 def test_the_weighting_does_not_matter() -> None:
     static = FusionSettings(Weighting.STATIC, (1, 0), (0.3, 2.0), preset=2)
     assert salt("a", static) == salt("a", FusionSettings(Weighting.KL_SAFE, (0, 1)))
+
+
+def test_an_adapter_is_not_the_one_before_it() -> None:
+    counts = [None, {1: 1}, {1: 2}, {2: 1}]
+    assert len({salt("a", SETTINGS[3], puts) for puts in counts}) == len(counts)
+    assert salt("a", SETTINGS[2]) == salt("a", SETTINGS[2], {2: 1})

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from server.config import Config
-from server.engine.checks.adapters import check_adapters, check_merges, read_settings, shares_weights
+from server.engine.checks.adapters import (
+    check_adapters,
+    check_merges,
+    check_spares,
+    read_settings,
+    shares_weights,
+    spare_parameters,
+)
 from server.engine.checks.architecture import (
     DTYPE_BYTES,
     Architecture,
@@ -129,13 +136,16 @@ def check_members(config: Config) -> Report:
     Raises:
         ConfigError: they cannot; the message says which member is at fault, and what would be right.
     """
+    config = config.with_spares()
     members = resolve_members(config)
+    check_spares(members)
     dtype = resolve_dtype(members.large, config.engine)
     # First what each member is, then whether they go together.
     architectures = {member.name: check_architecture(member, config.engine, dtype) for member in members.all}
     vocabularies = read_vocabularies(members)
-    settings = {member.name: read_settings(member) for member in members.experts if member.kind == "adapter"}
-    tensors = {member.name: read_tensors(member) for member in members.loaded if member.kind != "merge"}
+    stored = [member for member in members.loaded if member.kind != "merge" and not member.spare]
+    settings = {member.name: read_settings(member) for member in stored if member.kind == "adapter"}
+    tensors = {member.name: read_tensors(member) for member in stored}
     check_side_by_side(members, config.engine)
     remarks = check_vocabularies(members, vocabularies)
     members, ends = find_ends(config, members, vocabularies)
@@ -149,16 +159,20 @@ def check_members(config: Config) -> Report:
     kv_bytes = kv_dtype_bytes(config.engine, dtype)
     reports = []
     for member in members.all:
-        held = tensors[member.name if member.shares_weights else members.shape_of(member).name]
+        own = member.shares_weights and not member.spare
+        held = tensors[member.name if own else members.shape_of(member).name]
         architecture = architectures[member.name]
         parameters, read_bytes = _weigh(member, held, dtype)
+        if member.spare and config.adapters is not None:
+            parameters = spare_parameters(held, config.adapters.max_rank)
+            read_bytes = parameters * DTYPE_BYTES[dtype]
         weight_bytes = 0 if member.of is not None else read_bytes
         kv_bytes_per_token = architecture.kv_bytes_per_token(kv_bytes)
         reports.append(MemberReport(member, architecture, parameters, weight_bytes, read_bytes, kv_bytes_per_token))
         if member.multimodal and member.kind == "model":
             remarks.append(f"{member.name}: served as a text model; its parts that read images or sound are left out")
-        stored = {tensor.dtype for tensor in held.values() if tensor.dtype in FLOATS}
-        if dtype != "float32" and stored == {"F32"} and member.kind == "model":
+        formats = {tensor.dtype for tensor in held.values() if tensor.dtype in FLOATS}
+        if dtype != "float32" and formats == {"F32"} and member.kind == "model":
             remarks.append(f"{member.name}: stored in float32, served in {dtype} (engine.dtype)")
     config = config.model_copy(update={"engine": {**config.engine, "max_model_len": max_model_len}})
     vocabulary = vocabularies[members.large.name].size
@@ -174,7 +188,7 @@ def _sharing(
     """The members, with the adapters marked for which the base's own layers run."""
     marked = [
         replace(expert, shares_weights=shares_weights(members.needed_base, settings[expert.name], tensors[expert.name]))
-        if expert.kind == "adapter"
+        if expert.kind == "adapter" and not expert.spare
         else expert
         for expert in members.experts
     ]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from server.engine.adapter import Change, read_changes
+from server.engine.adapter import LINEAR, Change, read_changes
 from server.engine.checks.tensors import Tensor
 from server.engine.members import Member, Members
 from server.errors import ConfigError
@@ -26,8 +25,6 @@ UNSUPPORTED = (
     "velora_config",
 )
 EMBEDDINGS = ("embed_tokens", "lm_head", "wte", "embed_in", "embed_out")
-# Layers that every family calls so, and that are one matrix there.
-_LINEAR = re.compile(r"\.(self_attn\.[qkvo]|mlp\.(gate|up|down))_proj\.weight$")
 # Initialisations that change the base's weights too.
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 MERGE = (
@@ -83,7 +80,7 @@ def check_adapters(
     """
     remarks = []
     for member in members.experts:
-        if member.kind == "adapter":
+        if member.kind == "adapter" and not member.spare:
             base = members.needed_base
             _refuse_quantised(base, member)
             _check_tensors(member, settings[member.name], base, tensors[base.name], tensors[member.name])
@@ -92,6 +89,26 @@ def check_adapters(
             if trained_over and trained_over not in ours and trained_over.rstrip("/").split("/")[-1] not in ours:
                 remarks.append(f"{member.name}: the adapter says it was trained over '{trained_over}'; its shapes fit")
     return remarks
+
+
+def check_spares(members: Members) -> None:
+    """Check that adapters can be loaded over the base while the server serves.
+
+    Raises:
+        ConfigError: its layers cannot run for them too.
+    """
+    spare = next((member for member in members.experts if member.spare), None)
+    if spare is not None:
+        base = members.needed_base
+        _refuse_quantised(base, spare)
+        if base.is_sparse or base.is_latent:
+            what = "is a mixture of experts" if base.is_sparse else "has latent attention"
+            raise ConfigError(f"adapters: the base {what}; adapters over it can only be merged, at the start")
+
+
+def spare_parameters(tensors: Tensors, rank: int) -> int:
+    """What an adapter of this rank has for all linear layers of a base with these tensors."""
+    return sum(rank * sum(tensor.shape) for name, tensor in tensors.items() if LINEAR.search(name))
 
 
 def shares_weights(base: Member, settings: Mapping[str, Any], tensors: Tensors) -> bool:
@@ -103,7 +120,7 @@ def shares_weights(base: Member, settings: Mapping[str, Any], tensors: Tensors) 
     if base.is_sparse or base.is_latent:
         return False
     changes = read_changes(settings, tensors, base.multimodal)
-    return all(change.parts.keys() == {"down", "up"} and _LINEAR.search(name) for name, change in changes.items())
+    return all(change.parts.keys() == {"down", "up"} and LINEAR.search(name) for name, change in changes.items())
 
 
 def check_merges(members: Members, tensors: Mapping[str, Tensors]) -> None:

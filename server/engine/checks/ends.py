@@ -18,6 +18,9 @@ def find_ends(config: Config, members: Members, vocabularies: Mapping[str, Vocab
     usual = _own_ends(members.large, members, vocabularies)
     experts, remarks = [], []
     for expert in members.experts:
+        if expert.spare:
+            experts.append(expert)
+            continue
         ends = _own_ends(expert, members, vocabularies)
         switch = f"experts.{expert.name}.stop_at_eos"
         stops = config.experts[expert.name].stop_at_eos

@@ -43,7 +43,7 @@ def read_vocabularies(members: Members) -> dict[str, Vocabulary]:
     return {
         member.name: _read_vocabulary(member)
         for member in members.all
-        if member.kind == "model" or (member.kind == "adapter" and _has_tokenizer(member))
+        if member.kind == "model" or (member.kind == "adapter" and not member.spare and _has_tokenizer(member))
     }
 
 

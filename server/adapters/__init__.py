@@ -1,0 +1,5 @@
+"""Experts that are loaded and unloaded while the server serves."""
+
+from server.adapters.loading import Adapters
+
+__all__ = ["Adapters"]
