@@ -11,9 +11,7 @@ from vllm.entrypoints.launchers.utils.server_utils import lifespan
 from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
 
 from server import metrics, playground
-from server.adapters import Adapters
 from server.api import (
-    adapter_routes,
     anthropic_routes,
     catalogue,
     documentation,
@@ -26,6 +24,8 @@ from server.api import (
     tokenize,
     unknown_fields,
 )
+from server.api.adapters import Adapters
+from server.api.adapters import routes as adapter_routes
 from server.api.middleware import (
     AllowedHosts,
     AnthropicErrors,

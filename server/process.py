@@ -109,8 +109,7 @@ async def _serve(
             phases.end(f"KV cache of {engine.vllm_config.cache_config.kv_cache_size_tokens or 0:,} tokens")
             phases.begin("checking that it fuses")
             await engine.learn_room()
-            pairs = Pairs(config)
-            await check_fusion(engine, [pairs.own(expert) for expert in range(len(config.experts))])
+            await check_fusion(engine, [Pairs(config).own(expert) for expert in range(len(config.experts))])
         except Exception as error:
             if engine is not None:
                 engine.shutdown(timeout=ENGINE_STOP_SECONDS)
@@ -118,9 +117,7 @@ async def _serve(
             raise ServerError(f"the engine did not start ({phases.current}): {reason}") from error
     try:
         app = build_app(engine, report, keys)
-        await app.state.adapters.restore()
-        # The app holds the task, as it does the metrics'.
-        app.state.following = asyncio.create_task(app.state.adapters.follow())
+        await app.state.adapters.begin()
         if metrics_sock is not None:
             metrics_app = build_metrics_app(app, config, keys)
             metrics_server = _Server(uvicorn_config(metrics_app, config.limits, lifespan="off"))

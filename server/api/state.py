@@ -13,7 +13,7 @@ from vllm.entrypoints.serve.tokenize.serving import ServingTokenization
 from vllm.renderers import renderer_from_config
 from vllm.renderers.online_renderer import OnlineRenderer
 
-from server.adapters import Adapters
+from server.api.adapters import Adapters
 from server.api.admission import Admission
 from server.api.anthropic_serving import MessagesServing
 from server.api.completions import Completions

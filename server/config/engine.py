@@ -18,7 +18,7 @@ from server.errors import nearest
 
 _MEMBERS = "the models come from large, base and experts"
 _FUSED = "the fused model sets it"
-_LORA = "adapters are experts here: list them under experts"
+_LORA = "adapters are experts here: list them under experts, or make room for them by adapters"
 _WHOLE = "every device holds whole requests of all members; use tensor_parallel_size"
 _MULTIMODAL = "the members are text models"
 _DRAFTS = "the members draft: see `speculation`"

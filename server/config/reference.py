@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic.fields import FieldInfo
 
 from fusion_kernels.weighting import markdown_table
+from server.config.adapters import AdaptersConfig
 from server.config.engine import OWNED
 from server.config.http import HttpConfig
 from server.config.prompts import PromptWay, SidePrompts
@@ -39,6 +40,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("limits.", LimitsConfig),
     ("structures.", StructuresConfig),
     ("speculation.", SpeculationConfig),
+    ("adapters.", AdaptersConfig),
     ("auth.", AuthConfig),
     ("http.", HttpConfig),
 )

@@ -54,6 +54,8 @@ class LogitFusionForCausalLM(nn.Module):
 
     state: FusionModelState
     """Set by the state itself, which the model runner makes when the weights are loaded."""
+    stack: Stack | None = None
+    """What runs base and adapters as one, where there are adapters that share the base's weights."""
     weight_bytes: int = 0
     """What all members' weights take, as they were loaded: on CPUs vLLM packs them into memory of its own."""
 
@@ -80,8 +82,6 @@ class LogitFusionForCausalLM(nn.Module):
             # Its compiled code has what adapters add: no other model's may be taken for it.
             configs[BASE].additional_config = {"adapters": True}
         models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
-        self.stack = None
-        """What runs base and adapters as one, where there are adapters that share the base's weights."""
         if adapters:
             own = f"{maybe_prefix(prefix, names[BASE])}."
             last_id = _last_id(configs[BASE], vllm_config)

@@ -463,3 +463,29 @@ def test_a_large_model_alone_needs_no_base(folder: Path) -> None:
 )
 def test_faults_of_traffic_settings(folder: Path, setting: str, message: str) -> None:
     assert message in fault(folder, GOOD, setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("{}", "adapters lacks the key 'folder'"),
+        ("{folder: nowhere}", "adapters.folder: there is no folder"),
+        ("{folder: ., max: 0}", "adapters.max: 0 is not a whole number of 1 or more"),
+        ("{folder: ., max: 65}", "adapters.max: "),
+        ("{folder: ., max_rank: 1.5}", "adapters.max_rank: a whole number is needed here, not 1.5"),
+        ("{folder: ., admin: true}", "adapters.admin: "),
+        ("{folder: ., loaded: large}", "large cannot be a file: it is a folder"),
+        ("{folder: ., loaded: a/b.yaml}", "b.yaml cannot be a file: its folder is missing"),
+        ("{folder: ., ranks: 3}", "unknown key 'ranks' in adapters; did you mean 'max_rank'?"),
+    ],
+)
+def test_faults_of_adapters(folder: Path, setting: str, message: str) -> None:
+    assert message in fault(folder, GOOD, f"adapters={setting}")
+
+
+def test_adapters_need_a_base(folder: Path) -> None:
+    alone = "large: {model: ./large}\npresets: {giant: {weighting: none}}\nadapters: {folder: .}\n"
+    assert fault(folder, alone).startswith("fusion.yaml: adapters: adapters need a base")
+    config = load(folder, alone + "base: {model: ./base}\n")
+    assert config.named_experts == config.with_spares().named_experts == ()
+    assert len(config.with_spares().experts) == 8

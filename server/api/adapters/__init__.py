@@ -1,5 +1,5 @@
 """Experts that are loaded and unloaded while the server serves."""
 
-from server.adapters.loading import Adapters
+from server.api.adapters.loading import Adapters
 
 __all__ = ["Adapters"]

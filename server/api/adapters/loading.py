@@ -16,7 +16,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar
 
-from server.adapters.listing import Listing
+from server.api.adapters.listing import Listing
 from server.api.errors import RequestError
 from server.config.adapters import AdaptersConfig, is_spare, spare_name
 from server.config.schema import EXPERT_NAME, RESERVED_EXPERTS, ExpertConfig, PresetConfig
@@ -112,6 +112,11 @@ class Adapters:
             self._unname(name)
             self._note(name, None)
 
+    async def begin(self) -> None:
+        """Load what the file names, and follow it from now on."""
+        await self.restore()
+        self._following = asyncio.create_task(self._follow())
+
     async def restore(self) -> None:
         """Load what the file names, and unload what it does not; what cannot be loaded is logged and left out."""
         if self._listing is None:
@@ -131,7 +136,7 @@ class Adapters:
                     except RequestError as error:
                         logger.error("adapter '%s' is left out: %s", name, error)
 
-    async def follow(self) -> None:
+    async def _follow(self) -> None:
         """Do as `restore` whenever the file changes, and now and then while some of it could not be loaded."""
         if self._listing is None:
             return

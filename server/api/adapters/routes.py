@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest, UnloadLoRAAdapterRequest
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
-from server.adapters import Adapters
+from server.api.adapters import Adapters
 from server.api.errors import ERRORS, RequestError
 from server.api.middleware import client_of
 from server.api.state import state_of
