@@ -23,6 +23,7 @@ from server.api import (
     stored_routes,
     tokenize,
     unknown_fields,
+    usage_routes,
 )
 from server.api.adapters import Adapters
 from server.api.adapters import routes as adapter_routes
@@ -39,6 +40,7 @@ from server.api.middleware import (
     log,
     rates,
 )
+from server.api.usage import Usage
 from server.auth import Keys
 from server.config import Config
 from server.engine.checks import Report
@@ -69,9 +71,11 @@ def build_app(engine: FusionEngine, report: Report, keys: Keys) -> FastAPI:
     app.include_router(load.router)
     app.include_router(catalogue.router)
     app.include_router(adapter_routes.router)
+    app.include_router(usage_routes.router)
     attach_metrics(app)
     documentation.attach(app, keys)
     playground.attach(app)
+    app.state.usage = Usage()
     recount = metrics.attach(app, engine, config)
     app.state.adapters = Adapters(engine, report, recount, app.state.openai_serving_models.list_presets)
     errors.register(app)

@@ -58,10 +58,11 @@ class Claim:
         self._feeding: asyncio.Task[None] | None = None
         self._closed = False
         self._let_go: Callable[[], None] | None = None
+        self._meter: Callable[[int, int], None] | None = None
 
-    def keep(self, let_go: Callable[[], None]) -> None:
-        """Call `let_go` when all is over."""
-        self._let_go = let_go
+    def keep(self, let_go: Callable[[], None], meter: Callable[[int, int], None]) -> None:
+        """Call `let_go` when all is over, and `meter` with the tokens of prompt and output of each sequence that is."""
+        self._let_go, self._meter = let_go, meter
 
     def weigh(self, weight: float) -> None:
         """Say what a token costs, before `wait`: what members read is known late."""
@@ -149,6 +150,8 @@ class Claim:
     def end(self, seat: _Seat) -> None:
         """One sequence is over: correct what it was charged, and hand its place on."""
         self._budget.give_back_tokens(self._client, max(0, seat.tokens - seat.charge))
+        if self._meter is not None:
+            self._meter(seat.prompt, seat.generated or 0)
         if seat.ticket is not None:
             self._budget.gate.leave(seat.ticket, seat.charge * self._weight)
         else:
@@ -188,7 +191,8 @@ class _Seat:
     """What one running sequence holds: the request's own place, or an extra one (`ticket`)."""
 
     def __init__(self, claim: Claim, tokens: int, ticket: Ticket | None) -> None:
-        self.used: int | None = None
+        self.read = self.prompt = 0
+        self.generated: int | None = None
         self.tokens = tokens
         self.ticket = ticket
         self._claim = claim
@@ -197,7 +201,7 @@ class _Seat:
     @property
     def charge(self) -> int:
         """Tokens that its client pays for: all that were asked for, where nothing is known of what came of it."""
-        return self.tokens if self.used is None else self.used
+        return self.tokens if self.generated is None else self.read + self.generated
 
     def leave(self) -> None:
         """The sequence has ended."""

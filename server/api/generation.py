@@ -17,6 +17,7 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from server.api.allowed import Allowed
 from server.api.cache import cache_salt
+from server.api.claim import Claim
 from server.api.completions import attach_text_offsets, only_echoes
 from server.api.deadline import within_deadline
 from server.api.errors import RequestError
@@ -72,8 +73,7 @@ async def generate(
     settings, attaches = _settle(raw_request, request, attaching)
     seconds, keep_alive_s = limits.request_timeout_s, limits.keep_alive_s
     deadline = asyncio.get_running_loop().time() + seconds
-    claim = state.admission.claim(client, request, raw_request, settings)
-    claim.keep(state.adapters.hold(settings))
+    claim = _claim(raw_request, request, settings)
     place.set(claim)
     sender.set(Sender(client, len(await raw_request.body())))
     waiting = False
@@ -109,6 +109,16 @@ async def generate(
         answer = attach_to_events(answer, attach)
     events = answer if behind else placed(claim.wait, answer, waiting)
     return ClosingStream(until(seconds, deadline, events, protocol), close, keep_alive_s, headers)
+
+
+def _claim(raw_request: Request, request: FusionRequest, settings: FusionSettings) -> Claim:
+    """The request's claim on the engine, on its members, and on what its client has used."""
+    state, client = state_of(raw_request), client_of(raw_request)
+    claim = state.admission.claim(client, request, raw_request, settings)
+    experts, presets = list(state.config.experts), list(state.config.presets)
+    meter = state.usage.meter(client.name, presets[settings.preset], [experts[expert] for expert in settings.experts])
+    claim.keep(state.adapters.hold(settings), meter)
+    return claim
 
 
 def _settle(

@@ -22,6 +22,7 @@ from server.api.stored import StoredResponses
 from server.api.structures import Structures
 from server.api.texts import Renderer
 from server.api.tool_calls import TOOL_PARSER, CutOffCalls
+from server.api.usage import Usage
 from server.config import Config
 from server.engine.checks import Report
 from server.engine.client import FusionEngine
@@ -36,6 +37,7 @@ class ServerState(Protocol):
     engine_client: FusionEngine
     adapters: Adapters
     admission: Admission
+    usage: Usage
     structures: Structures
     openai_serving_models: PresetModels
     serving_tokenization: ServingTokenization

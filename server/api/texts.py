@@ -24,6 +24,8 @@ from server.admission import AdmissionError, Gate, Policy, Ticket
 from server.auth import ANYBODY, Client
 from server.config.traffic import AdmissionConfig
 
+# Past the tokens that are kept: where a text is cut, the next tokens may be others.
+MARGIN_TOKENS = 64
 # About 50 ms of a tokenizer's time.
 LONG_BYTES = 64 * 1024
 
@@ -88,15 +90,18 @@ class Renderer(OnlineRenderer):
 class CutParams(TokenizeParams):
     """Cuts the text that `truncate_prompt_tokens` will cut anyway before the tokenizer sees all of it.
 
-    vLLM 0.32 does so only where `truncation_side` is given too.
+    vLLM 0.32 does so only where `truncation_side` is given too, and at the length of the context.
     """
 
     def apply_pre_tokenization(self, tokenizer: TokenizerLike | None, prompt: TextPrompt) -> TextPrompt:
-        """As vLLM's, on no more characters than the context can hold."""
-        if self.truncation_side is None and tokenizer is not None and self.max_input_tokens is not None:
-            most = self.max_input_tokens * tokenizer.max_chars_per_token
-            text = prompt["prompt"]
-            prompt["prompt"] = text[-most:] if tokenizer.truncation_side == "left" else text[:most]
+        """As vLLM's, on no more characters than what is kept can have."""
+        if tokenizer is not None and self.max_input_tokens is not None:
+            kept = self.max_input_tokens
+            if self.truncate_prompt_tokens is not None and self.truncate_prompt_tokens >= 0:
+                kept = min(kept, self.truncate_prompt_tokens + MARGIN_TOKENS)
+            most, text = kept * tokenizer.max_chars_per_token, prompt["prompt"]
+            side = self.truncation_side or tokenizer.truncation_side
+            prompt["prompt"] = text[-most:] if side == "left" else text[:most]
         return super().apply_pre_tokenization(tokenizer, prompt)
 
 

@@ -134,10 +134,11 @@ class FusionEngine(AsyncLLM):
         if here is None:
             outputs = start(sampling_params, request_id)
         else:
-            read = len(prompt["prompt_token_ids"]) + sum(map(len, settings.prompts.values()))
+            own = len(prompt["prompt_token_ids"])
+            read = own + sum(map(len, settings.prompts.values()))
             tokens = read + (sampling_params.max_tokens or 0)
             here.add(sampling_params.n, tokens)
-            outputs = seated(here, Tokens(read, tokens), start, sampling_params, request_id)
+            outputs = seated(here, Tokens(own, read, tokens), start, sampling_params, request_id)
         if len(masking_fields(sampling_params)) > 1:
             outputs = obeying(outputs, sampling_params, self.get_tokenizer())
         key, _, prompt_index = (settings.trace or "").partition("/")

@@ -12,8 +12,12 @@ from typing import Protocol
 class Seat(Protocol):
     """What one running sequence holds."""
 
-    used: int | None
-    """Tokens of prompt and output so far; `None` where nothing came of it yet."""
+    read: int
+    """Tokens of all prompts that its members read."""
+    prompt: int
+    """Those of the request's prompt; 0 where another sequence of the same prompt counts them."""
+    generated: int | None
+    """Tokens of its output so far; `None` where nothing came of it yet."""
 
     def leave(self) -> None:
         """The sequence has ended; harmless the second time."""

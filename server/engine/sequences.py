@@ -26,6 +26,8 @@ Start = Callable[[SamplingParams, str], AsyncGenerator[RequestOutput, None]]
 class Tokens(NamedTuple):
     """Of one sequence."""
 
+    prompt: int
+    """The request's own prompt."""
     read: int
     """All prompts that its members read."""
     most: int
@@ -37,7 +39,7 @@ async def seated(
 ) -> AsyncGenerator[RequestOutput, None]:
     """The outputs of a request for the `params.n` choices of one prompt, each of `tokens`."""
     if params.n == 1:
-        async with aclosing(_in_seat(await here.seat(tokens.most), tokens.read, start(params, name))) as outputs:
+        async with aclosing(_in_seat(await here.seat(tokens.most), tokens, start(params, name))) as outputs:
             async for output in outputs:
                 yield output
         return
@@ -63,13 +65,14 @@ def _leave(seat: Seat, task: asyncio.Task[None]) -> None:
 
 
 async def _in_seat(
-    seat: Seat, read: int, outputs: AsyncGenerator[RequestOutput, None]
+    seat: Seat, tokens: Tokens, outputs: AsyncGenerator[RequestOutput, None]
 ) -> AsyncGenerator[RequestOutput, None]:
     try:
         async with aclosing(outputs):
             async for output in outputs:
                 new = sum(len(choice.token_ids) for choice in output.outputs)
-                seat.used = (seat.used or read) + new
+                seat.read, seat.prompt = tokens.read, tokens.prompt
+                seat.generated = (seat.generated or 0) + new
                 yield output
     finally:
         seat.leave()
@@ -87,7 +90,9 @@ async def _each(
         mine.n = 1
         if params.seed is not None:
             mine.seed = params.seed + index
-        async with aclosing(_in_seat(seat, tokens.read, start(mine, f"{index}_{name}"))) as outputs:
+        # The first choice counts the prompt for all.
+        counted = tokens._replace(prompt=0) if index else tokens
+        async with aclosing(_in_seat(seat, counted, start(mine, f"{index}_{name}"))) as outputs:
             async for output in outputs:
                 await queue.put((index, output))
 

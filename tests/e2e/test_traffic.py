@@ -44,6 +44,8 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entry("short", tokens_per_minute=100),
         entry("reader", requests_per_minute=2),
         entry("brief", tokens_per_minute=500),
+        entry("operator", admin=True),
+        entry("metered"),
     ]
     path.write_text(yaml.safe_dump({"keys": entries}))
     return path
@@ -147,6 +149,34 @@ class TestKeys:
         assert hits("green") == 0
         assert hits("green", cache_salt="guess") == 0
         assert hits("green", cache_salt="guess") > 0
+
+    def test_usage_of_a_key(self, busy: ServerProcess) -> None:
+        refused = httpx.get(busy.url + "/v1/fusion/usage", headers=header("metered"))
+        assert refused.status_code == 403
+        assert "admin: true" in error(refused)
+        used: dict[str, dict[str, int]] = {}
+        for model, changes in (
+            ("giant", {"prompt": [5] * 7, "n": 3}),
+            ("giant-red", {"prompt": [[5] * 4, [6] * 9]}),
+            ("giant-red", {"prompt": [5] * 3, "fusion": {"experts": ["red", "blue"]}}),
+        ):
+            answer = post(busy, "metered", model=model, **changes).json()
+            of = used.setdefault(model, {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0})
+            of["requests"] += 1
+            of["prompt_tokens"] += answer["usage"]["prompt_tokens"]
+            of["generated_tokens"] += answer["usage"]["completion_tokens"]
+        shown = httpx.get(busy.url + "/v1/fusion/usage", headers=header("operator")).json()["clients"]["metered"]
+        assert shown["presets"] == used
+        assert shown["requests"] == 3
+        assert shown["prompt_tokens"] == 7 + 13 + 3
+        both = answer["usage"]["completion_tokens"]
+        assert shown["experts"] == {"red": used["giant-red"]["generated_tokens"], "blue": both}
+        of_metrics = {
+            kind: metric(busy.url, "fusion_client_tokens_total", client="metered", preset="giant-red", kind=kind)
+            for kind in ("prompt", "generated")
+        }
+        assert of_metrics == {kind: used["giant-red"][f"{kind}_tokens"] for kind in ("prompt", "generated")}
+        assert metric(busy.url, "fusion_client_expert_tokens_total", client="metered", expert="blue") == both
 
     def test_requests_per_minute(self, busy: ServerProcess) -> None:
         assert [post(busy, "rare").status_code for _ in range(3)] == [200, 200, 429]

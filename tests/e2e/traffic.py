@@ -23,11 +23,16 @@ def body(tokens: int = LONG, **changes: Any) -> dict[str, Any]:
     return {"model": "giant-all", "prompt": "a", "max_tokens": tokens, "ignore_eos": True} | changes
 
 
-def metric(url: str, name: str) -> float:
-    """The sum of a metric's series."""
+def metric(url: str, name: str, **labels: str) -> float:
+    """The sum of a metric's series that have these labels."""
     lines = httpx.get(url + "/metrics").text.splitlines()
-    values = [float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((name + " ", name + "{"))]
-    assert values, f"there is no series {name}"
+    found = [line for line in lines if line.startswith((name + " ", name + "{"))]
+    values = [
+        float(line.rsplit(" ", 1)[1])
+        for line in found
+        if all(f'{label}="{value}"' in line for label, value in labels.items())
+    ]
+    assert values, f"there is no series {name} {labels or ''}"
     return sum(values)
 
 
