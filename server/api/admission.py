@@ -69,8 +69,7 @@ class Admission:
 
     def _check_fields(self, request: BaseModel) -> None:
         limits = self._limits
-        widest = min(limits.max_n, limits.max_beams) if getattr(request, "use_beam_search", False) else limits.max_n
-        caps = [(name, limits.max_tokens) for name in MAX_TOKENS_FIELDS] + [("n", widest)]
+        caps = [(name, limits.max_tokens) for name in MAX_TOKENS_FIELDS] + [("n", limits.max_n)]
         for name, cap in caps:
             value = getattr(request, name, None)
             if cap is not None and isinstance(value, int) and value > cap:

@@ -85,10 +85,6 @@ class LimitsConfig(Section):
         "them in the header `Warning` of the answer, `refuse` answers 400, `ignore` says nothing, as vLLM does.",
     )
     max_n: Whole = Field(64, description="The largest `n` of a request.")
-    max_beams: Whole = Field(
-        16,
-        description="The largest `n` with `use_beam_search`. Each beam asks at every token for the `2 n` likeliest.",
-    )
     max_prompts: Whole = Field(
         256, description="Prompts in one request to `/v1/completions`, or conversations in one batch."
     )

@@ -83,7 +83,7 @@ CASES: dict[str, tuple[int, Callable[[int], Request]]] = {
     # What takes all places.
     "width": (64, lambda size: _completion(["a"] * 256, n=size, max_tokens=900, ignore_eos=True)),
     "choices": (64, lambda size: _chat(n=size, max_tokens=900, ignore_eos=True)),
-    "beams": (16, lambda size: _completion("a", n=size, use_beam_search=True, max_tokens=900, temperature=0)),
+    "beams": (64, lambda size: _completion("a", n=size, use_beam_search=True, max_tokens=900, temperature=0)),
     # What asks the idle engine.
     "scrapes": (1, lambda size: ("/metrics", {})),
 }
