@@ -16,7 +16,11 @@ router = APIRouter()
 
 @router.get("/v1/fusion/usage", responses=ERRORS)
 async def show_usage(raw_request: Request) -> JSONResponse:
-    """What each client has used since the server started: for keys that say `admin: true`, or where there are none."""
+    """What each client has used since the server started: for keys that say `admin: true`, or where there are none.
+
+    Raises:
+        RequestError: the key says no such thing.
+    """
     state, client = state_of(raw_request), client_of(raw_request)
     if state.config.auth.keys_file is not None and not client.admin:
         raise RequestError(

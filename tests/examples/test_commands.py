@@ -118,6 +118,7 @@ HELP_ONLY = {
         "bench.speculation"
     ),
     "python -m bench.speculation --rounds 1 --requests 64 --name speculation_64": "bench.speculation",
+    "python -m bench.speculation --rounds 2 --requests 4 --name speculation_4": "bench.speculation",
     "python -m bench.speculation --rounds 2 --requests 1,4,16": "bench.speculation",
     "python -m bench.start": "bench.start",
     "python -m bench.throughput": "bench.throughput",
@@ -148,6 +149,13 @@ ELSEWHERE = {
     ".venv/bin/python examples/sdk.py",
     "git clone REPOSITORY logit-fusion && cd logit-fusion",  # the reader's own address
     "VLLM_USE_V2_MODEL_RUNNER=1 vllm serve MODEL",  # by tests/engine/cpu_runner/test_serve.py
+    *(  # by tests/e2e/test_adapters.py
+        f"curl $URL/v1/{route} -H \"Authorization: Bearer $KEY\" -H 'Content-Type: application/json' -d '{body}'"
+        for route, body in (
+            ("load_lora_adapter", '{"lora_name": "law", "lora_path": "law-lora"}'),
+            ("unload_lora_adapter", '{"lora_name": "law"}'),
+        )
+    ),
 }
 HARNESS = "lm_eval run "
 
