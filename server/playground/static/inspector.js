@@ -62,11 +62,11 @@ export class Inspector {
     const heads = ["", "alpha", "chosen", "likeliest"].map((text) => (text ? element("th", { scope: "col", text }) : element("td")));
     const rows = members.map(([name, thought]) => {
       const alpha = name in token.alpha ? decimal(token.alpha[name]) : "";
-      const hue = name in token.alpha ? colourClass([name], this.#all) : name;
+      const hue = this.#all.includes(name) ? colourClass([name], this.#all) : null;
       const likeliest = element("ol", {}, ...thought.top.map((entry) => likely(entry, token)));
       return element(
         "tr",
-        { class: hue },
+        { class: name === "fused" ? "fused" : hue },
         element("th", { scope: "row", text: name, title: name }),
         element("td", { text: alpha }),
         element("td", { text: thought.p === null ? "?" : percent(thought.p) }),
