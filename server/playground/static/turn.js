@@ -122,7 +122,11 @@ export class Turn {
       const span = event.target.closest?.(".token");
       return span ? Number(span.dataset.index) : null;
     };
-    this.#tokens.addEventListener("pointerover", (event) => this.#reader.preview(this, indexOf(event)));
+    // When the keyboard scrolls the text under a pointer that lies still, browsers say that it is over another token.
+    let place = "";
+    const moves = ({ screenX, screenY }) => place !== (place = `${screenX} ${screenY}`);
+    this.#tokens.addEventListener("pointermove", moves);
+    this.#tokens.addEventListener("pointerover", (event) => moves(event) && this.#reader.preview(this, indexOf(event)));
     this.#tokens.addEventListener("pointerleave", () => this.#reader.preview(this, null));
     this.#tokens.addEventListener("focusin", (event) => this.#reader.choose(this, indexOf(event)));
     this.#tokens.addEventListener("click", (event) => this.#tokens.children[indexOf(event)]?.focus({ preventScroll: true }));
