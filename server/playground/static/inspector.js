@@ -89,8 +89,8 @@ function likely({ id, token: text, p }, token) {
 
 /** What fine-tuning moved, and what fusion moved. */
 function numbers({ klTarget: [a, b], klFused: [f, g] }) {
-  const told = `KL, forward and back: target ${decimal(a)}, ${decimal(b)}; reached ${decimal(f)}, ${decimal(g)} nats.`;
-  const note = " Target: between expert and base. Reached: between fused and large.";
+  const told = `KL (forward, back): target ${decimal(a)}, ${decimal(b)}; reached ${decimal(f)}, ${decimal(g)}`;
+  const note = " nats. Target: between expert and base. Reached: between fused and large.";
   return element("p", { class: "divergences" }, told, element("span", { class: "note", text: note }));
 }
 
