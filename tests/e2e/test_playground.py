@@ -762,7 +762,6 @@ def test_the_inspector_stays_in_sight(open_page: Open, width: int, height: int, 
         page.get_by_label("Side by side").check()
     ask(page, LONG, "giant-all")
     expect(tokens(page)).to_have_count(number)
-    picture = os.environ.get("PICTURES")
     for index in range(lanes):
         inspector = lane(page, index).locator(".inspector")
         heights = set()
@@ -773,8 +772,6 @@ def test_the_inspector_stays_in_sight(open_page: Open, width: int, height: int, 
             assert in_sight(page, token), f"token {place} of lane {index}, clicked"
             assert in_sight(page, inspector), f"inspector of lane {index} at {place}, clicked"
             heights.add(inspector.evaluate("element => element.offsetHeight"))
-        if picture:
-            page.screenshot(path=f"{picture}/{width}-{number}-{lanes}-{index}.png")
         for key, place in (("Home", 0), ("ArrowRight", 1), ("End", number - 1), ("ArrowLeft", number - 2)):
             page.keyboard.press(key)
             expect(inspector).to_contain_text(f"Token {place + 1} of {number}")

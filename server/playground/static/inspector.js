@@ -49,7 +49,7 @@ export class Inspector {
     const { names } = mover(token);
     const chip = element("code", { class: "chosen", text: visible(token.text || token.name) });
     const place = element("span", { class: "place", text: `Token ${index + 1} of ${count}` });
-    const sentence = element("span", { class: "sentence", text: explain(token) });
+    const sentence = element("span", { class: "sentence", text: explain(token), title: explain(token) });
     const title = element("p", { class: "title" }, chip, place, sentence);
     const members = Object.entries(token.lens);
     const parts = members.length ? [this.#lens(members, token), numbers(token)] : [];
