@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from server.api.tokens import token_text
-from server.config.schema import BASE as BASE_NAME
 from server.config.schema import FUSED as FUSED_NAME
 from server.config.schema import LARGE as LARGE_NAME
+from server.config.speculation import BASE as BASE_NAME
 from server.engine.lens import Thought
 from server.engine.request_trace import TokenTrace, Trace
 from server.engine.settings import ANY, BASE, FUSED, LARGE, NOTHING
