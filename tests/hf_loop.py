@@ -97,6 +97,10 @@ class HFLoop:
             token_ids.append(int(steps[-1].logits[0].argmax()))
         return token_ids[len(prompt) :], Fused(*(torch.cat(parts) for parts in zip(*steps, strict=True)))
 
+    def base_along(self, prompt: Sequence[int], generated: Sequence[int]) -> torch.Tensor:
+        """The base's own logits, from which none of the `generated` tokens was drawn, one row a token."""
+        return self._read([[*prompt, *generated][:-1]])[1][0, len(prompt) - 1 :]
+
     def along(self, prompt: Sequence[int], generated: Sequence[int], settings: Settings) -> Fused:
         """The fusion from which each of the `generated` tokens was drawn, one row a token."""
         first = len(prompt) - 1

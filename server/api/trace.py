@@ -8,8 +8,12 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from server.api.tokens import token_text
+from server.config.schema import FUSED as FUSED_NAME
+from server.config.schema import LARGE as LARGE_NAME
+from server.config.speculation import BASE as BASE_NAME
+from server.engine.lens import Thought
 from server.engine.request_trace import TokenTrace, Trace
-from server.engine.trace import Top
+from server.engine.settings import ANY, BASE, FUSED, LARGE, NOTHING
 
 DECIMALS = 6
 
@@ -49,7 +53,8 @@ def trace_field(
     KL(base || expert) (means over the experts), KL(fused || large) and KL(large || fused), in nats. Where members read
     prompts of their own, `prompt_tokens` says how long these are. The trace of a request that speculates has
     `drafted`: whether a member had drafted the token. A full trace has `large_top` and
-    `fused_top` too, the likeliest tokens before and after fusion, `{"id", "token", "p"}` each.
+    `fused_top` too, the likeliest tokens before and after fusion, `{"id", "token", "p"}` each, and `lens`: by member,
+    for each token such a list (`top`) and the probability of the chosen token (`p`).
     """
     field: dict[str, Any] = {
         "token_ids": [token.token_id for token in tokens],
@@ -62,17 +67,41 @@ def trace_field(
         field["prompt_tokens"] = {experts[expert]: read for expert, read in own_prompts.items()}
     if trace.speculates:
         field["drafted"] = [token.drafted for token in tokens]
-    if any(token.large_top is not None for token in tokens):
-        field["large_top"] = [_top(token.large_top, trace) for token in tokens]
-        field["fused_top"] = [_top(token.fused_top, trace) for token in tokens]
+    if any(token.lens is not None for token in tokens):
+        lens = {
+            name: [_thought((token.lens or {}).get(number), trace) for token in tokens]
+            for name, number in _members(trace, experts, choice).items()
+        }
+        field["large_top"] = [thought["top"] for thought in lens[LARGE_NAME]]
+        field["fused_top"] = [thought["top"] for thought in lens[FUSED_NAME]]
+        field["lens"] = lens
     return field
 
 
-def _top(top: Top | None, trace: Trace) -> list[dict[str, Any]]:
-    return [
+def _members(trace: Trace, experts: Sequence[str], choice: int) -> dict[str, int]:
+    """The rows of the lens: what it calls each member, and the member's number.
+
+    An expert goes by its own name even where it is another member's weights, and what it is compared with by that
+    member's: `base`, `large` or another expert, or `math against base` where that reads a prompt of its own.
+    """
+    sides = trace.sides.get(choice, {})
+    names = {LARGE: LARGE_NAME, BASE: BASE_NAME} | {1 + t: name for t, name in enumerate(experts)}
+    found = {LARGE_NAME: LARGE}
+    for pair in sides.values():
+        if pair.against not in (ANY, NOTHING):
+            found[names.get(pair.against) or trace.names[pair.against]] = pair.against
+    found |= {experts[expert]: pair.expert for expert, pair in sides.items()}
+    return {**found, FUSED_NAME: FUSED}
+
+
+def _thought(thought: Thought | None, trace: Trace) -> dict[str, Any]:
+    if thought is None:
+        return {"top": [], "p": None}
+    top = [
         {"id": token_id, "token": token_text(trace.tokenizer, token_id), "p": _rounded(probability)}
-        for token_id, probability in top or ()
+        for token_id, probability in thought.top
     ]
+    return {"top": top, "p": _rounded(thought.chosen)}
 
 
 async def attach_to_events(events: AsyncIterator[str], attach: Attach) -> AsyncIterator[str]:

@@ -88,8 +88,8 @@ YAML. Unknown keys are refused, and the nearest valid one is named.
 
 ## Names
 
-An expert's name is a letter followed by letters, digits, `_` or `-`, 32 characters at most; `large`, `base` and
-`none` are taken. A preset's name may also start with a digit and hold dots, and has 64 characters at most.
+An expert's name is a letter followed by letters, digits, `_` or `-`, 32 characters at most; `large`, `base`,
+`none` and `fused` are taken. A preset's name may also start with a digit and hold dots, and has 64 characters at most.
 
 ## Engine arguments
 

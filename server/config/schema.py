@@ -32,8 +32,8 @@ from server.errors import nearest
 
 ExpertKind = Literal["model", "adapter", "merge", "use"]
 
-LARGE, NONE = "large", "none"
-RESERVED_EXPERTS = (LARGE, BASE, NONE)
+LARGE, NONE, FUSED = "large", "none", "fused"
+RESERVED_EXPERTS = (LARGE, BASE, NONE, FUSED)
 EXPERT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

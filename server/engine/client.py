@@ -16,6 +16,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from server.engine.bounds import check_bounds
 from server.engine.contradiction import masking_fields, obeying
+from server.engine.lens import Thought
 from server.engine.members import Member
 from server.engine.own_prompts import Alignment, Room
 from server.engine.place import place
@@ -61,7 +62,7 @@ class FusionEngine(AsyncLLM):
 
     def open_trace(self, speculates: bool = False) -> Trace:
         """Start to follow a request, whose settings name the trace's `prompt_key`s; hold on to it until the end."""
-        trace = Trace(self.get_tokenizer(), speculates=speculates)
+        trace = Trace(self.get_tokenizer(), speculates=speculates, names=self._member_names)
         self._traces[trace.key] = trace
         return trace
 
@@ -146,9 +147,10 @@ class FusionEngine(AsyncLLM):
         if trace is None:
             return outputs
         first_choice = int(prompt_index) * sampling_params.n
-        trace.own_prompts |= dict.fromkeys(
-            range(first_choice, first_choice + sampling_params.n), settings.own_prompt_tokens
-        )
+        choices = range(first_choice, first_choice + sampling_params.n)
+        trace.own_prompts |= dict.fromkeys(choices, settings.own_prompt_tokens)
+        sides = dict(zip(settings.experts, settings.sides, strict=True))
+        trace.sides |= dict.fromkeys(choices, sides)
         if not settings.traced:
             return unfused(outputs, trace, first_choice)
         assert settings.trace is not None
@@ -205,7 +207,9 @@ class FusionEngine(AsyncLLM):
 
     async def _take(self, name: str, last: bool = False) -> list[TraceRow]:
         engines = await self.on_workers("take_fusion_trace", name, last)
-        return [TraceRow(*row) for workers in engines for rows in workers for row in rows]
+        rows = (TraceRow(*row) for workers in engines for rows in workers for row in rows)
+        # As plain lists it came from another process.
+        return [row._replace(lens=row.lens and [Thought(*thought) for thought in row.lens]) for row in rows]
 
 
 def _salted(prompt: Any, settings: FusionSettings, puts: Mapping[int, int]) -> Any:

@@ -179,7 +179,7 @@ class LogitFusionForCausalLM(nn.Module):
         in_use = self.state.experts_of(call)
         if not in_use:
             if call.step is not None:
-                self.state.record(call.step, large, None, None, [])
+                self.state.record(call.step, large, None, None, [], None)
             return large
         sides = Sides(large, self._models, call.members, self._common_size)
         pairs = [self.state.pairs_of(call, expert) for expert in in_use]
@@ -191,7 +191,7 @@ class LogitFusionForCausalLM(nn.Module):
         fused = _fuse(large, against, experts, settings)
         if call.step is not None:
             self.state.watch(large, against, experts, settings, fused)
-            self.state.record(call.step, large, settings, fused, in_use)
+            self.state.record(call.step, large, settings, fused, in_use, sides)
         return fused.logits
 
     def _compile_kernels(self, large: torch.Tensor, against: list[torch.Tensor], experts: list[torch.Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -12,7 +12,9 @@ from vllm import RequestOutput
 from vllm.logger import init_logger
 from vllm.tokenizers import TokenizerLike
 
-from server.engine.trace import Top, TraceRow
+from server.engine.lens import Thought
+from server.engine.settings import Pair
+from server.engine.trace import TraceRow
 
 logger = init_logger("vllm." + __name__)
 
@@ -26,9 +28,8 @@ class TokenTrace:
     kl_target: list[float | None]  # mean a, mean b
     kl_fused: list[float | None]  # f, g
     fallback: bool
-    large_top: Top | None = None
-    """The likeliest tokens before and after fusion, of requests that asked for them."""
-    fused_top: Top | None = None
+    lens: dict[int, Thought] | None = None
+    """What every member thought, by number, and the fusion, of requests that asked."""
     drafted: bool = False
     """Whether a member had drafted it."""
 
@@ -51,6 +52,12 @@ class Trace:
 
     own_prompts: dict[int, dict[int, dict[str, int]]] = field(default_factory=dict)
     """By choice and expert, how many tokens the members on its sides read in the place of the request's prompt."""
+
+    sides: dict[int, dict[int, Pair]] = field(default_factory=dict)
+    """By choice and expert, the members on its sides."""
+
+    names: Mapping[int, str] = field(default_factory=dict)
+    """What members are called, by their numbers."""
 
     def prompt_key(self, prompt_index: int) -> str:
         """The name under which the worker keeps the trace of one of the request's prompts."""
@@ -120,7 +127,6 @@ def _token_trace(token_id: int, slots: list[dict[int, TraceRow]], index: int) ->
         list(row.kl_target),
         list(row.kl_fused),
         row.fallback,
-        row.large_top,
-        row.fused_top,
+        None if row.lens is None else {thought.member: thought for thought in row.lens},
         row.drafted,
     )

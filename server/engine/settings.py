@@ -24,6 +24,8 @@ SIDES = ("with", "against")
 LARGE, NOTHING = -1, -2
 ANY = -3
 """The side of a pair that nobody looks at."""
+FUSED = -4
+"""No member: what came of all of them, where both are told of."""
 BASE = 0
 
 
@@ -48,7 +50,7 @@ class FusionSettings:
     trace: str | None = None
     """The name under which the worker keeps this request's trace; `None` keeps none."""
     trace_top: bool = False
-    """Whether its trace has the likeliest tokens too, before and after fusion."""
+    """Whether its trace has the likeliest tokens of every member too, and of the fusion."""
     drafter: int | None = None
     """The member that drafts for the request, by its number; `None`: it does not speculate."""
     pairs: tuple[Pair, ...] = ()
@@ -68,12 +70,16 @@ class FusionSettings:
         return self.trace is not None and (bool(self.experts) or self.trace_top)
 
     @property
+    def sides(self) -> tuple[Pair, ...]:
+        """The pairs as the weighting looks at them. One expert `ALONE` is compared with none."""
+        return self.pairs if self.weighting.fuses else tuple(Pair(pair.expert, ANY) for pair in self.pairs)
+
+    @property
     def members_used(self) -> tuple[int, ...]:
-        """The small members that steer the request. One expert `ALONE` is compared with none."""
+        """The small members that steer the request."""
         if self.weighting is Weighting.NONE:
             return ()
-        sides = {side for pair in self.pairs for side in (pair if self.weighting.fuses else pair[:1])}
-        return tuple(sorted(side for side in sides if side >= 0))
+        return tuple(sorted({side for pair in self.sides for side in pair if side >= 0}))
 
     @property
     def members_run(self) -> tuple[int, ...]:

@@ -42,6 +42,10 @@ class Sides:
             self._cut[key] = self.experts(members)[:, : self._common]
         return self._cut[key]
 
+    def member(self, number: int) -> torch.Tensor:
+        """[N, V_m] logits of one member; of rows that do not use it, nothing that means anything."""
+        return self._of(number)
+
     def _mix(self, members: np.ndarray) -> torch.Tensor:
         # A member that has read nothing yet is named by rows alone that nobody looks at.
         numbers = [int(number) for number in np.unique(members) if number != ANY and self._has_rows(int(number))]

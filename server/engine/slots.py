@@ -111,8 +111,8 @@ class SlotTable:
             self.members_run[index, member] = True
         self.drafter[index] = -1 if settings.drafter is None else settings.drafter
         self.pairs[index] = ANY
-        for expert, pair in zip(settings.experts, settings.pairs, strict=True):
-            self.pairs[index, expert] = pair if settings.weighting.fuses else (pair.expert, ANY)
+        for expert, pair in zip(settings.experts, settings.sides, strict=True):
+            self.pairs[index, expert] = pair
         self.begun[index] = False
         self._add_prompts(index, slot, block_size)
 

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
 
     from fusion_kernels import Fused
+    from server.engine.sides import Sides
 
 LARGE_PREFIX = "large."
 
@@ -83,6 +84,8 @@ class FusionModelState(DefaultModelState):
         self._pass: ForwardPass | None = None
         self._profiled: tuple[torch.Tensor, torch.Tensor] | None = None
         """Token ids and positions of a pass without requests or attention."""
+        self._tokens: torch.Tensor | None = None
+        """[slots, positions] what each request has read and said, kept by the model runner."""
         composite.state = self
         if device.type == "cpu":
             cpu_runner.warm_up()
@@ -172,6 +175,7 @@ class FusionModelState(DefaultModelState):
             self._profiled = input_batch.input_ids, input_batch.positions
         else:
             self._pass = step
+            self._tokens = req_states.all_token_ids.gpu
             run_members(self, step, everyone=self._everyone)
         return super().prepare_inputs(input_batch, req_states)
 
@@ -254,6 +258,12 @@ class FusionModelState(DefaultModelState):
         self.aggregates.settle(outcome)
         self.trace_log.settle(outcome)
 
+    def postprocess_state(self, *args: Any, **kwargs: Any) -> None:
+        """A step's tokens are sampled, and in the model runner's table of them."""
+        super().postprocess_state(*args, **kwargs)
+        if self._tokens is not None:
+            self.trace_log.choose(self._tokens)
+
     # --- logits -------------------------------------------------------------------------------------------------
 
     @property
@@ -308,12 +318,7 @@ class FusionModelState(DefaultModelState):
         return rows.of_experts(experts)
 
     def watch(
-        self,
-        large: torch.Tensor,
-        against: list[torch.Tensor],
-        experts: list[torch.Tensor],
-        rows: Rows,
-        fused: Fused,
+        self, large: torch.Tensor, against: list[torch.Tensor], experts: list[torch.Tensor], rows: Rows, fused: Fused
     ) -> None:
         """Keep a step that fused, where somebody looks."""
         if self.watched is not None:
@@ -321,15 +326,21 @@ class FusionModelState(DefaultModelState):
             self.watched.append(self_check.Step(batch, fused))
 
     def record(
-        self, step: Step, large: torch.Tensor, settings: Rows | None, fused: Fused | None, experts: list[int]
+        self,
+        step: Step,
+        large: torch.Tensor,
+        settings: Rows | None,
+        fused: Fused | None,
+        experts: list[int],
+        sides: Sides | None,
     ) -> None:
-        """Note a step's rows for counters and traces: the large model's logits, and what came of fusing `experts`;
-        `None` where nothing was fused.
+        """Note a step's rows for counters and traces: the large model's logits, what came of fusing `experts`, and
+        their `sides`; `None` where nothing was fused.
         """
         if self.watched is not None:
             return
         self.aggregates.record(step, None if settings is None else settings.use, fused, experts)
-        self.trace_log.record(step, large, fused, experts)
+        self.trace_log.record(step, large, fused, experts, sides)
 
 
 def _has_large_layers(group: Any) -> bool:

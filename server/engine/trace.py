@@ -8,15 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.utils import torch_utils
+
+from server.engine.lens import Lens, Thought, to_host
+from server.engine.settings import FUSED, LARGE
 
 if TYPE_CHECKING:
     from fusion_kernels import Fused
+    from server.engine.sides import Sides
     from server.engine.slots import Slot, SlotTable
     from server.engine.speculation.outcome import Outcome
     from server.engine.step import Step
@@ -27,12 +31,6 @@ MAX_KEPT_TRACES = 4096
 MAX_REMEMBERED_ENDS = 1024
 # Steps are sorted by request when somebody asks, or in halves of this many, so that they cannot pile up.
 MAX_UNSORTED_STEPS = 512
-
-# The likeliest tokens that a trace shows, before and after fusion.
-TOP_TOKENS = 5
-
-Top = list[tuple[int, float]]
-"""Likeliest tokens in falling order: (id, probability)."""
 
 
 class TraceRow(NamedTuple):
@@ -48,8 +46,8 @@ class TraceRow(NamedTuple):
     kl_target: list[float]  # [2]
     kl_fused: list[float]  # [2]
     fallback: bool
-    large_top: Top | None
-    fused_top: Top | None
+    lens: list[Thought] | None
+    """What every member thought, and the fusion, of requests that asked."""
     drafted: bool
     """Whether a member had drafted the token before the fused model chose it."""
 
@@ -60,8 +58,9 @@ class _Step:
     """By row: the request whose trace it belongs to, `None` where it belongs to none."""
     experts: list[int]
     tensors: tuple[torch.Tensor, ...]
-    """Positions [N]; tokens read there [N]; values [N, len(experts) + 5]: alpha, KL targets, KL results, fell back; and
-    of the rows that asked, likeliest ids and their probabilities [rows, 2, k]: of the large model and fused."""
+    """Positions [N]; tokens read there [N]; values [N, len(experts) + 5]: alpha, KL targets, KL results, fell back."""
+    lens: Lens | None
+    """Of the rows that asked, if there are any."""
     done: torch.cuda.Event | None
     delivered: torch.Tensor | None = None  # [N] bool: the row's token reaches the client; `None`: all do
     drafted: torch.Tensor | None = None  # [N] bool; `None`: none was
@@ -82,10 +81,14 @@ class TraceLog:
         self._rows: dict[str, list[TraceRow]] = defaultdict(list)
         self._ended: dict[str, None] = {}
         self._newest: Step | None = None
+        self._unchosen: _Step | None = None
+        """The newest step, while its lens waits for the tokens that are sampled."""
 
-    def record(self, step: Step, large: torch.Tensor, fused: Fused | None, experts: list[int]) -> None:
-        """Note the rows of a step: the large model's logits [N, V], and their fusion over `experts`; `None` where
-        nothing was fused.
+    def record(
+        self, step: Step, large: torch.Tensor, fused: Fused | None, experts: list[int], sides: Sides | None
+    ) -> None:
+        """Note the rows of a step: the large model's logits [N, V], their fusion over `experts`, and the logits that
+        went into it; `None` where nothing was fused.
         """
         if not self._table.traced or not self._keeps:
             return
@@ -98,13 +101,17 @@ class TraceLog:
             values = torch.cat(
                 (fused.alpha, fused.kl_target, fused.kl_fused, fused.fallback[:, None].to(fused.alpha.dtype)), dim=1
             )
-        wanted = [row for row, slot in enumerate(slots) if slot is not None and slot.settings.trace_top]
-        top_ids, top_probabilities = _top_tokens(large, None if fused is None else fused.logits, wanted)
         batch = step.batch
         positions, fed = batch.positions[batch.logits_indices], batch.input_ids[batch.logits_indices]
-        tensors = map(_to_host, (positions, fed, values, top_ids, top_probabilities))
-        self._steps.append(_Step(slots, experts, tuple(tensors), _event(large.device)))
+        wanted = [row for row, slot in enumerate(slots) if slot is not None and slot.settings.trace_top]
+        lens = None
+        if wanted:
+            logits = self._logits(step.slots[wanted], large, fused, sides)
+            lens = Lens(logits, wanted, step.slots, positions)
+        tensors = tuple(map(to_host, (positions, fed, values)))
+        self._steps.append(_Step(slots, experts, tensors, lens, _event(large.device)))
         self._newest = step
+        self._unchosen = None if lens is None else self._steps[-1]
         if len(self._steps) >= MAX_UNSORTED_STEPS:
             self._sort(MAX_UNSORTED_STEPS // 2)
 
@@ -112,12 +119,31 @@ class TraceLog:
         slot = self._table.slots[index]
         return slot if generates and slot is not None and slot.settings.traced else None
 
+    def _logits(
+        self, slots: np.ndarray, large: torch.Tensor, fused: Fused | None, sides: Sides | None
+    ) -> dict[int, torch.Tensor]:
+        """[N, V] by member, of all that the requests in some slots use; their heads have been read by now."""
+        logits = {LARGE: large}
+        if sides is not None:
+            numbers = np.unique(self._table.pairs[slots]).tolist()
+            logits |= {number: sides.member(number) for number in numbers if number >= 0}
+        if fused is not None:
+            logits[FUSED] = fused.logits
+        return logits
+
+    def choose(self, tokens: torch.Tensor) -> None:
+        """The rows of the step that was recorded last are sampled: [slots, positions] each request's tokens."""
+        step, self._unchosen = self._unchosen, None
+        if step is not None and step.lens is not None:
+            step.lens.choose(tokens)
+            step.done = _event(tokens.device)
+
     def settle(self, outcome: Outcome) -> None:
         """Note which rows of the step that was recorded last gave the client a token, and which of them were drafts."""
         if not self._steps or self._newest is None or self._newest.batch is not outcome.batch:
             return
         step = self._steps[-1]
-        step.delivered, step.drafted = _to_host(outcome.rows_delivered), _to_host(outcome.rows_drafted)
+        step.delivered, step.drafted = to_host(outcome.rows_delivered), to_host(outcome.rows_drafted)
         step.done = _event(outcome.num_sampled.device)
 
     def take(self, trace: str, last: bool) -> list[TraceRow]:
@@ -137,15 +163,15 @@ class TraceLog:
         """Traces and steps that are kept at the moment."""
         return len(self._rows), len(self._steps)
 
-    def _sort(self, count: int) -> None:
-        steps, self._steps = self._steps[:count], self._steps[count:]
+    def _sort(self, number: int) -> None:
+        steps, self._steps = self._steps[:number], self._steps[number:]
         for step in steps:
             if step.done is not None:
                 step.done.synchronize()
-            positions, fed, values_of, top_ids, top_probabilities = step.tensors
-            asked = iter(zip(top_ids, top_probabilities, strict=True))
+            positions, fed, values_of = step.tensors
+            asked = count()
             for row, slot in enumerate(step.slots):
-                tops = next(asked) if slot is not None and slot.settings.trace_top else None
+                place = next(asked) if slot is not None and slot.settings.trace_top else None
                 if slot is None or slot.settings.trace is None or slot.settings.trace in self._ended:
                     continue
                 if step.delivered is not None and not step.delivered[row]:
@@ -157,11 +183,9 @@ class TraceLog:
                 for expert, value in zip(step.experts, values, strict=False):
                     alpha[expert] = value
                 targets, results, fallback = values[-5:-3], values[-3:-1], bool(values[-1])
-                large_top = fused_top = None
-                if tops is not None:
-                    large_top, fused_top = (
-                        _pairs(ids, probabilities) for ids, probabilities in zip(*tops, strict=True)
-                    )
+                lens = None
+                if place is not None and step.lens is not None:
+                    lens = step.lens.thoughts(place, {side for pair in slot.settings.sides for side in pair})
                 drafted = step.drafted is not None and bool(step.drafted[row])
                 self._rows[slot.settings.trace].append(
                     TraceRow(
@@ -172,18 +196,12 @@ class TraceLog:
                         targets,
                         results,
                         fallback,
-                        large_top,
-                        fused_top,
+                        lens,
                         drafted,
                     )
                 )
         while len(self._rows) > MAX_KEPT_TRACES:
             self._rows.pop(next(iter(self._rows)))
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the host, or on its way there."""
-    return tensor.to("cpu", non_blocking=True) if tensor.is_cuda else tensor
 
 
 def _event(device: torch.device) -> torch.cuda.Event | None:
@@ -193,29 +211,3 @@ def _event(device: torch.device) -> torch.cuda.Event | None:
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record()
     return event
-
-
-def _top_tokens(large: torch.Tensor, fused: torch.Tensor | None, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and probabilities [len(rows), 2, TOP_TOKENS] of the likeliest tokens of some rows under both logits [N, V].
-
-    Of those rows alone: the others' requests did not ask, and their rows may be many.
-    """
-    if not rows:
-        nothing = large.new_empty((0, 2, 0))
-        return nothing, nothing
-    index = torch_utils.async_tensor_h2d(np.array(rows, dtype=np.int64), device=large.device)
-    before = _likeliest(large[index])
-    after = before if fused is None else _likeliest(fused[index])
-    return torch.stack((before[0], after[0]), dim=1), torch.stack((before[1], after[1]), dim=1)
-
-
-def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = logits.float()
-    values, ids = logits.topk(min(TOP_TOKENS, logits.shape[1]), dim=1)
-    return ids, (values - logits.logsumexp(1, keepdim=True)).exp()
-
-
-def _pairs(ids: torch.Tensor, probabilities: torch.Tensor) -> Top:
-    """(id, probability) of the tokens that can be sampled at all; a broken large model has none."""
-    pairs = zip(ids.tolist(), probabilities.tolist(), strict=True)
-    return [(token_id, probability) for token_id, probability in pairs if probability > 0.0]

@@ -267,6 +267,31 @@ def test_the_trace_says_what_members_read(client: OpenAI, expected: Expected) ->
     assert "prompt_tokens" not in answer.choices[0].fusion
 
 
+def test_the_lens_names_members_as_what_they_are(client: OpenAI, expected: Expected, loop: PairLoop) -> None:
+    """What an expert is compared with goes by its own name, or by both where it reads a prompt of its own."""
+    named: dict[str, dict[str, tuple[str, list[int]]]] = {
+        "guided": {
+            "large": ("large", expected.ids(MESSAGES)),
+            "guide against large": ("large", expected.ids(MESSAGES[1:])),
+            "guide": ("large", expected.ids(MESSAGES)),
+        },
+        "rewarded": {
+            "large": ("large", expected.ids(MESSAGES)),
+            "reward": ("red", expected.text("A good answer:")),
+        },
+        "red": {name: (name, expected.ids(MESSAGES)) for name in ("large", "base", "red")},
+    }
+    for preset, members in named.items():
+        answer: Any = client.chat.completions.create(messages=MESSAGES, **options(preset, trace="full"))
+        trace = answer.choices[0].fusion
+        tokens = trace["token_ids"]
+        assert list(trace["lens"]) == [*members, "fused"], preset
+        for name, (model, prompt) in members.items():
+            wanted = loop.member(model, prompt, tokens).softmax(-1)[range(len(tokens)), tokens]
+            found = [thought["p"] for thought in trace["lens"][name]]
+            assert found == pytest.approx(wanted.tolist(), abs=1e-3), (preset, name)
+
+
 LONG = [5] * (MAX_LEN - 4)
 BAD: list[tuple[str, dict[str, Any], str, str]] = [
     ("red", {"prompts": {"blue": {"with": "A"}}}, "fusion.prompts.blue", "does not use this expert; it uses red"),

@@ -249,19 +249,30 @@ def test_a_token_tells_what_moved_it(open_page: Open, server: ServerProcess) -> 
     index = len(distance) - 1
     tokens(page).nth(index).hover()
     expect(inspector).to_contain_text(f"Token {index + 1} of")
-    expect(inspector.locator(".weights")).to_contain_text(f"text{fusion['alpha']['text'][index]:.2f}")
     for value in (*fusion["kl_target"][index], *fusion["kl_fused"][index]):
-        expect(inspector.get_by_role("cell", name=f"{value:.2f}").first).to_be_visible()
-    for block, tops in ((".top:not(.after)", "large_top"), (".top.after", "fused_top")):
-        shown = [text.split("\n")[0] for text in inspector.locator(f"{block} li").all_inner_texts()]
-        wanted = [entry["token"].replace(" ", "␣").replace("\n", "⏎") for entry in fusion[tops][index]]
-        assert shown == wanted
-    chosen = inspector.locator(".top.after .is-chosen code")
-    assert chosen.inner_text() == inspector.locator(".chosen").inner_text()
+        expect(inspector.locator(".divergences")).to_contain_text(f"{value:.2f}")
+    rows = inspector.get_by_role("table", name="What each member thought").get_by_role("row")
+    names = ["large", "base", "text", "fused"]
+    expect(rows.get_by_role("rowheader")).to_have_text(names)
+    for row, name in zip(rows.all()[1:], names, strict=True):
+        thought = fusion["lens"][name][index]
+        alpha, chosen = (row.get_by_role("cell").nth(column).inner_text() for column in (0, 1))
+        assert alpha == (f"{fusion['alpha']['text'][index]:.2f}" if name == "text" else "")
+        assert chosen == shown_share(thought["p"])
+        for item, entry in zip(row.get_by_role("listitem").all(), thought["top"], strict=True):
+            assert item.locator("code").inner_text() == entry["token"].replace(" ", "␣").replace("\n", "⏎")
+            assert item.locator(".p").inner_text().split("\n")[0].removesuffix(" chosen") == shown_share(entry["p"])
+    chosen_one = inspector.locator(".fused .is-chosen code")
+    assert chosen_one.inner_text() == inspector.locator(".chosen").inner_text()
     page.locator("#prompt").hover()
     expect(inspector).to_contain_text(f"Token {furthest + 1} of")
     lane(page).locator(".bars").click(position={"x": 5, "y": 10})
     expect(inspector).to_contain_text("Token 1 of")
+
+
+def shown_share(p: float) -> str:
+    """A probability as the page has it."""
+    return "< 0.1 %" if p < 0.001 else f"{100 * p:.{1 if p < 0.0995 else 0}f} %"
 
 
 def test_two_settings_answer_side_by_side(open_page: Open, server: ServerProcess) -> None:
@@ -704,6 +715,70 @@ def test_a_phone_needs_no_sideways_scrolling(open_page: Open) -> None:
     tokens(page).nth(1).tap()
     expect(lane(page).locator(".inspector")).to_contain_text("Token 2 of")
     assert page.locator("#run").bounding_box()["width"] >= 44  # type: ignore[index]
+
+
+SIZES = [(1280, 720), (1440, 900), (390, 844)]
+
+
+def repeated(number: int) -> Callable[[Route], None]:
+    """Makes every answer one of `number` tokens: the server's own, its chunks as often as that takes."""
+
+    def answer(route: Route) -> None:
+        events = [event for event in route.fetch(timeout=ANSWER_MS).text().split("\n\n") if event.startswith("data: {")]
+        chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+        said = [chunk for chunk in chunks if chunk["choices"] and chunk["choices"][0].get("fusion")]
+        for chunk in said:
+            chunk["choices"][0]["finish_reason"] = None
+            assert len(chunk["choices"][0]["fusion"]["token_ids"]) == 1
+        taken = [said[1 + i % (len(said) - 2)] for i in range(number)]
+        taken.append({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in taken) + "data: [DONE]\n\n"
+        route.fulfill(content_type="text/event-stream", body=body)
+
+    return answer
+
+
+def in_sight(page: Page, locator: Locator) -> bool:
+    """Whether the whole element is in the viewport and nothing lies over its middle."""
+    found: bool = locator.evaluate(
+        """element => {
+            const {left, right, top, bottom} = element.getClientRects()[0];
+            const inside = left >= -1 && top >= -1 && right <= innerWidth + 1 && bottom <= innerHeight + 1;
+            const shown = [0.02, 0.5, 0.98].map(
+                share => document.elementFromPoint((left + right) / 2, top + share * (bottom - top)));
+            return inside && shown.every(other => element.contains(other));
+        }"""
+    )
+    return found
+
+
+@pytest.mark.parametrize("lanes", [1, 2], ids=["alone", "side by side"])
+@pytest.mark.parametrize("number", [20, 600])
+@pytest.mark.parametrize(("width", "height"), SIZES, ids=[f"{width}x{height}" for width, height in SIZES])
+def test_the_inspector_stays_in_sight(open_page: Open, width: int, height: int, number: int, lanes: int) -> None:
+    """Beside the token that it is of, whichever way that was chosen; and going between tokens moves nothing."""
+    page = open_page(width=width, height=height, prepare=lambda page: page.route("**/completions", repeated(number)))
+    if lanes == 2:
+        page.get_by_label("Side by side").check()
+    ask(page, LONG, "giant-all")
+    expect(tokens(page)).to_have_count(number)
+    for index in range(lanes):
+        inspector = lane(page, index).locator(".inspector")
+        heights = set()
+        for place in (0, number // 2, number - 1):
+            token = tokens(page, index).nth(place)
+            token.click()
+            expect(inspector).to_contain_text(f"Token {place + 1} of {number}")
+            assert in_sight(page, token), f"token {place} of lane {index}, clicked"
+            assert in_sight(page, inspector), f"inspector of lane {index} at {place}, clicked"
+            heights.add(inspector.evaluate("element => element.offsetHeight"))
+        for key, place in (("Home", 0), ("ArrowRight", 1), ("End", number - 1), ("ArrowLeft", number - 2)):
+            page.keyboard.press(key)
+            expect(inspector).to_contain_text(f"Token {place + 1} of {number}")
+            assert in_sight(page, page.locator(".token:focus")), f"token {place} of lane {index}, by {key}"
+            assert in_sight(page, inspector), f"inspector of lane {index}, by {key}"
+            heights.add(inspector.evaluate("element => element.offsetHeight"))
+        assert len(heights) == 1
 
 
 def test_the_keyboard_reaches_everything(open_page: Open) -> None:

@@ -1,8 +1,9 @@
-"""`"trace": "full"`: the likeliest tokens before and after fusion, against the reference's distributions."""
+"""`"trace": "full"`: what every member thought and the fusion, against the reference's distributions."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import torch
 from openai import AsyncOpenAI, OpenAI
 
 from server.api.tokens import token_text
-from server.engine.trace import TOP_TOKENS
+from server.engine.lens import TOP_TOKENS
 from tests.hf_loop import HFLoop, Settings
 from tests.server_process import ServerProcess
 
@@ -42,14 +43,26 @@ def request(prompt: list[int], settings: Settings, trace: bool | str = "full", *
 
 
 def check(trace: dict[str, Any], prompt: list[int], settings: Settings, oracle: HFLoop) -> None:
-    """Every entry of `large_top` and `fused_top` is the reference's, with the token's text."""
+    """Every entry of `large_top`, `fused_top` and the lens is the reference's, with the token's text."""
     tokens = trace["token_ids"]
     large = oracle.along(prompt, tokens, Settings("none")).logits
     fused = oracle.along(prompt, tokens, settings).logits
-    for name, logits in (("large_top", large), ("fused_top", fused)):
+    members = {name: oracle.along(prompt, tokens, Settings("alone", (name,))).logits for name in settings.experts}
+    if settings.experts and settings.weighting != "alone":
+        members["base"] = oracle.base_along(prompt, tokens)
+    members |= {"large": large, "fused": fused}
+    assert trace["lens"].keys() == members.keys()
+    first, *_, last = trace["lens"]
+    assert (first, last) == ("large", "fused")
+    for name in ("large", "fused"):
+        assert trace[f"{name}_top"] == [thought["top"] for thought in trace["lens"][name]]
+    for name, logits in members.items():
         probabilities = logits.softmax(-1)
-        assert len(trace[name]) == len(tokens)
-        for row, top in zip(probabilities, trace[name], strict=True):
+        thoughts = trace["lens"][name]
+        assert len(thoughts) == len(tokens)
+        chosen = torch.tensor([thought["p"] for thought in thoughts])
+        torch.testing.assert_close(chosen, probabilities[range(len(tokens)), tokens].float(), atol=1e-3, rtol=0)
+        for row, top in zip(probabilities, (thought["top"] for thought in thoughts), strict=True):
             ids = torch.tensor([entry["id"] for entry in top])
             got = torch.tensor([entry["p"] for entry in top])
             assert len(set(ids.tolist())) == TOP_TOKENS
@@ -83,17 +96,39 @@ def test_the_large_model_alone(client: OpenAI, oracle: HFLoop) -> None:
 def test_streamed_choices(client: OpenAI, oracle: HFLoop) -> None:
     prompt = oracle.tokenizer(PROMPT).input_ids
     settings = SETTINGS[1]
-    traces: list[dict[str, list[Any]]] = [{"token_ids": [], "large_top": [], "fused_top": []} for _ in range(2)]
+    traces: list[dict[str, Any]] = [{"token_ids": [], "large_top": [], "fused_top": [], "lens": {}} for _ in range(2)]
     body = request(prompt, settings, stream=True, n=2, temperature=1.0, seed=5)
     for chunk in client.completions.create(**body):
         choice: Any = chunk.choices[0]
         part = getattr(choice, "fusion", None)
         assert (part["token_ids"] if part else []) == choice.token_ids
-        for key, collected in traces[choice.index].items():
-            collected += part[key] if part else []
+        for key in ("token_ids", "large_top", "fused_top"):
+            traces[choice.index][key] += part[key] if part else []
+        for member, thoughts in (part["lens"] if part else {}).items():
+            traces[choice.index]["lens"].setdefault(member, []).extend(thoughts)
     for trace in traces:
         assert len(trace["token_ids"]) == 6
         check(trace, prompt, settings, oracle)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_the_fusions_share_is_the_logprob(client: OpenAI, streamed: bool, temperature: float) -> None:
+    """Of chat, whole and streamed: the chosen token's probability under `fused` is what `logprobs` says."""
+    body = {
+        "model": "giant-red", "messages": MESSAGES, "max_tokens": 6, "temperature": temperature, "seed": 3,
+        "logprobs": True, "extra_body": {"fusion": {"trace": "full"}, "ignore_eos": True},
+    }  # fmt: skip
+    chunks: Any = client.chat.completions.create(**body, stream=True) if streamed else None
+    parts = [chunk.choices[0] for chunk in chunks] if streamed else [client.chat.completions.create(**body).choices[0]]
+    logprobs = [entry.logprob for part in parts if part.logprobs for entry in part.logprobs.content]
+    shares: dict[str, list[float]] = {}
+    for part in parts:
+        for name, thoughts in getattr(part, "fusion", {"lens": {}})["lens"].items():
+            shares.setdefault(name, []).extend(thought["p"] for thought in thoughts)
+    assert list(shares) == ["large", "base", "red", "fused"]
+    assert len(logprobs) == 6
+    assert shares["fused"] == pytest.approx([math.exp(logprob) for logprob in logprobs], abs=1e-5)
 
 
 def test_chat_and_responses(client: OpenAI) -> None:

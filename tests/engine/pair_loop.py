@@ -45,6 +45,10 @@ class PairLoop:
         """The fusion at `positions` of a text that all members read."""
         return self._fuse(lambda model, expert, side: self._read(model, token_ids)[positions], settings)
 
+    def member(self, model: str, prompt: Sequence[int], generated: Sequence[int]) -> torch.Tensor:
+        """One model's logits at the places of the `generated` tokens, one row a token."""
+        return self._read(model, [*prompt, *generated][:-1])[len(prompt) - 1 :]
+
     def _fuse(self, read: Callable[[str, str, str], torch.Tensor], settings: Settings) -> Fused:
         large = read("large", "", "")
         sides: dict[str, list[torch.Tensor]] = {side: [] for side in SIDES}

@@ -1,4 +1,4 @@
-"""The worker's log of traces: each request gets its own rows, and its likeliest tokens only if it asked."""
+"""The worker's log of traces: each request gets its own rows, and what the members thought only if it asked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import vllm.v1.worker.cpu.shm  # noqa: F401 (as vLLM's CPU worker does, before t
 
 from fusion_kernels import Fused, Weighting
 from server.engine import trace
-from server.engine.settings import FusionSettings
+from server.engine.lens import TOP_TOKENS
+from server.engine.settings import BASE, FUSED, LARGE, FusionSettings
 from server.engine.slots import Slot, SlotTable
 from server.engine.step import Step
-from server.engine.trace import TOP_TOKENS, TraceLog
+from server.engine.trace import TraceLog
 
-VOCABULARY = 20
+VOCABULARY, SMALLER = 20, 16
+EXPERT = 1
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> TraceLog:
 
 
 @pytest.mark.parametrize("fuses", [True, False])
-def test_likeliest_tokens_are_their_own_rows(log: TraceLog, fuses: bool) -> None:
+def test_what_members_thought_is_of_their_own_rows(log: TraceLog, fuses: bool) -> None:
     torch.manual_seed(0)
     order = [3, 2, 1, 0]
     large, logits = torch.randn(4, VOCABULARY, dtype=torch.bfloat16), torch.randn(4, VOCABULARY)
@@ -43,18 +45,30 @@ def test_likeliest_tokens_are_their_own_rows(log: TraceLog, fuses: bool) -> None
         input_ids=torch.arange(4),
         logits_indices=torch.arange(4),
     )
-    log.record(Step(batch, np.array(order), np.ones(4, dtype=bool)), large, fused, [0] if fuses else [])
+    members = {BASE: torch.randn(4, VOCABULARY), EXPERT: torch.randn(4, SMALLER)}
+    sides: Any = SimpleNamespace(member=members.__getitem__) if fuses else None
+    log.record(Step(batch, np.array(order), np.ones(4, dtype=bool)), large, fused, [0] if fuses else [], sides)
+    kept = {LARGE: large.clone(), **members, FUSED: logits.clone()}
+    # A structured output forbids tokens in place before one is chosen; the last row's is none of the expert's.
+    (logits if fuses else large)[:, 3:] = -torch.inf
+    said = torch.tensor([[0, SMALLER + 1], [0, 4], [0, 2], [0, 1]])
+    log.choose(said)
     for name, row in (("a", 2), ("b", 1), ("c", 0)):
         (found,) = log.take(name, last=True)
         assert found.fed == row
         assert found.alpha == (alpha[row].tolist() if fuses else [0.0])
         if name == "b":
-            assert found.large_top is None
-            assert found.fused_top is None
+            assert found.lens is None
             continue
-        for top, wanted in ((found.large_top, large[row]), (found.fused_top, (logits if fuses else large)[row])):
-            assert top is not None
-            values, ids = wanted.float().softmax(-1).topk(TOP_TOKENS)
-            assert [token for token, _ in top] == ids.tolist()
-            assert [p for _, p in top] == pytest.approx(values.tolist())
+        assert found.lens is not None
+        thoughts = {thought.member: thought for thought in found.lens}
+        assert thoughts.keys() == (kept.keys() if fuses else {LARGE, FUSED})
+        token = int(said[order[row], 1])
+        for member, thought in thoughts.items():
+            probabilities = kept[member if fuses else LARGE][row].float().softmax(-1)
+            values, ids = probabilities.topk(TOP_TOKENS)
+            assert [token for token, _ in thought.top] == ids.tolist()
+            assert [p for _, p in thought.top] == pytest.approx(values.tolist())
+            chosen = float(probabilities[token]) if token < len(probabilities) else 0.0
+            assert thought.chosen == pytest.approx(chosen)
     assert log.kept == (0, 0)

@@ -100,6 +100,12 @@ def test_the_state_is_asked_in_this_order() -> None:
     assert in_order(step, "self.model_state.prepare_inputs(", "self.kv_connector.pre_forward(")
 
 
+def test_sampled_tokens_are_in_the_table_when_the_state_hears_of_them() -> None:
+    assert in_order(source(GPUModelRunner.sample_tokens), "= self.sample(", "self.postprocess_sampled(")
+    told = source(GPUModelRunner.postprocess_sampled)
+    assert in_order(told, "post_update(", "self.req_states.all_token_ids.gpu", "self.model_state.postprocess_state(")
+
+
 def test_graphs_are_captured_around_the_state() -> None:
     assert in_order(
         source(GPUModelRunner.capture_model),

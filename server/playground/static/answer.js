@@ -12,8 +12,8 @@
  * @property {number | null} effect how far fusion moved the distribution here, KL(fused || large) in nats; null where nobody measures it
  * @property {boolean} fallback whether the large model answered alone because a member's logits were not finite
  * @property {boolean} drafted whether a member had said it before the fused model chose it
- * @property {{id: number, token: string, p: number}[]} before the large model's likeliest tokens
- * @property {{id: number, token: string, p: number}[]} after those of the fused distribution
+ * @property {Record<string, {top: {id: number, token: string, p: number}[], p: number | null}>} lens by member, from the
+ *   large model to the fusion: its likeliest tokens, and the probability of this one
  */
 
 export class Answer {
@@ -57,8 +57,7 @@ export class Answer {
       effect: this.#measured ? fusion.kl_fused[i][0] : null,
       fallback: fusion.fallback[i],
       drafted: fusion.drafted?.[i] ?? false,
-      before: fusion.large_top?.[i] ?? [],
-      after: fusion.fused_top?.[i] ?? [],
+      lens: Object.fromEntries(Object.entries(fusion.lens ?? {}).map(([name, thoughts]) => [name, thoughts[i]])),
     }));
   }
 }

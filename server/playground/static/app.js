@@ -239,6 +239,9 @@ function setUp() {
   if (matchMedia("(max-width: 899px)").matches) {
     for (const panel of document.querySelectorAll("aside .panel")) panel.open = false;
   }
+  // Where the page scrolls, the form stays at its lower end, and nothing that is looked for may lie under it.
+  const measure = () => document.documentElement.style.setProperty("--composer", `${$("#composer").offsetHeight}px`);
+  new ResizeObserver(measure).observe($("#composer"));
   $("#composer").addEventListener("submit", (event) => {
     event.preventDefault();
     run();

@@ -1,4 +1,4 @@
-/** What is known of one token: who moved it, how far, and what was likely before and after. */
+/** What is known of one token: who moved it, how far, and what each member and the fusion thought likely. */
 
 import { decimal, element, percent } from "./dom.js";
 import { colourClass, enumerate, mover } from "./experts.js";
@@ -49,59 +49,49 @@ export class Inspector {
     const { names } = mover(token);
     const chip = element("code", { class: "chosen", text: visible(token.text || token.name) });
     const place = element("span", { class: "place", text: `Token ${index + 1} of ${count}` });
-    const title = element("p", { class: "title" }, chip, place, element("span", { text: explain(token) }));
-    const detail = element("div", { class: "detail" });
-    if (token.before.length) detail.append(this.#top("Before: the large model", token.before, token));
-    if (token.after.length) detail.append(this.#top("After fusion", token.after, token));
-    if (Object.keys(token.alpha).length) detail.append(this.#numbers(token));
+    const sentence = element("span", { class: "sentence", text: explain(token), title: explain(token) });
+    const title = element("p", { class: "title" }, chip, place, sentence);
+    const members = Object.entries(token.lens);
+    const parts = members.length ? [this.#lens(members, token), numbers(token)] : [];
     this.#root.className = `inspector ${colourClass(names, this.#all)}`;
-    this.#root.replaceChildren(title, detail);
+    this.#root.replaceChildren(title, ...parts);
   }
 
-  #top(heading, entries, token) {
-    const items = entries.map(({ id, token: text, p }) => {
-      const bar = element("span", { class: "bar" });
-      bar.style.setProperty("--share", p);
-      const isChosen = id === token.id;
-      const word = element("code", { text: visible(text) });
-      const label = element("span", { class: "p", text: percent(p) });
-      if (isChosen) label.append(element("span", { class: "visually-hidden", text: " chosen" }));
-      return element("li", { class: isChosen ? "is-chosen" : null }, bar, word, label);
+  /** A row for each member and the fusion: its weight, this token's probability, its likeliest tokens. */
+  #lens(members, token) {
+    const heads = ["", "alpha", "chosen", "likeliest"].map((text) => (text ? element("th", { scope: "col", text }) : element("td")));
+    const rows = members.map(([name, thought]) => {
+      const alpha = name in token.alpha ? decimal(token.alpha[name]) : "";
+      const hue = this.#all.includes(name) ? colourClass([name], this.#all) : null;
+      const likeliest = element("ol", {}, ...thought.top.map((entry) => likely(entry, token)));
+      return element(
+        "tr",
+        { class: name === "fused" ? "fused" : hue },
+        element("th", { scope: "row", text: name, title: name }),
+        element("td", { text: alpha }),
+        element("td", { text: thought.p === null ? "?" : percent(thought.p) }),
+        element("td", {}, likeliest),
+      );
     });
-    const list = element("ol", {}, ...items);
-    const block = element("div", { class: heading.startsWith("After") ? "top after" : "top" });
-    block.append(element("h3", { text: heading }), list);
-    return block;
-  }
-
-  #numbers(token) {
-    const alphas = Object.entries(token.alpha).map(([name, alpha]) =>
-      element("tr", { class: colourClass([name], this.#all) }, element("th", { scope: "row", text: name }), element("td", { text: decimal(alpha) })),
-    );
-    const weights = element("table", { class: "weights" }, element("caption", { text: "Alpha" }), element("tbody", {}, ...alphas));
-    const [a, b] = token.klTarget;
-    const [f, g] = token.klFused;
-    const divergences = element(
-      "table",
-      {},
-      element("caption", { text: "Divergence, in nats" }),
-      element("thead", {}, row("td", "", ["target", "reached"], "th")),
-      element(
-        "tbody",
-        {},
-        row("th", "forward", [decimal(a), decimal(f)]),
-        row("th", "backward", [decimal(b), decimal(g)]),
-      ),
-    );
-    const note = "Target: KL between expert and base, what fine-tuning moved. Reached: KL between fused and large.";
-    return element("div", { class: "numbers" }, weights, divergences, element("p", { class: "hint", text: note }));
+    const caption = element("caption", { class: "visually-hidden", text: "What each member thought" });
+    return element("table", { class: "lens" }, caption, element("thead", {}, element("tr", {}, ...heads)), element("tbody", {}, ...rows));
   }
 }
 
-function row(headTag, head, cells, cellTag = "td") {
-  const made = element("tr", {}, element(headTag, { text: head, scope: headTag === "th" ? "row" : null }));
-  for (const text of cells) made.append(element(cellTag, { text, scope: cellTag === "th" ? "col" : null }));
-  return made;
+function likely({ id, token: text, p }, token) {
+  const bar = element("span", { class: "bar" });
+  bar.style.setProperty("--share", p);
+  const isChosen = id === token.id;
+  const label = element("span", { class: "p", text: percent(p) });
+  if (isChosen) label.append(element("span", { class: "visually-hidden", text: " chosen" }));
+  return element("li", { class: isChosen ? "is-chosen" : null, title: visible(text) }, bar, element("code", { text: visible(text) }), label);
+}
+
+/** What fine-tuning moved, and what fusion moved. */
+function numbers({ klTarget: [a, b], klFused: [f, g] }) {
+  const told = `KL (forward, back): target ${decimal(a)}, ${decimal(b)}; reached ${decimal(f)}, ${decimal(g)}`;
+  const note = " nats. Target: between expert and base. Reached: between fused and large.";
+  return element("p", { class: "divergences" }, told, element("span", { class: "note", text: note }));
 }
 
 /** A token whose spaces and line breaks can be seen. */

@@ -28,9 +28,11 @@ export class Lane {
   #byWeight = false;
   /** @type {Turn[]} */
   #turns = [];
-  /** The turn that the chart shows, and its chosen token. */
+  /** The turn that the chart shows, its chosen token, and the one that the pointer is on. */
   #turn = null;
   #chosen = null;
+  #pointed = null;
+  #inspected;
 
   /**
    * @param {import("./request.js").Server} server
@@ -58,7 +60,11 @@ export class Lane {
     this.#legend = find(".legend");
     find(".save").addEventListener("click", () => this.#download());
     this.setting = new SettingControls(find(".setting"), server, changed);
-    this.#inspector = new Inspector(find(".inspector"), server.experts);
+    this.#inspected = find(".inspector");
+    this.#inspector = new Inspector(this.#inspected, server.experts);
+    // Where it lies over the text, a chosen token is kept above it.
+    const measure = () => this.element.style.setProperty("--inspector", `${this.#inspected.offsetHeight}px`);
+    new ResizeObserver(measure).observe(this.#inspected);
     this.#chart = new Chart(find(".chart"), server.experts, {
       choose: (index) => this.#choose(this.#turn, index),
       preview: (index) => this.#preview(this.#turn, index),
@@ -82,7 +88,7 @@ export class Lane {
     this.#turns = [];
     this.#turn = this.#chosen = null;
     this.#transcript.replaceChildren();
-    this.#evidence.hidden = true;
+    this.#hide(true);
     this.#fail("");
   }
 
@@ -158,15 +164,15 @@ export class Lane {
     this.#turns = turns;
     this.#transcript.replaceChildren(...shown);
     this.#turn = this.#chosen = null;
-    this.#evidence.hidden = turn === null;
-    if (turn !== null) this.#choose(turn, chosen ?? 0);
+    this.#hide(turn === null);
+    if (turn !== null) this.#choose(turn, chosen ?? 0, false);
   }
 
   #open(turn) {
     this.#turn?.mark(null);
     this.#turn = turn;
-    this.#chosen = null;
-    this.#evidence.hidden = true;
+    this.#chosen = this.#pointed = null;
+    this.#hide(true);
     this.#inspector.clear();
     this.#chart.show(turn.answer, turn.scale);
   }
@@ -175,10 +181,17 @@ export class Lane {
     this.#keepAtEnd(() => {
       turn.update();
       if (turn !== this.#turn) return;
-      this.#evidence.hidden = turn.answer.tokens.length === 0;
+      const { tokens } = turn.answer;
+      this.#hide(tokens.length === 0);
       this.#chart.update();
       this.#showLegend(turn.answer);
+      // From the first token on, so that the end of the answer moves nothing.
+      if (tokens.length && this.#chosen === null && this.#pointed === null) this.#inspect(turn, mostMoved(tokens));
     });
+  }
+
+  #hide(hidden) {
+    this.#evidence.hidden = this.#inspected.hidden = hidden;
   }
 
   /** Make a change that takes room, and go on showing the end of the conversation if it was shown before. */
@@ -195,7 +208,7 @@ export class Lane {
     turn.finish(tokens.length || ending ? `${took} ${ending}`.trim() : "");
     this.#chart.describe();
     if (turn !== this.#turn || this.#chosen !== null || tokens.length === 0) return;
-    this.#keepAtEnd(() => this.#choose(turn, mostMoved(tokens)));
+    this.#keepAtEnd(() => this.#choose(turn, mostMoved(tokens), false));
   }
 
   /** Save what the evidence shows as a file. */
@@ -228,7 +241,7 @@ export class Lane {
     this.#legend.replaceChildren(...items);
   }
 
-  #choose(turn, index) {
+  #choose(turn, index, byReader = true) {
     if (index === null || turn === null) return;
     if (turn !== this.#turn) {
       this.#turn?.mark(null);
@@ -239,20 +252,25 @@ export class Lane {
     this.#chosen = index;
     turn.mark(index);
     this.#look(turn, index);
+    if (byReader) turn.reveal(index);
   }
 
   /** Look at a token for as long as the pointer is on it; null goes back to the chosen one. */
   #preview(turn, index) {
     if (turn === null) return;
+    this.#pointed = index;
     if (index !== null) this.#look(turn, index);
     else if (this.#chosen !== null) this.#look(this.#turn, this.#chosen);
-    else this.#inspector.clear();
   }
 
   #look(turn, index) {
+    this.#inspect(turn, index);
+    this.#chart.mark(turn === this.#turn ? index : null);
+  }
+
+  #inspect(turn, index) {
     const { tokens } = turn.answer;
     this.#inspector.show(tokens[index], index, tokens.length);
-    this.#chart.mark(turn === this.#turn ? index : null);
   }
 
   #fail(message) {

@@ -93,6 +93,11 @@ export class Turn {
     span.setAttribute("aria-selected", "true");
   }
 
+  /** Bring a token into sight. */
+  reveal(index) {
+    this.#tokens.children[index]?.scrollIntoView({ block: "nearest" });
+  }
+
   #span(token, index) {
     const { names } = mover(token);
     const span = element("span", {
@@ -117,10 +122,14 @@ export class Turn {
       const span = event.target.closest?.(".token");
       return span ? Number(span.dataset.index) : null;
     };
-    this.#tokens.addEventListener("pointerover", (event) => this.#reader.preview(this, indexOf(event)));
+    // When the keyboard scrolls the text under a pointer that lies still, browsers say that it is over another token.
+    let place = "";
+    const moves = ({ screenX, screenY }) => place !== (place = `${screenX} ${screenY}`);
+    this.#tokens.addEventListener("pointermove", moves);
+    this.#tokens.addEventListener("pointerover", (event) => moves(event) && this.#reader.preview(this, indexOf(event)));
     this.#tokens.addEventListener("pointerleave", () => this.#reader.preview(this, null));
     this.#tokens.addEventListener("focusin", (event) => this.#reader.choose(this, indexOf(event)));
-    this.#tokens.addEventListener("click", (event) => this.#tokens.children[indexOf(event)]?.focus());
+    this.#tokens.addEventListener("click", (event) => this.#tokens.children[indexOf(event)]?.focus({ preventScroll: true }));
     this.#tokens.addEventListener("keydown", (event) => {
       const last = this.answer.tokens.length - 1;
       const now = indexOf(event) ?? 0;
@@ -128,7 +137,7 @@ export class Turn {
       const target = targets[event.key];
       if (target === undefined) return;
       event.preventDefault();
-      this.#tokens.children[Math.min(last, Math.max(0, target))].focus();
+      this.#tokens.children[Math.min(last, Math.max(0, target))].focus({ preventScroll: true });
     });
   }
 }
