@@ -144,6 +144,8 @@ def test_clients_add_no_labels(server: ServerProcess, client: OpenAI) -> None:
         "member": {"base", "red", "blue"},
         "weighting": set(get_args(WeightingName)),
         "divergence": {"fused_large", "large_fused"},
+        "client": {"anybody"},  # by the names of keys, where there are any
+        "kind": {"prompt", "generated"},
     }
     for name, labels in settled(server):
         if name.startswith("fusion_") and not name.startswith("fusion_admission_"):
