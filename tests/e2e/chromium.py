@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
+FIRST = Path(__file__).with_name("chromium_first.sh")
 ARGUMENTS = [
     "--headless",
     "--no-sandbox",
@@ -28,7 +29,7 @@ REFUSED = "Failed to load resource"
 def open_browser() -> Iterator[Browser]:
     """Start Chromium, and close it at the end."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=FIRST, args=ARGUMENTS)
         yield browser
         browser.close()
 

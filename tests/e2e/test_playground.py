@@ -564,6 +564,25 @@ def test_stop(open_page: Open, server: ServerProcess) -> None:
     assert tokens(page).count() < 900
 
 
+def test_drawing_leaves_time_to_a_server_on_the_same_cores(open_page: Open) -> None:
+    """A drawing of 40 ms that is always asked for again is made in less than a third of the frames that fit."""
+    drawn = open_page().evaluate(
+        """async () => {
+            const { oncePerFrame } = await import("./playground/dom.js");
+            const busy = () => { const end = performance.now() + 40; while (performance.now() < end); };
+            let drawn = 0;
+            const draw = oncePerFrame(() => { busy(); drawn += 1; });
+            const end = performance.now() + 1200;
+            while (performance.now() < end) {
+                draw();
+                await new Promise((resume) => setTimeout(resume));
+            }
+            return drawn;
+        }"""
+    )
+    assert 1 <= drawn <= 8
+
+
 def test_errors_are_sentences(open_page: Open) -> None:
     page = open_page()
     error = lane(page).get_by_role("alert")

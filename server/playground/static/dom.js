@@ -23,16 +23,27 @@ export function svgElement(tag, attributes = {}) {
   return made;
 }
 
-/** Call `draw` once before the next frame, however often it is asked for. */
+/** A drawing may take one part in so many of the time: the server may be computing on the same cores. */
+const SHARE = 4;
+
+/** Call `draw` before the next frame that there is time for, however often it is asked for. */
 export function oncePerFrame(draw) {
   let asked = false;
+  let free = 0;
+  const frame = () => {
+    asked = false;
+    const started = performance.now();
+    draw();
+    // Runs when the frame is laid out and painted, which takes longer than the drawing itself.
+    setTimeout(() => {
+      const ended = performance.now();
+      free = ended + (SHARE - 1) * (ended - started);
+    });
+  };
   return () => {
     if (asked) return;
     asked = true;
-    requestAnimationFrame(() => {
-      asked = false;
-      draw();
-    });
+    setTimeout(() => requestAnimationFrame(frame), Math.max(0, free - performance.now()));
   };
 }
 
