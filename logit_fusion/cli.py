@@ -1,4 +1,4 @@
-"""The command line: `logit-fusion serve`, `check`, `chat`, `expert`, `compress`, `merge`, `eval`, `bench` and `zoo`."""
+"""The command line, `logit-fusion`: what serves, trains, measures and explains."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from evaluation.cli import evaluate
 from server.cli import EXIT_CODES, app, run
 from training.cli import app as expert
 from training.cli import compress, merge
+from training.route_cli import app as route
 
 __all__ = ["app", "main"]
 
 # Nothing slow is imported up here: `--help` should answer at once.
 app.add_typer(expert, name="expert")
+app.add_typer(route, name="route")
 app.command(epilog=EXIT_CODES)(compress)
 app.command(epilog=EXIT_CODES)(merge)
 app.command("eval", epilog=EXIT_CODES)(evaluate)

@@ -40,6 +40,7 @@ from server.api.middleware import (
     log,
     rates,
 )
+from server.api.routing import RouteCounts
 from server.api.usage import Usage
 from server.auth import Keys
 from server.config import Config
@@ -76,6 +77,7 @@ def build_app(engine: FusionEngine, report: Report, keys: Keys) -> FastAPI:
     documentation.attach(app, keys)
     playground.attach(app)
     app.state.usage = Usage()
+    app.state.routes = RouteCounts()
     recount = metrics.attach(app, engine, config)
     app.state.adapters = Adapters(engine, report, recount, app.state.openai_serving_models.list_presets)
     errors.register(app)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from enum import StrEnum
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from server.cli import EXIT_CODES, ConfigOption
 from server.errors import ConfigError, ServerError
 from server.logs import quiet_libraries
+from training.needs import check_needs
 
 # Nothing slow is imported up here: `--help` should answer at once.
 if TYPE_CHECKING:
@@ -242,18 +242,9 @@ def _tell(
 
 def _prepare() -> None:
     """Check that all is installed, and keep the libraries on the way from saying anything of their own."""
-    _require_extra()
+    check_needs(NEEDED, "training")
     quiet_libraries("error")
     logging.disable(logging.WARNING)
-
-
-def _require_extra() -> None:
-    missing = [package for package in NEEDED if find_spec(package.partition(".")[0]) is None]
-    if missing:
-        raise ConfigError(
-            f"training needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed here: "
-            "make setup-train in a checkout, or pip install 'logit-fusion[train]'"
-        )
 
 
 def _check_name(name: str, config: Config) -> None:

@@ -9,9 +9,10 @@ from server.api.allowed import Allowed
 from server.api.errors import RequestError
 from server.api.field import FusionField
 from server.config import Config, PresetConfig, WeightingName
+from server.config.routing import tried_with
 from server.config.setting import SettingError, check_setting
 from server.engine.pairs import Pairs
-from server.engine.settings import FusionSettings
+from server.engine.settings import FusionSettings, Route
 from server.engine.speculation.drafter import with_drafter
 
 
@@ -27,11 +28,12 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
         allowed.check_weighting(field.weighting)
     weighting = field.weighting or preset.weighting
     experts = _experts(field, weighting, preset)
+    routed = preset.route is not None and field.experts is None and bool(experts)
     for name in experts:
         allowed.check_expert(name, config)
     alpha = _alpha(field, weighting, experts, preset)
     try:
-        check_setting(weighting, experts, alpha)
+        check_setting(weighting, tried_with(weighting, experts, routed=routed), alpha)
     except SettingError as error:
         field_path = ".".join(("fusion", *error.field_path))
         raise RequestError(f"{field_path}: {error}", field_path) from None
@@ -46,6 +48,7 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
         # By identity: two presets may ask for the same.
         preset=next((i for i, other in enumerate(config.presets.values()) if other is preset), 0),
         trace_top=field.trace == "full",
+        route=_route(preset, config) if routed else None,
     )
     if config.speculation is None:
         if field.speculate:
@@ -54,6 +57,11 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
     if field.speculate is False:
         return settings
     return with_drafter(settings, config.speculation.draft, names, has_base=config.base is not None)
+
+
+def _route(preset: PresetConfig, config: Config) -> Route:
+    assert preset.route is not None
+    return Route(config.routers.index(preset.route), None if preset.top == "all" else preset.top, "")
 
 
 def _experts(field: FusionField, weighting: WeightingName, preset: PresetConfig) -> Sequence[str]:

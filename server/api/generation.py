@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -35,12 +36,14 @@ from server.api.requests import (
     FusionResponsesRequest,
     check_extra_arguments,
 )
+from server.api.routing import RouteField, attach_route_to_events
 from server.api.state import ServerState, state_of
 from server.api.stream import CHAT, ClosingStream, Protocol, placed, until
 from server.api.texts import Sender, sender
-from server.api.trace import Attach, attach_to_events
+from server.api.trace import Attach, attach_to_choices, attach_to_events
 from server.api.unknown_fields import warn_of_unknown_fields
 from server.engine.place import place
+from server.engine.routing.choosing import Choice
 from server.engine.settings import FusionSettings
 
 PROMPT_FIELDS: dict[type[FusionRequest], str] = {
@@ -53,6 +56,16 @@ PROMPT_FIELDS: dict[type[FusionRequest], str] = {
 
 Answer = ErrorResponse | BaseModel | AsyncIterator[str]
 Made = TypeVar("Made")
+
+
+class _Settled(NamedTuple):
+    """What a request asks of the engine, and what is added to its answer."""
+
+    settings: FusionSettings
+    attaches: list[Attach]
+    route: RouteField | None
+    steering: list[str]
+    """The experts that steer it; filled later where a router chooses them."""
 
 
 async def generate(
@@ -70,10 +83,10 @@ async def generate(
     state = state_of(raw_request)
     limits, client = state.config.limits, client_of(raw_request)
     warning = warn_of_unknown_fields(request, limits.unknown_fields)
-    settings, attaches = _settle(raw_request, request, attaching)
+    settings, attaches, route, steering = _settle(raw_request, request, attaching)
     seconds, keep_alive_s = limits.request_timeout_s, limits.keep_alive_s
     deadline = asyncio.get_running_loop().time() + seconds
-    claim = _claim(raw_request, request, settings)
+    claim = _claim(raw_request, request, settings, steering)
     place.set(claim)
     sender.set(Sender(client, len(await raw_request.body())))
     waiting = False
@@ -104,27 +117,25 @@ async def generate(
     headers = {**(load_header(raw_request) or {}), **warning}
     if isinstance(answer, BaseModel):
         close()
-        return _json(answer, attaches, headers)
+        return _json(answer, attaches if route is None else [*attaches, route.attach], headers)
+    if route is not None and not behind:
+        answer = attach_route_to_events(answer, route)
     for attach in attaches:
         answer = attach_to_events(answer, attach)
     events = answer if behind else placed(claim.wait, answer, waiting)
     return ClosingStream(until(seconds, deadline, events, protocol), close, keep_alive_s, headers)
 
 
-def _claim(raw_request: Request, request: FusionRequest, settings: FusionSettings) -> Claim:
+def _claim(raw_request: Request, request: FusionRequest, settings: FusionSettings, steering: Sequence[str]) -> Claim:
     """The request's claim on the engine, on its members, and on what its client has used."""
     state, client = state_of(raw_request), client_of(raw_request)
     claim = state.admission.claim(client, request, raw_request, settings)
-    experts, presets = list(state.config.experts), list(state.config.presets)
-    meter = state.usage.meter(client.name, presets[settings.preset], [experts[expert] for expert in settings.experts])
+    meter = state.usage.meter(client.name, list(state.config.presets)[settings.preset], steering)
     claim.keep(state.adapters.hold(settings), meter)
     return claim
 
 
-def _settle(
-    raw_request: Request, request: FusionRequest, attaching: Callable[..., Attach]
-) -> tuple[FusionSettings, list[Attach]]:
-    """What the request asks of the engine, and what is added to its answer."""
+def _settle(raw_request: Request, request: FusionRequest, attaching: Callable[..., Attach]) -> _Settled:
     state, client = state_of(raw_request), client_of(raw_request)
     config, engine = state.config, state.engine_client
     if engine.errored:
@@ -141,13 +152,28 @@ def _settle(
     state.openai_serving_models.answer_as(name)
     asked_to_trace = request.fusion is not None and request.fusion.trace and not only_echoes(request)
     trace = engine.open_trace(settings.drafter is not None) if asked_to_trace else None
-    attaches = [] if trace is None else [attaching(trace, list(config.experts), settings.experts)]
+    experts = list(config.experts)
+    steering = [experts[expert] for expert in settings.experts]
+    route = None
+    if settings.route is not None:
+        steering.clear()  # until the router has chosen
+        routed = engine.open_route(settings.route.router, partial(_heard, state, name, steering))
+        settings = replace(settings, route=settings.route._replace(name=routed.key))
+        route = RouteField(routed, experts, in_choices=attaching is attach_to_choices)
+    attaches = [] if trace is None else [attaching(trace, experts, settings.experts)]
     if isinstance(request, FusionCompletionRequest) and request.echo and request.logprobs is not None:
         attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))
     request.fuse_with(settings, trace)
     salt = cache_salt(client, request.cache_salt, config.auth.share_prefix_cache)  # type: ignore[attr-defined]
     request.cache_salt = salt  # type: ignore[attr-defined]
-    return settings, attaches
+    return _Settled(settings, attaches, route, steering)
+
+
+def _heard(state: ServerState, preset: str, steering: list[str], choice: Choice) -> None:
+    """A router has chosen the experts that steer."""
+    chosen = [list(state.config.experts)[expert] for expert in choice.experts]
+    steering += [expert for expert in chosen if expert not in steering]
+    state.routes.count(preset, chosen)
 
 
 async def naming_the_fault(

@@ -69,6 +69,9 @@ class _OwnPrompts:
             RequestError: a prompt cannot be had.
         """
         settings = self._settings
+        if settings.route is not None:
+            self._refuse_beside_router()
+            return settings
         used = [self._names[expert] for expert in settings.experts]
         for name in self._given:
             if name not in used:
@@ -79,7 +82,7 @@ class _OwnPrompts:
         pairs = tuple([await self._pair(expert) for expert in settings.experts])
         if not self._prompts:
             return replace(settings, pairs=pairs)
-        self._refuse_prompt_logprobs()
+        self._refuse_prompt_logprobs("a member reads a prompt of its own")
         drafter = None if settings.drafter in self._prompts else settings.drafter
         return replace(settings, pairs=pairs, prompts=self._prompts, drafter=drafter)
 
@@ -240,15 +243,23 @@ class _OwnPrompts:
             request = FusionChatCompletionRequest.model_validate({"messages": list(messages)})
         return request, None if request.tools is None else [tool.model_dump() for tool in request.tools]
 
-    def _refuse_prompt_logprobs(self) -> None:
+    def _refuse_beside_router(self) -> None:
+        if self._given:
+            raise RequestError(
+                "fusion.prompts: the experts that a router chooses read the request's prompt; name those that should "
+                "steer in fusion.experts",
+                "fusion.prompts",
+            )
+        self._refuse_prompt_logprobs("a router chooses experts when the prompt has been read")
+
+    def _refuse_prompt_logprobs(self, why: str) -> None:
         request = self._request
         field = "echo" if getattr(request, "echo", False) else "prompt_logprobs"
         if getattr(request, "prompt_logprobs", None) is not None or (
             getattr(request, "echo", False) and getattr(request, "logprobs", None) is not None
         ):
             raise RequestError(
-                f"{field}: a member reads a prompt of its own, so the request's prompt has no fused logprobs; ask for "
-                "weighting 'none'",
+                f"{field}: {why}, so the request's prompt has no fused logprobs; ask for weighting 'none'",
                 field,
             )
 

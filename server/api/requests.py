@@ -131,6 +131,8 @@ class FusionRequest(BaseModel):
         settings = self._settings
         if self._trace is not None:
             settings = replace(settings, trace=self._trace.prompt_key(self._prompts))
+        if settings.route is not None:
+            settings = replace(settings, route=settings.route.of_prompt(self._prompts))
         self._prompts += 1
         given = any(getattr(self, name, None) is not None for name in MAX_TOKENS_FIELDS)
         replace(settings, says_max_tokens=given).attach(params)

@@ -18,6 +18,7 @@ from server.api.admission import Admission
 from server.api.anthropic_serving import MessagesServing
 from server.api.completions import Completions
 from server.api.presets import PresetModels
+from server.api.routing import RouteCounts
 from server.api.stored import StoredResponses
 from server.api.structures import Structures
 from server.api.texts import Renderer
@@ -38,6 +39,7 @@ class ServerState(Protocol):
     adapters: Adapters
     admission: Admission
     usage: Usage
+    routes: RouteCounts
     structures: Structures
     openai_serving_models: PresetModels
     serving_tokenization: ServingTokenization

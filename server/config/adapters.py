@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from server.config.section import Section
+from server.config.source import beside
 from server.config.traffic import Whole
 
 MAX_ADAPTERS = 64
@@ -15,23 +15,18 @@ MAX_RANK = 512
 
 
 def _folder(text: str, info: ValidationInfo) -> str:
-    path = _beside(text, info)
+    path = beside(text, info)
     if not path.is_dir():
         raise ValueError(f"there is no folder {path}")
     return str(path)
 
 
 def _file_to_be(text: str, info: ValidationInfo) -> str:
-    path = _beside(text, info)
+    path = beside(text, info)
     if path.is_dir() or not path.parent.is_dir():
         why = "it is a folder" if path.is_dir() else "its folder is missing"
         raise ValueError(f"{path} cannot be a file: {why}")
     return str(path)
-
-
-def _beside(text: str, info: ValidationInfo) -> Path:
-    folder = info.context["folder"] if info.context else Path.cwd()
-    return Path(folder / Path(text).expanduser()).resolve()
 
 
 class AdaptersConfig(Section):

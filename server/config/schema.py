@@ -13,6 +13,7 @@ from fusion_kernels.weighting import SEARCHING
 from server.config.adapters import AdaptersConfig, is_spare, spare_name
 from server.config.http import HttpConfig
 from server.config.prompts import SidePrompts
+from server.config.routing import RouterFile, Top, check_route, tried_with
 from server.config.section import Section
 from server.config.setting import (
     ALPHA_LIMIT,
@@ -145,11 +146,19 @@ class PresetConfig(Section):
     prompts: dict[str, SidePrompts] = Field(
         {}, description="By expert, prompts of their own as under `experts.NAME.prompt`, for this preset."
     )
+    route: RouterFile | None = Field(
+        None,
+        description="A router that `logit-fusion route fit` wrote: of `experts`, those steer a request that its prompt "
+        "asks for, or none of them.",
+    )
+    top: Top = Field(1, description="How many experts the router may choose for a request, or `all`.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         try:
-            check_setting(self.weighting, self.experts, self.alpha)
+            check_route(self)
+            tried = tried_with(self.weighting, self.experts, routed=self.route is not None)
+            check_setting(self.weighting, tried, self.alpha)
         except SettingError as error:
             raise _at(error.field_path, str(error)) from None
         return self
@@ -224,10 +233,17 @@ class Config(Section):
         if self.speculation is not None:
             self._check_drafter(self.speculation.draft)
         for name, preset in self.presets.items():
+            if preset.route is not None and self.base is None:
+                raise _at(("presets", name, "route"), "a router reads the base's states, and there is no base")
             for part in preset.experts:
                 if part not in self.experts:
                     raise _at(
                         ("presets", name, "experts"), f"there is no expert '{part}'; {nearest(part, self.experts)}"
+                    )
+                if preset.route is not None and any(self.own_cache(part)):
+                    raise _at(
+                        ("presets", name, "route"),
+                        f"expert '{part}' has prompts of its own; a router's experts have none",
                     )
             for part, sides in preset.prompts.items():
                 where = ("presets", name, "prompts")
@@ -265,6 +281,11 @@ class Config(Section):
     def named_presets(self) -> tuple[str, ...]:
         """The presets that there are, likewise."""
         return tuple(name for name in self.presets if not is_spare(name))
+
+    @property
+    def routers(self) -> tuple[str, ...]:
+        """The files of all routers."""
+        return tuple(dict.fromkeys(preset.route for preset in self.presets.values() if preset.route is not None))
 
     def own_cache(self, expert: str) -> tuple[bool, bool]:
         """Whether an expert that is another member's weights, and what an expert is compared with, have own KV caches.

@@ -44,6 +44,12 @@ def resolve_source(text: str, folder: Path) -> str:
     return str(path.resolve())
 
 
+def beside(text: str, info: ValidationInfo) -> Path:
+    """A path that the file names, from the file's own folder."""
+    folder = info.context["folder"] if info.context else Path.cwd()
+    return Path(folder / Path(text).expanduser()).resolve()
+
+
 def _validate(text: str, info: ValidationInfo) -> str:
     folder = info.context["folder"] if info.context else Path.cwd()
     return resolve_source(text, folder)

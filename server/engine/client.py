@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -21,8 +22,10 @@ from server.engine.members import Member
 from server.engine.own_prompts import Alignment, Room
 from server.engine.place import place
 from server.engine.request_trace import PromptRows, Trace, unfused
+from server.engine.routing.choosing import Choice
+from server.engine.routing.routed import Routed, told
 from server.engine.sequences import Tokens, seated
-from server.engine.settings import FusionSettings, Pair
+from server.engine.settings import BASE, FusionSettings, Pair
 from server.engine.structures.pinned import leave_checks_to_api, readable
 from server.engine.trace import TraceRow
 from server.errors import ServerError
@@ -36,10 +39,12 @@ class FusionEngine(AsyncLLM):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._traces: WeakValueDictionary[str, Trace] = WeakValueDictionary()
+        self._routed: WeakValueDictionary[str, Routed] = WeakValueDictionary()
         fusion: dict[str, Any] = self.model_config.hf_config.fusion
         self._has_members = bool(fusion["members"] or fusion["twins"])
         self._twins = {twin["number"]: twin["of"] for twin in fusion["twins"]}
         self._member_names = {each["number"]: each["title"] for each in (*fusion["members"], *fusion["twins"])}
+        self._routers: list[dict[str, Any]] = fusion["routers"]
         self._room = Room(self.vllm_config.cache_config.block_size, self.model_config.max_model_len)
         """Where layers are all alike; `learn_room` finds out."""
         self._ends_of_experts: list[list[int]] = [expert["ends"] for expert in fusion["experts"]]
@@ -65,6 +70,12 @@ class FusionEngine(AsyncLLM):
         trace = Trace(self.get_tokenizer(), speculates=speculates, names=self._member_names)
         self._traces[trace.key] = trace
         return trace
+
+    def open_route(self, router: int, heard: Callable[[Choice], None]) -> Routed:
+        """Start to follow what a router chooses for a request, whose settings name the `key` of what is returned."""
+        routed = Routed(self._routers[router]["classes"], heard)
+        self._routed[routed.key] = routed
+        return routed
 
     async def on_workers(self, method: str, *args: Any) -> list[list[Any]]:
         """Call a method of every worker, between two steps; return each engine's results by worker.
@@ -104,6 +115,9 @@ class FusionEngine(AsyncLLM):
         """Ask the workers what the KV cache has for members that are ahead of a request."""
         (room, *_), *_ = await self.on_workers("room_ahead")
         self._room = Room(*room)
+        windows = self._room.most_ahead < self.model_config.max_model_len
+        if self._routers and windows:
+            raise ServerError("route: beside layers with sliding windows experts cannot be chosen late")
 
     def generate(
         self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any
@@ -126,11 +140,14 @@ class FusionEngine(AsyncLLM):
             settings.attach(sampling_params)
         if self._has_members:
             prompt = _salted(prompt, settings, self._adapters_put)
-        here = place.get()
+        here, choices = place.get(), sampling_params.n
+        if settings.route is not None and (routed := self._routed.get(settings.route.name.partition("/")[0])):
+            routed.expected += choices
 
         def start(params: SamplingParams, name: str) -> AsyncGenerator[RequestOutput, None]:
             self.asked.set()
-            return super(FusionEngine, self).generate(prompt, params, name, **kwargs)
+            started = super(FusionEngine, self).generate(prompt, params, name, **kwargs)
+            return started if settings.route is None else self._told(started, settings.route.name, choices)
 
         if here is None:
             outputs = start(sampling_params, request_id)
@@ -146,15 +163,31 @@ class FusionEngine(AsyncLLM):
         trace = self._traces.get(key)
         if trace is None:
             return outputs
-        first_choice = int(prompt_index) * sampling_params.n
-        choices = range(first_choice, first_choice + sampling_params.n)
-        trace.own_prompts |= dict.fromkeys(choices, settings.own_prompt_tokens)
+        first_choice = int(prompt_index) * choices
+        indices = range(first_choice, first_choice + choices)
+        trace.own_prompts |= dict.fromkeys(indices, settings.own_prompt_tokens)
         sides = dict(zip(settings.experts, settings.sides, strict=True))
-        trace.sides |= dict.fromkeys(choices, sides)
+        trace.sides |= dict.fromkeys(indices, sides)
         if not settings.traced:
             return unfused(outputs, trace, first_choice)
         assert settings.trace is not None
         return self._follow(outputs, settings.trace, trace, first_choice)
+
+    def _told(
+        self, outputs: AsyncGenerator[RequestOutput, None], name: str, choices: int
+    ) -> AsyncGenerator[RequestOutput, None]:
+        key, _, prompt_index = name.partition("/")
+        routed = self._routed.get(key)
+        if routed is None:
+            return outputs
+        first = int(prompt_index) * choices
+        return told(outputs, routed, range(first, first + choices), partial(self._choice, name))
+
+    async def _choice(self, name: str) -> Choice | None:
+        engines = await self.on_workers("take_fusion_choice", name)
+        found = next((choice for workers in engines for choice in workers if choice is not None), None)
+        # As a plain list it came from another process.
+        return None if found is None else Choice(*found)
 
     def _fitted(self, settings: FusionSettings, prompt: list[int], params: SamplingParams) -> FusionSettings:
         """The settings without prompts that are the request's own, which cost nothing; the others have room.
@@ -219,7 +252,10 @@ def _salted(prompt: Any, settings: FusionSettings, puts: Mapping[int, int]) -> A
     what an adapter left that was a member before; `puts` counts them by member. What a client writes into `cache_salt`
     stands before the last slash, so it cannot be taken for a set of members.
     """
-    members = (f"{number}.{puts[number]}" if number in puts else str(number) for number in settings.members_run)
+    members = [f"{number}.{puts[number]}" if number in puts else str(number) for number in settings.members_run]
+    if settings.route is not None:
+        # Which others have read it depends on what was chosen for whoever left the block.
+        members = [f"{BASE};routed"]
     salt = f"{prompt.get('cache_salt') or ''}/members={','.join(members)}"
     if settings.prompts:
         # Where a member's tokens lie depends on the length of both prompts, and what they are on its own.

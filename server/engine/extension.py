@@ -11,6 +11,7 @@ from server.engine.weights import AdapterFiles
 if TYPE_CHECKING:
     from server.engine.aggregates import Counts
     from server.engine.low_rank import Product
+    from server.engine.routing.choosing import Choice
     from server.engine.trace import TraceRow
 
 
@@ -23,6 +24,11 @@ class FusionWorkerExtension:
         """Rows of `trace` since the last call; the first worker alone keeps any, as all would have the same."""
         rows: list[TraceRow] = self._state().trace_log.take(trace, last)
         return rows
+
+    def take_fusion_choice(self, name: str) -> Choice | None:
+        """What a router chose for the request whose route has this name, once; all workers of an engine know it."""
+        choice: Choice | None = self._state().choosing.take(name)
+        return choice
 
     def count_fusion_traces(self) -> tuple[int, int]:
         """How many traces and steps this worker keeps at the moment."""

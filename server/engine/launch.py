@@ -22,6 +22,7 @@ from server.engine import plugin
 from server.engine.client import FusionEngine
 from server.engine.members import Members
 from server.engine.pairs import Pairs
+from server.engine.routing.router import Router
 from server.engine.settings import BASE
 from server.engine.structures.pinned import pinned
 from server.engine.text_part import text_part
@@ -168,5 +169,6 @@ def fusion_config(config: Config, members: Members) -> dict[str, Any]:
         "experts": [{"name": expert.name, "ends": list(expert.end_ids)} for expert in members.experts],
         "pairs": [[list(pairs.own(t)), list(pairs.shared(t))] for t in range(len(members.experts))],
         "presets": len(config.presets),
+        "routers": [{"file": file, "classes": list(Router.load(Path(file)).classes)} for file in config.routers],
         "spare_rank": 0 if config.adapters is None else config.adapters.max_rank,
     }

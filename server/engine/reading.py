@@ -59,7 +59,7 @@ class Reading:
         # The first step of a request is the one in which the member gets ahead.
         first = batch.num_computed_tokens_np[: batch.num_reqs] + np.where(table.begun[slots], ahead, 0)
         stop = batch.num_computed_tokens_np[: batch.num_reqs] + batch.num_scheduled_tokens + ahead
-        first = np.maximum(first, self._start)
+        first = np.where(table.from_start[slots, member], 0, np.maximum(first, self._start))
         self._requests = np.flatnonzero(used & (stop > first))
         self._first, self._stop = first[self._requests], stop[self._requests]
         self._logits = np.diff(batch.cu_num_logits_np)

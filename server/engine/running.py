@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from server.engine.reading import Reading
+from server.engine.settings import BASE
 from server.engine.stack import StackedMember
-from server.engine.step import ForwardPass, MemberStates
+from server.engine.step import ForwardPass, MemberStates, has_whole_prompt
 from server.engine.sub_batch import SubBatch, restrict
 
 if TYPE_CHECKING:
@@ -28,13 +29,20 @@ def run_members(state: FusionModelState, step: ForwardPass, *, everyone: bool) -
     else:
         used = table.members_run[slots]
     own = np.zeros_like(used) if step.dummy else used & table.own_prompt[slots]
+    step.members = [None] * len(state.members)
+    ready = table.undecided[slots] & has_whole_prompt(batch)
+    if ready.any() and not step.dummy:
+        step.members[BASE] = base = _run_base(state, step, used[:, BASE])
+        rows = base.sampled()
+        assert rows is not None
+        state.choosing.choose(table, batch, ready, rows)
+        used, own = table.members_run[slots], table.members_run[slots] & table.own_prompt[slots]
     # Requests that use one expert alone make the base's batch and the expert's the same.
     known: dict[bytes, SubBatch] = {}
     stacked: list[tuple[int, StackedMember, SubBatch]] = []
-    step.members = [None] * len(state.members)
     for number, member in enumerate(state.members):
         column = used[:, number]
-        if member is None or not column.any():
+        if member is None or not column.any() or step.members[number] is not None:
             continue
         if own[:, number].any():
             step.members[number] = _run_own_prompts(state, step, number, member, column)
@@ -53,7 +61,19 @@ def run_members(state: FusionModelState, step: ForwardPass, *, everyone: bool) -
         for (number, _, sub), hidden in zip(stacked, states, strict=True):
             step.members[number] = _kept(state, step, sub, hidden, used[:, number])
     if not step.dummy:
-        table.begun[slots] = True
+        table.end_step(slots)
+
+
+def _run_base(state: FusionModelState, step: ForwardPass, used: np.ndarray) -> MemberStates:
+    """Run the base before the others, on the requests that use it, of which it reads some's end of the prompt."""
+    base = state.members[BASE]
+    assert base is not None
+    if (used & state.table.own_prompt[step.batch.idx_mapping_np, BASE]).any():
+        states = _run_own_prompts(state, step, BASE, base, used)
+        assert states is not None
+        return states
+    sub = restrict(step.batch, step.block_tables, step.slot_mappings, used)
+    return _kept(state, step, sub, base.run(sub, state.metadata, step.kv_cache_config), used)
 
 
 def _run_own_prompts(

@@ -6,8 +6,8 @@ its engine process unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fusion_kernels import Weighting
@@ -29,6 +29,21 @@ FUSED = -4
 BASE = 0
 
 
+class Route(NamedTuple):
+    """How a request's experts are chosen when its prompt has been read."""
+
+    router: int
+    """The number of the preset's router."""
+    top: int | None
+    """At most so many experts; `None`: any number."""
+    name: str
+    """The name under which the worker keeps what was chosen."""
+
+    def of_prompt(self, index: int) -> Route:
+        """The same for one prompt of a request."""
+        return self._replace(name=f"{self.name}/{index}")
+
+
 class Pair(NamedTuple):
     """The members whose difference is an expert's term, alpha (expert - against)."""
 
@@ -42,6 +57,7 @@ class FusionSettings:
 
     weighting: Weighting = Weighting.NONE
     experts: tuple[int, ...] = ()
+    """Those that steer; before a `route` has chosen, those that there are to choose from."""
     alpha: tuple[float, ...] = ()
     """Weights of `experts`, in the same order; used by `STATIC` alone."""
     alpha_max: float = 2.0
@@ -57,6 +73,8 @@ class FusionSettings:
     """The members of `experts`, in the same order; left out, each is expert t against the base."""
     prompts: Mapping[int, list[int]] = field(default_factory=dict)
     """The token ids of members that read a prompt of their own, by the members' numbers."""
+    route: Route | None = None
+    """What chooses among `experts`; `None`: all of them steer."""
     says_max_tokens: bool = True
     """Whether it is the request that says how long the answer may be; else it takes what room there is."""
 
@@ -67,7 +85,7 @@ class FusionSettings:
     @property
     def traced(self) -> bool:
         """Whether the worker keeps a trace; of the large model alone only the likeliest tokens are news."""
-        return self.trace is not None and (bool(self.experts) or self.trace_top)
+        return self.trace is not None and (bool(self.experts) or self.trace_top or self.route is not None)
 
     @property
     def sides(self) -> tuple[Pair, ...]:
@@ -83,8 +101,24 @@ class FusionSettings:
 
     @property
     def members_run(self) -> tuple[int, ...]:
-        """The small members that read the request: those that steer it, and the one that drafts for it."""
-        return tuple(sorted({*self.members_used, *(() if self.drafter is None else (self.drafter,))}))
+        """The small members that read the request: those that steer it, and the one that drafts for it.
+
+        The base reads all of one that is routed, so that each that continues it can be routed again.
+        """
+        drafter = () if self.drafter is None else (self.drafter,)
+        base = () if self.route is None else (BASE,)
+        return tuple(sorted({*self.members_used, *drafter, *base}))
+
+    def of_experts(self, chosen: Collection[int]) -> FusionSettings:
+        """The settings with some of the experts alone; without any, the large model answers by itself."""
+        kept = [place for place, expert in enumerate(self.experts) if expert in chosen]
+        return replace(
+            self,
+            weighting=self.weighting if kept else Weighting.NONE,
+            experts=tuple(self.experts[place] for place in kept),
+            pairs=tuple(self.pairs[place] for place in kept),
+            alpha=tuple(self.alpha[place] for place in kept if place < len(self.alpha)),
+        )
 
     @property
     def own_prompt_tokens(self) -> dict[int, dict[str, int]]:
@@ -119,4 +153,5 @@ class FusionSettings:
             trace=values["trace"],
             trace_top=values["trace_top"],
             drafter=values["drafter"],
+            route=None if values["route"] is None else Route(*values["route"]),
         )

@@ -7,7 +7,8 @@ the step is planned, and in tensors on the device, from which rows gather their 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
@@ -26,6 +27,8 @@ class Slot:
     num_prompt_tokens: int
     generated: list[int] = field(default_factory=list)
     """Tokens that it had generated before it came to the slot: it was preempted."""
+    prompt: list[int] = field(default_factory=list)
+    """Of a request that is routed, all that it must have read before: its prompt, and what it had generated."""
     prompt_logprobs: bool = False
     """Whether the logits of its prompt's positions are asked for too."""
     serial: int = field(default_factory=count().__next__)
@@ -69,6 +72,10 @@ class SlotTable:
         """[slots, 1 + 2 T, 2]: `shift` and `start` of those members, zeros of the others."""
         self.sequences: dict[tuple[int, int], np.ndarray] = {}
         """By slot and member: the member's own prompt, and what had been generated before."""
+        self.undecided = np.zeros(max_num_seqs, dtype=bool)
+        """[slots]: nobody has chosen yet which experts steer the slot's request."""
+        self.from_start = np.zeros((max_num_seqs, members), dtype=bool)
+        """[slots, 1 + 2 T]: the member reads the request's whole prompt in this step: it was chosen in it."""
         self.begun = np.zeros(max_num_seqs, dtype=bool)
         """[slots]: the slot's request has had a step."""
         self.pairs = np.full((max_num_seqs, num_experts, 2), ANY, dtype=np.int64)
@@ -96,7 +103,39 @@ class SlotTable:
         self.slots[index] = slot
         self.occupied += 1
         self.traced += slot.settings.traced
-        settings, table = slot.settings, self._host
+        self.undecided[index] = slot.settings.route is not None
+        self._fill(index, slot.settings if slot.settings.route is None else slot.settings.of_experts(()))
+        self.begun[index] = False
+        self._add_prompts(index, slot, block_size)
+
+    def decide(self, index: int, experts: Collection[int]) -> None:
+        """It has been chosen which experts steer a request: their members read all of it in this step.
+
+        `flush` makes it known to the device.
+        """
+        slot = self.slots[index]
+        assert slot is not None
+        read = self.members_run[index].copy()
+        settings = slot.settings.of_experts(experts)
+        self.slots[index] = replace(slot, settings=settings)
+        self.undecided[index] = False
+        self._fill(index, settings)
+        late = self.members_run[index] & ~read
+        self.from_start[index] = self.own_prompt[index] = late
+        sequence = np.array(slot.prompt, dtype=np.int64)
+        self.sequences |= {(index, int(member)): sequence for member in np.flatnonzero(late)}
+
+    def end_step(self, slots: np.ndarray) -> None:
+        """The requests in some slots have had a step."""
+        self.begun[slots] = True
+        for index in slots[self.from_start[slots].any(axis=1)]:
+            for member in np.flatnonzero(self.from_start[index]):
+                self.sequences.pop((int(index), int(member)), None)
+            self.own_prompt[index] &= ~self.from_start[index]
+            self.from_start[index] = False
+
+    def _fill(self, index: int, settings: FusionSettings) -> None:
+        table = self._host
         self.labels[index] = settings.preset * len(Weighting) + int(settings.weighting)
         table.kind[index] = int(settings.weighting)
         table.alpha_max[index] = settings.alpha_max
@@ -113,8 +152,6 @@ class SlotTable:
         self.pairs[index] = ANY
         for expert, pair in zip(settings.experts, settings.sides, strict=True):
             self.pairs[index, expert] = pair
-        self.begun[index] = False
-        self._add_prompts(index, slot, block_size)
 
     def _add_prompts(self, index: int, slot: Slot, block_size: int) -> None:
         self.own_prompt[index], self.alignments[index] = False, 0
@@ -127,6 +164,7 @@ class SlotTable:
     def remove(self, index: int) -> None:
         """Take a request out; its row on the device stays as it is until the slot is taken again."""
         slot, self.slots[index] = self.slots[index], None
+        self.undecided[index] = self.from_start[index] = False
         if slot is not None:
             self.occupied -= 1
             self.traced -= slot.settings.traced

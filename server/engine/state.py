@@ -33,6 +33,7 @@ from server.engine import cpu_runner, self_check
 from server.engine.aggregates import Aggregates
 from server.engine.member import AttentionGroups, SmallMember
 from server.engine.own_prompts import Room
+from server.engine.routing.choosing import Choosing
 from server.engine.running import run_members
 from server.engine.settings import ANY, FusionSettings
 from server.engine.slots import Rows, Slot, SlotTable
@@ -66,6 +67,7 @@ class FusionModelState(DefaultModelState):
         self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device)
         self.members: list[SmallMember | None] = composite.small_members
         """By number; `None` where nothing has a KV cache of its own."""
+        self.choosing = Choosing(fusion["routers"], [expert["name"] for expert in fusion["experts"]])
         self.trace_log = TraceLog(self.table)
         self._presets: int = fusion["presets"]
         self._pairs = np.array(fusion["pairs"], dtype=np.int64).reshape(-1, 2, 2)
@@ -109,7 +111,8 @@ class FusionModelState(DefaultModelState):
         wants_prompt = params.prompt_logprobs is not None or params.prompt_logprob_token_ids is not None
         self._slot_of[new_req_data.req_id] = req_index
         generated = (new_req_data.prefill_token_ids or [])[new_req_data.prompt_len :]
-        slot = Slot(settings, new_req_data.prompt_len, generated, wants_prompt)
+        whole = [] if settings.route is None else list(new_req_data.prefill_token_ids or [])
+        slot = Slot(settings, new_req_data.prompt_len, generated, whole, wants_prompt)
         self.table.add(req_index, slot, self.room.block_size)
         if self.ends is not None:
             if settings.drafter is None:

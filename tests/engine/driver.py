@@ -17,7 +17,8 @@ from fusion_kernels import Weighting
 from server.engine.client import FusionEngine
 from server.engine.pairs import Pairs
 from server.engine.request_trace import TokenTrace
-from server.engine.settings import SIDES, FusionSettings, Pair
+from server.engine.routing.choosing import Choice
+from server.engine.settings import SIDES, FusionSettings, Pair, Route
 from server.engine.speculation.drafter import with_drafter
 from tests.hf_loop import Settings
 
@@ -37,6 +38,8 @@ class Case:
     """Seconds after which the client goes away."""
     draft: str | None = None
     """Who drafts for it, as the configuration says it; `None`: it does not speculate."""
+    route: Route | None = None
+    """What chooses among its experts; `None`: all of them steer."""
 
     @property
     def choices(self) -> int:
@@ -56,6 +59,8 @@ class Answer:
     logprobs: list[list[float]]
     traces: list[list[TokenTrace]]
     prompt_logprobs: list[float] = field(default_factory=list)
+    choice: Choice | None = None
+    """What a router chose."""
 
 
 def draw_cases(
@@ -148,6 +153,10 @@ async def send(
 ) -> Answer:
     """Send one request and collect its answer."""
     settings = fusion_settings(case.settings, experts, pairs)
+    heard: list[Choice] = []
+    routed = None if case.route is None else engine.open_route(case.route.router, heard.append)
+    if case.route is not None and routed is not None:
+        settings = replace(settings, route=case.route._replace(name=f"{routed.key}/0"))
     if case.draft is not None:
         settings = with_drafter(settings, case.draft, experts, has_base=True)
         if settings.drafter in settings.prompts:
@@ -176,6 +185,7 @@ async def send(
                     for token, entry in zip(case.prompt, output.prompt_logprobs, strict=True)
                     if entry is not None
                 ]
+    answer.choice = next(iter(heard), None)
     return answer
 
 

@@ -25,6 +25,7 @@ from server.engine.checks.architecture import (
 )
 from server.engine.checks.ends import find_ends
 from server.engine.checks.generation import describe_defaults, sampling_defaults
+from server.engine.checks.routers import check_routers
 from server.engine.checks.templates import own_templates
 from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
 from server.engine.checks.vocabulary import check_vocabularies, read_vocabularies
@@ -177,6 +178,7 @@ def check_members(config: Config) -> Report:
     config = config.model_copy(update={"engine": {**config.engine, "max_model_len": max_model_len}})
     vocabulary = vocabularies[members.large.name].size
     templates = own_templates(config, members)
+    check_routers(config, members)
     return Report(
         config, members, tuple(reports), vocabulary, max_model_len, dtype, defaults, tuple(remarks), templates
     )

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def with_drafter(settings: FusionSettings, draft: str, experts: Sequence[str], *, has_base: bool) -> FusionSettings:
     """The settings of a request for which `draft` speculates: `auto`, `base`, or the name of one of `experts`."""
-    if draft == AUTO:
+    if draft == AUTO or settings.route is not None:
         drafter = _own_drafter(settings)
         return replace(settings, drafter=None if drafter == BASE_NUMBER and not has_base else drafter)
     return replace(settings, drafter=BASE_NUMBER if draft == BASE else 1 + experts.index(draft))
@@ -24,7 +24,7 @@ def with_drafter(settings: FusionSettings, draft: str, experts: Sequence[str], *
 
 def _own_drafter(settings: FusionSettings) -> int:
     """The number of the member that is most like the fused model: the heaviest expert, or the base without any."""
-    if settings.weighting is Weighting.NONE or not settings.experts:
+    if settings.weighting is Weighting.NONE or not settings.experts or settings.route is not None:
         return BASE_NUMBER
     if not settings.weighting.takes_alpha:
         member = settings.pairs[0].expert

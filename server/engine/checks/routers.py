@@ -1,0 +1,34 @@
+"""Routers beside the members that they choose: fitted for this base, and knowing the experts of their presets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from server.config import Config
+from server.engine.members import Members
+from server.engine.routing.router import NONE, Router, fingerprint
+from server.errors import ConfigError, nearest
+
+
+def check_routers(config: Config, members: Members) -> None:
+    """Refuse routers that would choose by chance.
+
+    Raises:
+        ConfigError: a file is no router, or one for another base, or it does not know a preset's expert.
+    """
+    routers = {file: Router.load(Path(file)) for file in config.routers}
+    for name, preset in config.presets.items():
+        if preset.route is None:
+            continue
+        router, where = routers[preset.route], f"presets.{name}.route"
+        base = members.needed_base
+        width = base.text_config.hidden_size
+        if router.weight.shape[1] != width or router.base != fingerprint(base.folder):
+            raise ConfigError(
+                f"{where}: {preset.route} was fitted for another base than {base.folder}; fit it for this one, by "
+                "`logit-fusion route fit`"
+            )
+        known = [each for each in router.classes if each != NONE]
+        stranger = next((expert for expert in preset.experts if expert not in known), None)
+        if stranger is not None:
+            raise ConfigError(f"{where}: {preset.route} does not know expert '{stranger}'; {nearest(stranger, known)}")

@@ -1,0 +1,98 @@
+"""Routing in the worker: in the step in which a request's prompt ends, the base's states choose its experts.
+
+The base runs first in that step. What a router chooses of its last state is written into the slot, and the chosen
+experts' members read the whole prompt in the same step, before the large model's pass gives the first token: no prompt
+is read twice by anybody. Blocks of the prefix cache hold the base's part alone for those that find them; a chosen
+expert writes its own part again, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from server.engine.routing.router import Router
+
+if TYPE_CHECKING:
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+
+    from server.engine.settings import FusionSettings, Route
+    from server.engine.slots import SlotTable
+    from server.engine.step import MemberRows
+
+MAX_KEPT = 1 << 14
+
+
+class Choice(NamedTuple):
+    """What was chosen for a request, as it travels from the worker."""
+
+    experts: list[int]
+    """By their numbers in the configuration, the likeliest first."""
+    probabilities: list[float]
+    """By the router's classes."""
+
+
+class Choosing:
+    """The routers of one worker, and what they chose."""
+
+    def __init__(self, routers: list[dict[str, Any]], experts: list[str]) -> None:
+        self._routers = [Router.load(Path(each["file"])) for each in routers]
+        self._experts = experts
+        self._choices: dict[str, Choice] = {}
+        """By the request's id: one that is preempted keeps its experts."""
+        self._untold: dict[str, Choice] = {}
+        """By the name of the request's route, until the API asks."""
+
+    def choose(self, table: SlotTable, batch: InputBatch, ready: np.ndarray, base: MemberRows) -> None:
+        """Choose the experts of the requests that `ready` [B] bool marks, of the base's rows of this step."""
+        requests = np.flatnonzero(ready)
+        new = [n for n in requests if batch.req_ids[n] not in self._choices]
+        for n, probabilities in zip(new, self._probabilities(table, batch, new, base), strict=True):
+            settings, (router, top, name) = _asked(table, batch, n)
+            among = {self._experts[expert]: expert for expert in settings.experts}
+            chosen = self._routers[router].choose(probabilities, among, top)
+            choice = Choice([among[expert] for expert in chosen], probabilities.tolist())
+            _keep(self._choices, batch.req_ids[n], choice)
+            _keep(self._untold, name, choice)
+        for n in requests:
+            table.decide(int(batch.idx_mapping_np[n]), self._choices[batch.req_ids[n]].experts)
+        table.flush()
+
+    def take(self, name: str) -> Choice | None:
+        """What was chosen for the request whose route has this name; forgotten with this."""
+        return self._untold.pop(name, None)
+
+    def _probabilities(
+        self, table: SlotTable, batch: InputBatch, requests: list[int], base: MemberRows
+    ) -> list[np.ndarray]:
+        """[C] of each request."""
+        if not requests:
+            return []
+        # A request's newest token gives its last row.
+        wanted = torch.as_tensor(batch.cu_num_logits_np[np.array(requests) + 1] - 1, dtype=torch.int64)
+        states = base.hidden
+        if base.rows is None:
+            states = states[wanted.to(states.device)]
+        else:
+            rows = base.rows.cpu()
+            states = states[torch.stack([torch.nonzero(rows == row)[0, 0] for row in wanted]).to(states.device)]
+        routers = [_asked(table, batch, n)[1].router for n in requests]
+        found = {router: self._routers[router].probabilities(states).cpu().numpy() for router in set(routers)}
+        return [found[router][place] for place, router in enumerate(routers)]
+
+
+def _asked(table: SlotTable, batch: InputBatch, request: int) -> tuple[FusionSettings, Route]:
+    """What a routed request of the step asks."""
+    slot = table.slots[batch.idx_mapping_np[request]]
+    assert slot is not None
+    assert slot.settings.route is not None
+    return slot.settings, slot.settings.route
+
+
+def _keep(kept: dict[str, Choice], name: str, choice: Choice) -> None:
+    kept[name] = choice
+    while len(kept) > MAX_KEPT:
+        kept.pop(next(iter(kept)))

@@ -1,0 +1,114 @@
+"""A router: of what a prompt is, in the base's eyes, and so which experts may steer its answer.
+
+With h the base's last hidden state at the prompt's end, a router is a softmax regression over classes, each an expert
+or `none`:
+
+    p = softmax(W h + b)
+
+`top` experts of the highest probability are chosen, as far as each has `LEAST` of it. The large model answers alone
+where `none` is likelier than every expert, or where the chosen ones have less than the router's `threshold` together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from server.errors import ConfigError
+
+NONE = "none"
+LEAST = 0.1
+"""The smallest probability with which an expert is chosen."""
+_FORMAT = "logit-fusion router 1"
+_EDGE = 1 << 16
+
+
+@dataclass(frozen=True, eq=False)
+class Router:
+    """A softmax regression over the base's hidden states."""
+
+    weight: torch.Tensor
+    """[C, width] float32."""
+    bias: torch.Tensor
+    """[C] float32."""
+    classes: tuple[str, ...]
+    """Names of experts, and perhaps `none`."""
+    threshold: float
+    base: str
+    """The base's `fingerprint`."""
+
+    def probabilities(self, states: torch.Tensor) -> torch.Tensor:
+        """[n, C] float32 for the base's hidden states [n, width]."""
+        weight, bias = self.weight.to(states.device), self.bias.to(states.device)
+        return torch.softmax(states.float() @ weight.T + bias, dim=-1)
+
+    def choose(self, probabilities: np.ndarray, among: Collection[str], top: int | None) -> list[str]:
+        """The experts that steer, the likeliest first; none where the large model answers alone.
+
+        Args:
+            probabilities: [C].
+            among: the experts that there are to choose from; any other class is as `none`.
+            top: at most so many; `None`: any number.
+        """
+        order = np.argsort(-probabilities, kind="stable")
+        if self.classes[order[0]] not in among:
+            return []
+        likely = [c for c in order if self.classes[c] in among and probabilities[c] >= LEAST] or [order[0]]
+        chosen = likely[:top]
+        if probabilities[chosen].sum() < self.threshold:
+            return []
+        return [self.classes[c] for c in chosen]
+
+    def save(self, file: Path) -> None:
+        """Write the router to `file`, in the safetensors format."""
+        metadata = {
+            "format": _FORMAT,
+            "classes": json.dumps(self.classes),
+            "threshold": repr(self.threshold),
+            "base": self.base,
+        }
+        save_file({"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, file, metadata)
+
+    @classmethod
+    def load(cls, file: Path) -> Router:
+        """Read a router back.
+
+        Raises:
+            ConfigError: the file is none.
+        """
+        try:
+            with safe_open(file, framework="pt") as opened:
+                content: Any = opened
+                metadata: dict[str, str] = content.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise ConfigError(f"{file} is no router; `logit-fusion route fit` writes one")
+                return cls(
+                    content.get_tensor("weight"),
+                    content.get_tensor("bias"),
+                    tuple(json.loads(metadata["classes"])),
+                    float(metadata["threshold"]),
+                    metadata["base"],
+                )
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"{file} is no router, or cannot be read: {error}") from None
+
+
+def fingerprint(folder: Path) -> str:
+    """What tells a model's weights from others': a digest of its files' names, sizes, beginnings and ends."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size} ".encode() + file.read(_EDGE))
+            file.seek(max(0, size - _EDGE))
+            digest.update(file.read(_EDGE))
+    return digest.hexdigest()[:16]
