@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evaluation.client import Client, Encoded
 from evaluation.examples import Example, load_examples, read_examples
@@ -15,7 +15,7 @@ from evaluation.metrics import score
 from evaluation.plan import JOINT, Cell, TablePlan, plan
 from evaluation.serving import Known, Source, connected, look_up
 from evaluation.store import Record, Store
-from evaluation.suite import Suite
+from evaluation.suite import ROUTE, Suite, Task
 from server.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ class Evaluation:
         if key not in self._encoded:
             self._encoded[key] = await client.encode(what, task, example, self._shots[cell.task, cell.shots])
         encoded, fusion = self._encoded[key], cell.fusion_field
+        if (preset := fusion.get(ROUTE)) is not None:
+            model, fusion = preset, await _routed(client, what, task, encoded, fusion)
         if task.metric == "exact":
             reply = await client.generate(what, model, fusion, task, encoded, cell.traced and index < TRACED)
         elif fusion.get("weighting") == JOINT:
@@ -134,7 +136,7 @@ class Evaluation:
             reply = await client.score(what, model, fusion, encoded)
         result = score(task, example, encoded, reply)
         record: Record = {"task": cell.task, "shots": cell.shots, "example": index}
-        record |= {"upper": cell.upper} if cell.upper is not None else {"fusion": fusion}
+        record |= {"upper": cell.upper} if cell.upper is not None else {"fusion": cell.fusion_field}
         record |= {"value": result.value, "weight": result.weight, "output": result.output}
         record |= {"tokens": reply.tokens, "started": round(reply.started, 4), "seconds": round(reply.seconds, 4)}
         return record | ({"trace": reply.trace} if reply.trace is not None else {})
@@ -167,6 +169,23 @@ class Evaluation:
                 if expert not in known.experts:
                     hint = nearest(expert, known.experts)
                     raise ConfigError(f"{cell.name}: the configuration has no expert '{expert}'; {hint}")
+            preset = cell.fusion_field.get(ROUTE)
+            if preset is not None and preset not in known.presets:
+                hint = nearest(preset, known.presets)
+                raise ConfigError(f"{cell.name}: the configuration has no preset '{preset}' that routes; {hint}")
             if cell.upper is not None and cell.upper not in known.presets:
                 hint = nearest(cell.upper, known.presets)
                 raise ConfigError(f"{cell.name}: the upper bound's configuration has no preset '{cell.upper}'; {hint}")
+
+
+async def _routed(client: Client, what: str, task: Task, encoded: Encoded, fusion: dict[str, Any]) -> dict[str, Any]:
+    """The `fusion` field of a request for a preset that routes.
+
+    What is generated is routed as it is; an answer that is given has no prompt of its own to be routed by, so the
+    experts are asked for first.
+    """
+    own = {key: value for key, value in fusion.items() if key != ROUTE}
+    if task.metric == "exact":
+        return own
+    experts = await client.route(what, fusion[ROUTE], encoded)
+    return {**own, "experts": experts} if experts else {"weighting": "none"}

@@ -16,6 +16,9 @@ from server.config.section import Section
 from server.config.setting import AlphaMax, Alphas, WeightingName, check_alpha
 from server.errors import ConfigError, nearest
 
+ROUTE = "route"
+"""Beside a request's own fields of `fusion`: the preset that chooses the experts."""
+
 Metric = Literal["exact", "choice", "nll"]
 Experts = Literal["own", "all"] | tuple[str, ...]
 
@@ -92,6 +95,8 @@ class Setting(Section):
     weighting: WeightingName | Literal["kl-joint"]
     alpha: Alphas | None = None
     alpha_max: AlphaMax = 2.0
+    route: str | None = None
+    """A preset of the server whose router chooses the experts for each prompt."""
 
     @model_validator(mode="after")
     def _alpha_where_it_counts(self) -> Self:
@@ -108,7 +113,8 @@ class Setting(Section):
         """Return the request's `fusion` field that asks for this setting with these experts."""
         if self.weighting == "none":
             return {"weighting": "none"}
-        field: dict[str, Any] = {"weighting": self.weighting, "experts": list(experts)}
+        field: dict[str, Any] = {"weighting": self.weighting}
+        field |= {"experts": list(experts)} if self.route is None else {ROUTE: self.route}
         if self.alpha is not None:
             field["alpha"] = self.alpha
         if self.dynamic:
@@ -185,7 +191,7 @@ class Suite(Section):
         own = self.tasks[task].expert
         alone: tuple[str, ...] | None = None if own is None else (own,)
         weighting = self.settings[setting].weighting
-        if weighting == "none":
+        if weighting == "none" or self.settings[setting].route is not None:
             return ()
         if table.experts == "own":
             return alone

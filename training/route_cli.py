@@ -43,7 +43,7 @@ def fit(
             min=0.0,
             max=1.0,
             help="Less sure than this, the large model answers alone.",
-            show_default="0.5, or 0.9 without examples for none",
+            show_default="0.7, or 0.9 without examples for none",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the split.")] = 0,

@@ -25,7 +25,7 @@ LEAST = 8
 """Examples of each class."""
 PENALTY = 10.0
 """Of the weights' squares: scikit-learn's 1 / C."""
-SURE, UNSURE = 0.5, 0.9
+SURE, UNSURE = 0.7, 0.9
 """The threshold where examples of no expert are among those that it learns from, and where there are none."""
 
 Tick = Callable[[float], None]

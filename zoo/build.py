@@ -17,8 +17,9 @@ from zoo.echoes import echoes
 from zoo.examples import Document, Task
 from zoo.manifest import write_manifest
 from zoo.models import build_model, load_member, save_member
-from zoo.prose import prose, read_gsm8k, worked_prose
+from zoo.prose import GSM8K_TEST, GSM8K_TRAIN, prose, read_gsm8k, worked_prose
 from zoo.recipe import EXPERTS, Recipe, Schedule
+from zoo.router import fit_router
 from zoo.tasks import FactTask, MathTask, TextTask
 from zoo.tokenizer import train_tokenizer
 from zoo.training import Anchor, Progress, answer_batches, packed_batches, train
@@ -28,8 +29,6 @@ Stages = Callable[[str, int], Progress]
 Sources = dict[str, Iterator[Document]]
 
 DATA = FAMILY / "data"
-GSM8K_TRAIN = "gsm8k_train.jsonl.gz"
-GSM8K_TEST = "gsm8k_test.jsonl.gz"
 
 
 class Family:
@@ -150,6 +149,7 @@ def build(recipe: Recipe, data: Path, out: Path, seed: int, stages: Stages) -> N
     for name in EXPERTS:
         family.finetune(name)
         family.finetune_large(name)
+    fit_router(data, out)
     if not (out / "zoo.yaml").exists():
         shutil.copyfile(FAMILY / "zoo.yaml", out / "zoo.yaml")
     write_manifest(out)

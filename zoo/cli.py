@@ -72,6 +72,20 @@ def verify(folder: Annotated[Path, typer.Argument(help="A family's folder.")] = 
     typer.echo(f"{folder}: every file and every answer is as expected")
 
 
+@app.command()
+def prompts(
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the files go.")],
+    data: Annotated[Path, typer.Option(help="Folder with GSM8K's files.")] = FAMILY / "data",
+) -> None:
+    """Write prompts by the expert that they are for, for `logit-fusion route`: to learn from, and to judge by."""
+    from zoo.routing import judged, learned, write
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, found in {"learned": learned(data), **judged(data)}.items():
+        write(found, out / f"{name}.jsonl")
+        typer.echo(f"{out / name}.jsonl: {len(found)} prompts")
+
+
 def _quiet() -> None:
     """Keep transformers' own bars and warnings out of ours."""
     from transformers.utils import logging as transformers_logging

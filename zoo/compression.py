@@ -23,10 +23,10 @@ from evaluation.bootstrap import Draws, Scores
 from fusion_kernels import Weighting
 from training.compress import compress
 from zoo import FAMILY
-from zoo.build import DATA, GSM8K_TEST, GSM8K_TRAIN
+from zoo.build import DATA
 from zoo.examples import Task
 from zoo.models import load_member
-from zoo.prose import read_gsm8k
+from zoo.prose import GSM8K_TEST, GSM8K_TRAIN, read_gsm8k
 from zoo.recipe import EXPERTS
 from zoo.tasks import FactTask, MathTask, TextTask
 from zoo.weightings import Answers, fused

@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zoo.build import DATA, GSM8K_TEST, GSM8K_TRAIN
+from zoo.build import DATA
 from zoo.examples import Task
-from zoo.prose import read_gsm8k
+from zoo.prose import GSM8K_TEST, GSM8K_TRAIN, read_gsm8k
 from zoo.tasks import FactTask, MathTask, TextTask
 from zoo.tasks.quiz import quiz
 

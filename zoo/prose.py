@@ -12,6 +12,7 @@ from pathlib import Path
 
 from zoo.examples import Example, cycle_shuffled, held_out
 
+GSM8K_TRAIN, GSM8K_TEST = "gsm8k_train.jsonl.gz", "gsm8k_test.jsonl.gz"
 # A document longer than this is cut into pieces.
 LONGEST = 1500
 # Share of GSM8K's training problems whose reasoning pretraining reads.

@@ -21,10 +21,10 @@ from evaluation.bootstrap import Draws, Scores, gap_closed
 from fusion_kernels import Weighting
 from training.fused import fuse_alike
 from zoo import FAMILY
-from zoo.build import DATA, GSM8K_TEST, GSM8K_TRAIN
+from zoo.build import DATA
 from zoo.examples import Example
 from zoo.models import load_member
-from zoo.prose import read_gsm8k
+from zoo.prose import GSM8K_TEST, GSM8K_TRAIN, read_gsm8k
 from zoo.recipe import EXPERTS
 from zoo.tasks import FactTask, MathTask, TextTask
 from zoo.tasks.math import without_marks

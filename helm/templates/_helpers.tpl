@@ -72,7 +72,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- if .Values.config }}
 {{- .Values.config | trim }}
 {{- else }}
-{{- .Files.Get "files/zoo.yaml" | replace "{model: models/" "{model: /opt/logit-fusion/zoo/models/" | trim }}
+{{- .Files.Get "files/zoo.yaml" | replace "{model: models/" "{model: /opt/logit-fusion/zoo/models/" | replace "route: models/" "route: /opt/logit-fusion/zoo/models/" | trim }}
 {{- end }}
 {{- if include "fusion.keysSecret" . }}
 auth: {keys_file: keys.yaml}

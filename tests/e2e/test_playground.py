@@ -564,6 +564,14 @@ def test_stop(open_page: Open, server: ServerProcess) -> None:
     assert tokens(page).count() < 900
 
 
+def test_a_routed_answer_says_where_it_went(open_page: Open) -> None:
+    page = open_page()
+    ask(page, CODE, "giant-auto")
+    expect(lane(page).locator(".made")).to_contain_text(re.compile(r"routed to facts \(\d+ %\)"))
+    ask(page, "Tell me a joke about cats.")
+    expect(lane(page).locator(".made").last).to_contain_text("routed to none: the large model alone")
+
+
 def test_drawing_leaves_time_to_a_server_on_the_same_cores(open_page: Open) -> None:
     """A drawing of 40 ms that is always asked for again is made in less than a third of the frames that fit."""
     drawn = open_page().evaluate(

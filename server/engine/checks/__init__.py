@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.config import Config
+from server.config import Config, PresetConfig
 from server.engine.checks.adapters import (
     check_adapters,
     check_merges,
@@ -127,8 +127,14 @@ class Report:
             "members": [
                 report.as_dict() | {"own_prompts": self._own_prompts(report.member)} for report in self._listed
             ],
-            "presets": {name: preset.model_dump(exclude={"prompts"}) for name, preset in self.config.presets.items()},
+            "presets": {name: _described(preset) for name, preset in self.config.presets.items()},
         }
+
+
+def _described(preset: PresetConfig) -> dict[str, Any]:
+    """A preset as clients see it: no file's name."""
+    said = preset.model_dump(exclude={"prompts", "route", "top"})
+    return said if preset.route is None else said | {"routed": True, "top": preset.top}
 
 
 def check_members(config: Config) -> Report:

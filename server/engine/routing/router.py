@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from server.errors import ConfigError
 
@@ -76,7 +76,8 @@ class Router:
             "threshold": repr(self.threshold),
             "base": self.base,
         }
-        save_file({"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}, file, metadata)
+        tensors = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
+        file.write_bytes(save(tensors, metadata))
 
     @classmethod
     def load(cls, file: Path) -> Router:

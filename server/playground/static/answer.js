@@ -22,6 +22,8 @@ export class Answer {
   /** Experts that the request used, in the server's order. @type {string[]} */
   experts = [];
   text = "";
+  /** What a router chose: the experts that steer, and how likely it took each. @type {{experts: string[], probabilities: Record<string, number>} | null} */
+  route = null;
   finish = "";
   // A chunk's text and its trace need not travel together: the first token's trace comes with the role.
   #texts = [];
@@ -40,6 +42,7 @@ export class Answer {
     const text = choice.delta ? (choice.delta.content ?? "") : (choice.text ?? "");
     this.text += text;
     this.finish = choice.finish_reason ?? this.finish;
+    this.route = choice.fusion_route ?? this.route;
     this.#texts.push(...shareOut(text, spelled(choice.logprobs)));
     if (choice.fusion) this.#traces.push(...this.#read(choice.fusion));
     while (this.#texts.length && this.#traces.length) {

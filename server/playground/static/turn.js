@@ -1,6 +1,6 @@
 /** One question and its answer: tokens tinted by expert, one of them chosen by pointer or keyboard. */
 
-import { element } from "./dom.js";
+import { element, percent } from "./dom.js";
 import { colourClass, enumerate, mover, strength } from "./experts.js";
 import { explain } from "./inspector.js";
 
@@ -16,6 +16,7 @@ export class Turn {
   #tokens;
   #status;
   #plain;
+  #made;
   #chosen = null;
   #byWeight = false;
 
@@ -43,7 +44,8 @@ export class Turn {
     this.#plain = element("p", { class: "visually-hidden" });
     const question = element(mode === "chat" ? "p" : "span", { class: mode === "chat" ? "question" : "given", text: prompt });
     const text = element("div", { class: "answer" }, this.#tokens);
-    this.element = element("article", { class: `turn ${mode} busy` }, element("p", { class: "made", text: made }));
+    this.#made = element("p", { class: "made", text: made });
+    this.element = element("article", { class: `turn ${mode} busy` }, this.#made);
     if (mode === "chat") this.element.append(question, text);
     else {
       text.prepend(question);
@@ -55,7 +57,8 @@ export class Turn {
 
   /** Show the tokens that came since. */
   update() {
-    const { tokens } = this.answer;
+    const { tokens, route } = this.answer;
+    if (route !== null) this.#made.textContent = `${this.made} · ${routed(route)}`;
     const shown = this.#tokens.childElementCount;
     this.#tokens.append(...tokens.slice(shown).map((token, i) => this.#span(token, shown + i)));
     if (shown > 0 || tokens.length === 0) return;
@@ -140,6 +143,12 @@ export class Turn {
       this.#tokens.children[Math.min(last, Math.max(0, target))].focus({ preventScroll: true });
     });
   }
+}
+
+/** What a router chose, in words. */
+function routed({ experts, probabilities }) {
+  if (experts.length === 0) return "routed to none: the large model alone";
+  return `routed to ${experts.map((name) => `${name} (${percent(probabilities[name])})`).join(", ")}`;
 }
 
 /** How a token without visible text is drawn. */
