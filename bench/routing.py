@@ -3,7 +3,7 @@
     python -m bench.routing [--folder DIR] [--rounds 5] [--dtype bfloat16]
 
 One engine with four experts is asked in turn by requests that name one expert, and by requests for which a router
-chooses that one. Each request has a prompt of 256 tokens and an answer of 64. Every figure is a ratio within one round:
+chooses that one. Each request has a prompt of 64 tokens and an answer of 48. Every figure is a ratio within one round:
 tokens per second of all, and the time until one request's first token.
 """
 
@@ -25,7 +25,7 @@ from server.config import load_config
 EXPERTS = 4
 CHOSEN = 1
 REQUESTS = (1, 4, 16)
-PROMPT_TOKENS, NEW_TOKENS = 256, 64
+PROMPT_TOKENS, NEW_TOKENS = 64, 48
 QUIET_SECONDS = 1.2
 
 

@@ -136,7 +136,11 @@ class Client:
         return Reply(started, seconds, sum(map(len, encoded.whole)), log_likelihoods=totals)
 
     async def route(self, what: str, preset: str, encoded: Encoded) -> list[str]:
-        """Return the experts that a preset's router chooses for a prompt."""
+        """Return the experts that a preset's router chooses for a prompt.
+
+        Raises:
+            ConfigError: the preset has no router.
+        """
         request = self._sdk.completions.create(model=preset, prompt=encoded.prompt, max_tokens=1, extra_body=GREEDY)
         answer: Completion = await self._ask(what, request)
         (choice,) = answer.choices

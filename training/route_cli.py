@@ -77,15 +77,14 @@ def show(
 ) -> None:
     """Tell how often a router is right about examples, and what it takes the others for."""
     from server.config import load_config
-    from server.engine.routing.router import Router, fingerprint
+    from server.engine.routing.router import Router
     from training.routing import judge, read_examples
 
     check_needs(NEEDED, "routing")
     loaded = load_config(config)
     found, judged = Router.load(router), read_examples(examples, list(loaded.experts))
     base, vectors = _read(loaded, judged)
-    if found.base != fingerprint(base):
-        raise ConfigError(f"{router} was fitted for another base than {base}")
+    found.check_base(router, base)
     _tell(judge(found, vectors, [example.expert for example in judged]))
     typer.echo(f"Below {found.threshold:g} the large model answers alone.")
 

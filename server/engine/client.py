@@ -112,7 +112,11 @@ class FusionEngine(AsyncLLM):
         return [(done, fault) for workers in engines for done, fault in workers]
 
     async def learn_room(self) -> None:
-        """Ask the workers what the KV cache has for members that are ahead of a request."""
+        """Ask the workers what the KV cache has for members that are ahead of a request.
+
+        Raises:
+            ServerError: a preset routes, and layers have sliding windows, which free what a late expert must write.
+        """
         (room, *_), *_ = await self.on_workers("room_ahead")
         self._room = Room(*room)
         windows = self._room.most_ahead < self.model_config.max_model_len

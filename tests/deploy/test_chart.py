@@ -126,6 +126,8 @@ def test_the_configuration_reaches_the_server(release: Release) -> None:
 
 def test_by_default_the_demo_models(default: Release) -> None:
     config, zoo = server_config(default), yaml.safe_load((ROOT / "zoo/zoo.yaml").read_text())
+    for preset in zoo["presets"].values():
+        preset |= {"route": f"/opt/logit-fusion/zoo/{preset['route']}"} if "route" in preset else {}
     assert config["presets"] == zoo["presets"]
     assert list(config["presets"]) == list(zoo["presets"]), "the first preset is the default one"
     assert config["engine"] == zoo["engine"]

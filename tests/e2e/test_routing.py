@@ -246,6 +246,36 @@ def test_what_a_router_cannot_do_is_refused(client: OpenAI, more: dict[str, Any]
         client.chat.completions.create(**body("auto", "tree"), extra_body=more)
 
 
+def test_a_routed_preset_is_evaluated(server: ServerProcess, tmp_path: Path) -> None:
+    """Given answers are scored under what the router chooses for their prompts, as if that had been named."""
+    lines = [{"question": prompt, "answer": " tree"} for prompt in prompts(6)]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = {"data": "data.jsonl", "prompt": "{question}", "answer": "{answer}", "chat": True}
+    suite = {
+        "tasks": {"given": {**task, "metric": "nll"}, "said": {**task, "metric": "exact", "max_tokens": 4}},
+        "settings": {
+            "auto": {"weighting": "kl", "route": "auto"},
+            "red": {"weighting": "kl"},
+            "none": {"weighting": "none"},
+        },
+        "tables": {"All": {"experts": ["red"]}},
+    }
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    options = ["--suite", str(tmp_path / "suite.yaml"), "--url", server.url, "--out", str(tmp_path / "out")]
+    said = CliRunner().invoke(app, ["eval", *options])
+    assert said.exit_code == 0, said.output
+    records = [json.loads(line) for line in (tmp_path / "out" / "records.jsonl").read_text().splitlines()]
+    values = {
+        (each["task"], each["fusion"].get("route", each["fusion"]["weighting"]), each["example"]): each["value"]
+        for each in records
+    }
+    assert len(values) == 2 * 3 * 6
+    # The first prompt is for red, the third for none.
+    assert values["given", "auto", 0] == pytest.approx(values["given", "kl", 0], abs=1e-3)
+    assert values["given", "auto", 2] == pytest.approx(values["given", "none", 2], abs=1e-3)
+    assert values["given", "auto", 1] != pytest.approx(values["given", "kl", 1], abs=1e-3)
+
+
 def test_metrics_count_what_was_chosen(client: OpenAI, server: ServerProcess) -> None:
     client.chat.completions.create(**body("auto", prompts(1)[0]))
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()

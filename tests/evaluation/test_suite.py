@@ -11,6 +11,7 @@ from evaluation.plan import TUNED, plan
 from evaluation.suite import load_suite, narrow
 from server.errors import ConfigError
 from tests.evaluation.suites import TASK, write_rows, write_suite
+from zoo import FAMILY
 
 
 def suite_of(folder: Path, **sections: Any) -> Any:
@@ -59,6 +60,15 @@ def test_tables_choose_experts(tmp_path: Path) -> None:
     assert ("unseen", "alone") not in everything.cells
     assert mixed.cells["unseen", "alone"].fusion_field["experts"] == ["mix"]
     assert own.cells["one", "large"] == everything.cells["one", "large"]
+
+
+def test_a_router_chooses_the_experts() -> None:
+    """The suite that compares routing: what is asked names the preset and no experts."""
+    suite = load_suite(FAMILY / "evaluation" / "routing.yaml")
+    table = next(table for table in plan(suite) if "auto, kl" in table.columns)
+    cell = table.cells["facts", "auto, kl"]
+    assert cell.fusion_field == {"weighting": "kl", "route": "giant-auto", "alpha_max": 2.0}
+    assert table.cells["quiz", "auto, kl"].fusion_field == cell.fusion_field
 
 
 def test_upper_bounds_are_a_column(tmp_path: Path) -> None:

@@ -66,6 +66,21 @@ INSTEAD = {
             "--method ties --density 0.3",
         )
     },
+    # The router that comes with the demo family is judged, and made again.
+    "logit-fusion zoo prompts prompts": "logit-fusion zoo prompts prompts",
+    "logit-fusion route fit": "logit-fusion route fit --help",
+    "logit-fusion route show zoo/models/router.safetensors --examples prompts/new-wordings.jsonl": (
+        "logit-fusion route show {root}/zoo/models/router.safetensors --examples prompts/new-wordings.jsonl"
+    ),
+    # Half an hour on two cores; tests/e2e/test_routing.py evaluates a routed preset.
+    "logit-fusion eval --suite zoo/evaluation/routing.yaml": "logit-fusion eval --help",
+    "logit-fusion route fit --config fusion.yaml --examples examples.jsonl --out router.safetensors": (
+        "logit-fusion zoo prompts prompts && "
+        "logit-fusion route fit --config fusion.yaml --examples prompts/new-wordings.jsonl --out router.safetensors"
+    ),
+    "logit-fusion route show router.safetensors --config fusion.yaml --examples others.jsonl": (
+        "logit-fusion route show {root}/zoo/models/router.safetensors --examples prompts/everyday.jsonl"
+    ),
     "make serve": "make --dry-run --directory {root} serve",
     "make serve-real": "make --dry-run --directory {root} serve-real",
     "make test": "make --dry-run --directory {root} test",
@@ -111,6 +126,7 @@ HELP_ONLY = {
     "python -m bench.members_in_use": "bench.members_in_use",
     "python -m bench.overhead": "bench.overhead",
     "python -m bench.prefixes": "bench.prefixes",
+    "python -m bench.routing --rounds 3": "bench.routing",
     "python -m bench.runner": "bench.runner",
     "python -m bench.recipes": "bench.recipes",
     "python -m bench.speculation --acceptance": "bench.speculation",

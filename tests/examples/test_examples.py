@@ -39,7 +39,7 @@ def test_every_example_is_tested() -> None:
 
 def test_sdk(server: ServerProcess) -> None:
     lines = run(server, sys.executable, EXAMPLES / "sdk.py").splitlines()
-    assert lines[0] == "Presets: giant, giant-math, giant-facts, giant-text, giant-all"
+    assert lines[0] == "Presets: giant, giant-math, giant-facts, giant-text, giant-all, giant-auto"
     answers = dict(line.strip().split(": ", 1) for line in lines[1:])
     assert set(answers) > {"the preset", "large alone", "proxy-tuning", "expert alone", "choice 0", "choice 1"}
     assert answers["the preset"] != answers["large alone"]

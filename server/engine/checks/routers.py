@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.config import Config
 from server.engine.members import Members
-from server.engine.routing.router import NONE, Router, fingerprint
+from server.engine.routing.router import NONE, Router
 from server.errors import ConfigError, nearest
 
 
@@ -21,13 +21,10 @@ def check_routers(config: Config, members: Members) -> None:
         if preset.route is None:
             continue
         router, where = routers[preset.route], f"presets.{name}.route"
-        base = members.needed_base
-        width = base.text_config.hidden_size
-        if router.weight.shape[1] != width or router.base != fingerprint(base.folder):
-            raise ConfigError(
-                f"{where}: {preset.route} was fitted for another base than {base.folder}; fit it for this one, by "
-                "`logit-fusion route fit`"
-            )
+        try:
+            router.check_base(Path(preset.route), members.needed_base.folder)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
         known = [each for each in router.classes if each != NONE]
         stranger = next((expert for expert in preset.experts if expert not in known), None)
         if stranger is not None:

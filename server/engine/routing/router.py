@@ -68,6 +68,17 @@ class Router:
             return []
         return [self.classes[c] for c in chosen]
 
+    def check_base(self, file: Path, base: Path) -> None:
+        """Refuse the router, which was read from `file`, where it would read the states of another base.
+
+        Raises:
+            ConfigError: it was fitted for another one.
+        """
+        if self.base != fingerprint(base):
+            raise ConfigError(
+                f"{file} was fitted for another base than {base}; fit it for this one, by `logit-fusion route fit`"
+            )
+
     def save(self, file: Path) -> None:
         """Write the router to `file`, in the safetensors format."""
         metadata = {
