@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -67,7 +68,8 @@ def route_field(chosen: Choice, classes: Sequence[str], experts: Sequence[str]) 
     return {
         "experts": [experts[expert] for expert in chosen.experts],
         "probabilities": {
-            name: round(value, DECIMALS) for name, value in zip(classes, chosen.probabilities, strict=True)
+            name: round(value, DECIMALS) if math.isfinite(value) else None
+            for name, value in zip(classes, chosen.probabilities, strict=True)
         },
     }
 

@@ -97,7 +97,7 @@ def test_every_block_was_run_or_says_that_it_was_not() -> None:
 
 def test_the_check_runs(tmp_path: Path) -> None:
     zoo = (ROOT / "zoo/zoo.yaml").read_text()
-    (tmp_path / "fusion.yaml").write_text(zoo.replace("{model: models/", f"{{model: {ROOT}/zoo/models/"))
+    (tmp_path / "fusion.yaml").write_text(zoo.replace(" models/", f" {ROOT}/zoo/models/"))
     command = block_with("check --config").split()
     assert command.pop(0) == ".venv/bin/logit-fusion"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -42,6 +42,10 @@ def test_an_expert_that_the_preset_leaves_out_is_as_none() -> None:
     assert router(0.1).choose(np.array([0.3, 0.6, 0.1, 0.0]), ["facts", "text"], None) == ["facts", "text"]
 
 
+def test_states_that_are_no_numbers_choose_none() -> None:
+    assert router(0.0).choose(np.full(4, np.nan), CLASSES[:3], None) == []
+
+
 def test_probabilities_are_the_softmax_of_a_linear_map() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(4, 8, generator=generator), torch.randn(4, generator=generator)

@@ -9,7 +9,7 @@ expert writes its own part again, whoever wrote them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from server.engine.step import MemberRows
 
 MAX_KEPT = 1 << 14
+
+Name = TypeVar("Name")
 
 
 class Choice(NamedTuple):
@@ -41,24 +43,25 @@ class Choosing:
     def __init__(self, routers: list[dict[str, Any]], experts: list[str]) -> None:
         self._routers = [Router.load(Path(each["file"])) for each in routers]
         self._experts = experts
-        self._choices: dict[str, Choice] = {}
-        """By the request's id: one that is preempted keeps its experts."""
+        self._choices: dict[tuple[str, str], Choice] = {}
+        """By the request's id and its route's name, as clients choose ids: one that is preempted keeps its experts."""
         self._untold: dict[str, Choice] = {}
         """By the name of the request's route, until the API asks."""
 
     def choose(self, table: SlotTable, batch: InputBatch, ready: np.ndarray, base: MemberRows) -> None:
         """Choose the experts of the requests that `ready` [B] bool marks, of the base's rows of this step."""
         requests = np.flatnonzero(ready)
-        new = [n for n in requests if batch.req_ids[n] not in self._choices]
+        keys = {n: (batch.req_ids[n], _asked(table, batch, n)[1].name) for n in requests}
+        new = [n for n in requests if keys[n] not in self._choices]
         for n, probabilities in zip(new, self._probabilities(table, batch, new, base), strict=True):
             settings, (router, top, name) = _asked(table, batch, n)
             among = {self._experts[expert]: expert for expert in settings.experts}
             chosen = self._routers[router].choose(probabilities, among, top)
             choice = Choice([among[expert] for expert in chosen], probabilities.tolist())
-            _keep(self._choices, batch.req_ids[n], choice)
+            _keep(self._choices, keys[n], choice)
             _keep(self._untold, name, choice)
         for n in requests:
-            table.decide(int(batch.idx_mapping_np[n]), self._choices[batch.req_ids[n]].experts)
+            table.decide(int(batch.idx_mapping_np[n]), self._choices[keys[n]].experts)
         table.flush()
 
     def take(self, name: str) -> Choice | None:
@@ -92,7 +95,7 @@ def _asked(table: SlotTable, batch: InputBatch, request: int) -> tuple[FusionSet
     return slot.settings, slot.settings.route
 
 
-def _keep(kept: dict[str, Choice], name: str, choice: Choice) -> None:
+def _keep(kept: dict[Name, Choice], name: Name, choice: Choice) -> None:
     kept[name] = choice
     while len(kept) > MAX_KEPT:
         kept.pop(next(iter(kept)))

@@ -59,6 +59,8 @@ class Router:
             among: the experts that there are to choose from; any other class is as `none`.
             top: at most so many; `None`: any number.
         """
+        if not np.isfinite(probabilities).all():
+            return []  # the base's states held NaN or infinity
         order = np.argsort(-probabilities, kind="stable")
         if self.classes[order[0]] not in among:
             return []
