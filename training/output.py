@@ -126,7 +126,7 @@ def add_to(path: Path, added: dict[str, Any], config: Path, loaded: Config) -> N
     """Add entries to a configuration file, of which comments and order stay.
 
     Args:
-        path: the file. Where there is none, it begins as a copy of `config`, its models named by their whole paths.
+        path: the file. Where there is none, it begins as a copy of `config`, its models and routers named by their whole paths.
         added: entries by section.
         config: the configuration that was trained with.
         loaded: the same, as it was understood.
@@ -144,8 +144,9 @@ def add_to(path: Path, added: dict[str, Any], config: Path, loaded: Config) -> N
     if source is not path:
         sections: list[tuple[Any, Any]] = [(whole["large"], loaded.large), (whole["base"], loaded.base)]
         sections += [(whole["experts"][name], expert) for name, expert in loaded.experts.items()]
+        sections += [(whole["presets"][name], preset) for name, preset in loaded.presets.items()]
         for written, understood in sections:
-            for kind in ("model", "adapter"):
+            for kind in ("model", "adapter", "route"):
                 if kind in written:
                     written[kind] = getattr(understood, kind)
     for section, entries in added.items():
