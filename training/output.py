@@ -126,7 +126,7 @@ def add_to(path: Path, added: dict[str, Any], config: Path, loaded: Config) -> N
     """Add entries to a configuration file, of which comments and order stay.
 
     Args:
-        path: the file. Where there is none, it begins as a copy of `config`, its models and routers named by their whole paths.
+        path: the file. Where there is none, it begins as a copy of `config`, with whole paths of models and routers.
         added: entries by section.
         config: the configuration that was trained with.
         loaded: the same, as it was understood.
