@@ -48,7 +48,7 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
         # By identity: two presets may ask for the same.
         preset=next((i for i, other in enumerate(config.presets.values()) if other is preset), 0),
         trace_top=field.trace == "full",
-        route=_route(preset, config) if routed else None,
+        route=_route(preset, weighting, config) if routed else None,
     )
     if config.speculation is None:
         if field.speculate:
@@ -59,9 +59,10 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
     return with_drafter(settings, config.speculation.draft, names, has_base=config.base is not None)
 
 
-def _route(preset: PresetConfig, config: Config) -> Route:
+def _route(preset: PresetConfig, weighting: WeightingName, config: Config) -> Route:
     assert preset.route is not None
-    return Route(config.routers.index(preset.route), None if preset.top == "all" else preset.top, "")
+    top = 1 if Weighting.named(weighting).experts == "one" else preset.top
+    return Route(config.routers.index(preset.route), None if top == "all" else top, "")
 
 
 def _experts(field: FusionField, weighting: WeightingName, preset: PresetConfig) -> Sequence[str]:

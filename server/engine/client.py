@@ -119,8 +119,7 @@ class FusionEngine(AsyncLLM):
         """
         (room, *_), *_ = await self.on_workers("room_ahead")
         self._room = Room(*room)
-        windows = self._room.most_ahead < self.model_config.max_model_len
-        if self._routers and windows:
+        if self._routers and self._room.frees:
             raise ServerError("route: beside layers with sliding windows experts cannot be chosen late")
 
     def generate(

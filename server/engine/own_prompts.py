@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
-from vllm.v1.kv_cache_interface import KVCacheConfig, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import ChunkedLocalAttentionSpec, KVCacheConfig, SlidingWindowSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +56,17 @@ class Room(NamedTuple):
 
     block_size: int
     most_ahead: int
+    frees: bool = False
+    """Whether some layers free what lies before their window while a request runs."""
 
     @classmethod
     def of(cls, kv_cache_config: KVCacheConfig, max_model_len: int, max_num_batched_tokens: int) -> Self:
         """Where layers have sliding windows, the KV cache is sized for their windows and what one step reads."""
         windows = any(isinstance(group.kv_cache_spec, SlidingWindowSpec) for group in kv_cache_config.kv_cache_groups)
         most = max_num_batched_tokens if windows else max_model_len
-        return cls(block_size_of(kv_cache_config), most)
+        specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+        frees = windows or any(isinstance(spec, ChunkedLocalAttentionSpec) for spec in specs)
+        return cls(block_size_of(kv_cache_config), most, frees)
 
 
 def block_size_of(kv_cache_config: KVCacheConfig) -> int:

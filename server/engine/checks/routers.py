@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from server.config import Config
-from server.engine.members import Members
+from server.engine.members import Members, fetch_weights
 from server.engine.routing.router import NONE, Router
 from server.errors import ConfigError, nearest
 
@@ -21,6 +21,8 @@ def check_routers(config: Config, members: Members) -> None:
         if preset.route is None:
             continue
         router, where = routers[preset.route], f"presets.{name}.route"
+        # Its weights are what it is known by, and on the hub they may not be here yet.
+        fetch_weights(Members(members.needed_base, None, ()))
         try:
             router.check_base(Path(preset.route), members.needed_base.folder)
         except ConfigError as error:

@@ -9,7 +9,7 @@ expert writes its own part again, whoever wrote them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from server.engine.step import MemberRows
 
 MAX_KEPT = 1 << 14
-
-Name = TypeVar("Name")
 
 
 class Choice(NamedTuple):
@@ -43,15 +41,15 @@ class Choosing:
     def __init__(self, routers: list[dict[str, Any]], experts: list[str]) -> None:
         self._routers = [Router.load(Path(each["file"])) for each in routers]
         self._experts = experts
-        self._choices: dict[tuple[str, str], Choice] = {}
-        """By the request's id and its route's name, as clients choose ids: one that is preempted keeps its experts."""
+        self._choices: dict[str, Choice] = {}
+        """By the name of the route, for all choices of a prompt: one that is preempted keeps its experts."""
         self._untold: dict[str, Choice] = {}
         """By the name of the request's route, until the API asks."""
 
     def choose(self, table: SlotTable, batch: InputBatch, ready: np.ndarray, base: MemberRows) -> None:
         """Choose the experts of the requests that `ready` [B] bool marks, of the base's rows of this step."""
         requests = np.flatnonzero(ready)
-        keys = {n: (batch.req_ids[n], _asked(table, batch, n)[1].name) for n in requests}
+        keys = {n: _asked(table, batch, n)[1].name for n in requests}
         new = [n for n in requests if keys[n] not in self._choices]
         for n, probabilities in zip(new, self._probabilities(table, batch, new, base), strict=True):
             settings, (router, top, name) = _asked(table, batch, n)
@@ -95,7 +93,7 @@ def _asked(table: SlotTable, batch: InputBatch, request: int) -> tuple[FusionSet
     return slot.settings, slot.settings.route
 
 
-def _keep(kept: dict[Name, Choice], name: Name, choice: Choice) -> None:
+def _keep(kept: dict[str, Choice], name: str, choice: Choice) -> None:
     kept[name] = choice
     while len(kept) > MAX_KEPT:
         kept.pop(next(iter(kept)))

@@ -105,15 +105,18 @@ class Router:
                 metadata: dict[str, str] = content.metadata() or {}
                 if metadata.get("format") != _FORMAT:
                     raise ConfigError(f"{file} is no router; `logit-fusion route fit` writes one")
-                return cls(
+                found = cls(
                     content.get_tensor("weight"),
                     content.get_tensor("bias"),
                     tuple(json.loads(metadata["classes"])),
                     float(metadata["threshold"]),
                     metadata["base"],
                 )
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ConfigError(f"{file} is no router, or cannot be read: {error}") from None
+        if found.weight.ndim != 2 or not len(found.weight) == len(found.bias) == len(found.classes):
+            raise ConfigError(f"{file} is no router: its tensors do not fit its classes")
+        return found
 
 
 def fingerprint(folder: Path) -> str:
