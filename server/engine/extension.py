@@ -75,10 +75,10 @@ class FusionWorkerExtension:
         del self._staged
         self._state().aggregates.forget(preset, number - 1)
 
-    def room_ahead(self) -> tuple[int, int]:
+    def room_ahead(self) -> tuple[int, int, bool]:
         """What the KV cache has for members that are ahead (`server.engine.own_prompts.Room`)."""
-        block_size, most_ahead = self._state().room
-        return block_size, most_ahead
+        block_size, most_ahead, frees = self._state().room
+        return block_size, most_ahead, frees
 
     def _state(self) -> Any:
         return self.get_model().state  # type: ignore[attr-defined]
