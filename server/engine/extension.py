@@ -26,7 +26,7 @@ class FusionWorkerExtension:
         return rows
 
     def take_fusion_choice(self, name: str) -> Choice | None:
-        """What a router chose for the request whose route has this name, once; all workers of an engine know it."""
+        """What a router chose for the request whose route has this name; all workers of an engine know it."""
         choice: Choice | None = self._state().choosing.take(name)
         return choice
 

@@ -43,8 +43,6 @@ class Choosing:
         self._experts = experts
         self._choices: dict[str, Choice] = {}
         """By the name of the route, for all choices of a prompt: one that is preempted keeps its experts."""
-        self._untold: dict[str, Choice] = {}
-        """By the name of the request's route, until the API asks."""
 
     def choose(self, table: SlotTable, batch: InputBatch, ready: np.ndarray, base: MemberRows) -> None:
         """Choose the experts of the requests that `ready` [B] bool marks, of the base's rows of this step."""
@@ -52,19 +50,18 @@ class Choosing:
         keys = {n: _asked(table, batch, n)[1].name for n in requests}
         new = [n for n in requests if keys[n] not in self._choices]
         for n, probabilities in zip(new, self._probabilities(table, batch, new, base), strict=True):
-            settings, (router, top, name) = _asked(table, batch, n)
+            settings, (router, top, _) = _asked(table, batch, n)
             among = {self._experts[expert]: expert for expert in settings.experts}
             chosen = self._routers[router].choose(probabilities, among, top)
             choice = Choice([among[expert] for expert in chosen], probabilities.tolist())
             _keep(self._choices, keys[n], choice)
-            _keep(self._untold, name, choice)
         for n in requests:
             table.decide(int(batch.idx_mapping_np[n]), self._choices[keys[n]].experts)
         table.flush()
 
     def take(self, name: str) -> Choice | None:
-        """What was chosen for the request whose route has this name; forgotten with this."""
-        return self._untold.pop(name, None)
+        """What was chosen for the request whose route has this name."""
+        return self._choices.get(name)
 
     def _probabilities(
         self, table: SlotTable, batch: InputBatch, requests: list[int], base: MemberRows
