@@ -18,7 +18,6 @@ from evaluation.decoding import GREEDY
 from evaluation.examples import Example
 from evaluation.suite import Task
 from server.client import plain_errors
-from server.errors import ConfigError
 
 TIMEOUT_SECONDS = 600.0
 
@@ -135,19 +134,15 @@ class Client:
             totals.append(sum(value for value in values[encoded.start :] if value is not None))
         return Reply(started, seconds, sum(map(len, encoded.whole)), log_likelihoods=totals)
 
-    async def route(self, what: str, preset: str, encoded: Encoded) -> list[str]:
-        """Return the experts that a preset's router chooses for a prompt.
-
-        Raises:
-            ConfigError: the preset has no router.
-        """
+    async def route(self, what: str, preset: str, encoded: Encoded) -> dict[str, Any]:
+        """Return what a preset's router chooses for a prompt, as a request's `fusion` field would name it."""
         request = self._sdk.completions.create(model=preset, prompt=encoded.prompt, max_tokens=1, extra_body=GREEDY)
         answer: Completion = await self._ask(what, request)
         (choice,) = answer.choices
-        route = (choice.model_extra or {}).get("fusion_route")
-        if route is None:
-            raise ConfigError(f"{what}: the preset '{preset}' has no router")
-        return list(route["experts"])
+        route: dict[str, Any] = (choice.model_extra or {})["fusion_route"]
+        if not route["experts"]:
+            return {"weighting": "none"}
+        return {key: route[key] for key in ("experts", "parts") if key in route}
 
     async def _tokens(self, what: str, body: dict[str, Any]) -> list[int]:
         answer: Any = await self._ask(what, self._sdk.post(self.url + "/tokenize", cast_to=object, body=body))

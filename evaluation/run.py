@@ -170,8 +170,8 @@ class Evaluation:
                     hint = nearest(expert, known.experts)
                     raise ConfigError(f"{cell.name}: the configuration has no expert '{expert}'; {hint}")
             preset = cell.fusion_field.get(ROUTE)
-            if preset is not None and preset not in known.presets:
-                hint = nearest(preset, known.presets)
+            if preset is not None and preset not in known.routed:
+                hint = nearest(preset, known.routed)
                 raise ConfigError(f"{cell.name}: the configuration has no preset '{preset}' that routes; {hint}")
             if cell.upper is not None and cell.upper not in known.presets:
                 hint = nearest(cell.upper, known.presets)
@@ -182,10 +182,10 @@ async def _routed(client: Client, what: str, task: Task, encoded: Encoded, fusio
     """The `fusion` field of a request for a preset that routes.
 
     What is generated is routed as it is; an answer that is given has no prompt of its own to be routed by, so the
-    experts are asked for first.
+    choice is asked for first.
     """
     own = {key: value for key, value in fusion.items() if key != ROUTE}
     if task.metric == "exact":
         return own
-    experts = await client.route(what, fusion[ROUTE], encoded)
-    return {**own, "experts": experts} if experts else {"weighting": "none"}
+    chosen = await client.route(what, fusion[ROUTE], encoded)
+    return {**own, **chosen} if "experts" in chosen else chosen

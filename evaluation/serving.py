@@ -32,6 +32,8 @@ class Known:
 
     experts: list[str]
     presets: list[str]
+    routed: list[str]
+    """Those of the presets whose router chooses experts."""
     fingerprint: str
 
 
@@ -44,11 +46,13 @@ async def look_up(source: Source) -> Known:
     """
     if source.url is None:
         config = load_config(source.config)
-        return Known(list(config.experts), list(config.presets), _digest(config.model_dump(), _files(config)))
+        routed = [name for name, preset in config.presets.items() if preset.route is not None]
+        return Known(list(config.experts), list(config.presets), routed, _digest(config.model_dump(), _files(config)))
     async with Client(source.url, source.key) as client:
         members, presets = await client.members(), await client.presets()
+    routed = [name for name, preset in members["presets"].items() if preset.get("routed")]
     experts = [member["name"] for member in members["members"] if member["role"] == "expert"]
-    return Known(experts, presets, _digest(members, presets))
+    return Known(experts, presets, routed, _digest(members, presets))
 
 
 @contextlib.asynccontextmanager
@@ -77,13 +81,11 @@ def _files(config: Config) -> list[list[object]]:
     """Name, size and time of every file of the local members: other weights under the same name are other models."""
     members = (config.large, *filter(None, [config.base]), *config.experts.values())
     sources = [getattr(member, kind, None) for member in members for kind in ("model", "adapter")]
+    sources += [part for expert in config.experts.values() for part in expert.parts.values()]
     folders = [Path(source) for source in sources if source is not None and source.startswith("/")]
-    return [
-        [str(path), path.stat().st_size, path.stat().st_mtime_ns]
-        for folder in folders
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    ]
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    files += [Path(router) for router in config.routers]
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
 
 
 def _digest(*parts: object) -> str:

@@ -104,6 +104,14 @@ class Setting(Section):
         check_alpha("kl" if self.weighting == "kl-joint" else self.weighting, self.alpha)
         return self
 
+    @model_validator(mode="after")
+    def _routed_where_experts_steer(self) -> Self:
+        if self.route is not None and self.weighting in ("none", "kl-joint"):
+            raise ValueError(
+                f"route: with weighting '{self.weighting}' no router chooses experts; leave one of them out"
+            )
+        return self
+
     @property
     def dynamic(self) -> bool:
         """Whether the weights are solved anew at every token."""

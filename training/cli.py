@@ -150,12 +150,21 @@ def merge(
     rank: Annotated[
         int | None, typer.Option(min=1, help="Write an adapter of that rank.", show_default="a whole model")
     ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="RANK", help="Beside the merge, what each expert has beyond it, for a router."),
+    ] = None,
 ) -> None:
     """Merge experts of one base into one, by PEFT's merge methods."""
     _prepare()
     from server.progress import Phases
 
     weighted = [_weighted(expert) for expert in experts]
+    if parts is not None:
+        if rank is not None:
+            raise ConfigError("--parts: they are adapters over a whole model; leave out --rank")
+        _mix(base, weighted, out, parts, method=method.value, density=density, seed=seed)
+        return
     with Phases() as phases:
         phases.begin("merging")
         from training.merge import merge as make
@@ -165,6 +174,25 @@ def merge(
         typer.echo(f"{out}: a whole model; name it under `model` of an expert.")
     else:
         _tell_compressed(made, out, None)
+
+
+def _mix(base: Path, experts: list[tuple[Path, float]], out: Path, rank: int, **settings: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from server.progress import Phases
+
+    with Phases() as phases:
+        phases.begin("merging")
+        from training.mixture import PARTS, mix
+
+        made = mix(base, experts, out, rank, **settings)
+    table = Table("part", "numbers", "kept", box=None)
+    for name, part in made.items():
+        table.add_row(name, f"{part.parameters:,}", f"{part.kept:.1%}")
+    Console().print(table)
+    named = ", ".join(f"{name}: {out / PARTS / name}" for name in made)
+    typer.echo(f"an expert: {{model: {out}, parts: {{{named}}}}}, in a preset with a `route` and `top: all`")
 
 
 def _weighted(text: str) -> tuple[Path, float]:

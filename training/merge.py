@@ -52,7 +52,7 @@ def merge(
     refuse_full(out)
     model = load(base)
     before = {name: tensor.float() for name, tensor in model.state_dict().items()}
-    states = [_state(base, folder, model) for folder, _ in experts]
+    states = [state_of(base, folder, model) for folder, _ in experts]
     weights = torch.tensor([weight for _, weight in experts])
     torch.manual_seed(seed)
     merged = _function(method, density)
@@ -76,8 +76,12 @@ def _function(method: str, density: float) -> Merge:
     return partial(getattr(merge_utils, method.replace("-", "_")), density=density)
 
 
-def _state(base: Path, folder: Path, model: Any) -> dict[str, torch.Tensor]:
-    """The tensors of an expert; of an adapter, those of the base with it."""
+def state_of(base: Path, folder: Path, model: Any) -> dict[str, torch.Tensor]:
+    """The tensors of an expert in `folder`; of an adapter, those of the base, which `model` is, with it.
+
+    Raises:
+        ConfigError: it is not the base's.
+    """
     if (folder / "adapter_config.json").is_file():
         from peft import PeftModel
 

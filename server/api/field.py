@@ -22,6 +22,9 @@ GivenPrompt = list[dict[str, Any]] | list[int] | str
 """Messages, token ids or a text."""
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
 class SidesField(BaseModel):
     """Prompts of their own for an expert and for what it is compared with."""
 
@@ -53,6 +56,11 @@ class FusionField(BaseModel):
         None,
         description="By expert, what it (`with`) and the member that it is compared with (`against`) read in the place "
         "of this request's prompt: messages, a text or token ids.",
+    )
+    parts: dict[str, dict[str, Share]] | None = Field(
+        None,
+        description="Of experts that are mixtures, by name, the share of each part, from 0 to 1. Default: none, "
+        "or what the preset's router makes of the prompt.",
     )
     trace: Annotated[Literal[False, True, "full"], BeforeValidator(_trace)] = Field(
         False,

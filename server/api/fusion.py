@@ -14,6 +14,7 @@ from server.config.setting import SettingError, check_setting
 from server.engine.pairs import Pairs
 from server.engine.settings import FusionSettings, Route
 from server.engine.speculation.drafter import with_drafter
+from server.errors import nearest
 
 
 def resolve(field: FusionField | None, preset: PresetConfig, config: Config, allowed: Allowed) -> FusionSettings:
@@ -37,6 +38,7 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
     except SettingError as error:
         field_path = ".".join(("fusion", *error.field_path))
         raise RequestError(f"{field_path}: {error}", field_path) from None
+    shares = _shares(field, experts, config, routed=routed)
     names, pairs = list(config.experts), Pairs(config)
     indices = tuple(names.index(name) for name in experts)
     settings = FusionSettings(
@@ -48,6 +50,7 @@ def resolve(field: FusionField | None, preset: PresetConfig, config: Config, all
         # By identity: two presets may ask for the same.
         preset=next((i for i, other in enumerate(config.presets.values()) if other is preset), 0),
         trace_top=field.trace == "full",
+        shares={names.index(name): of_parts for name, of_parts in shares.items()},
         route=_route(preset, weighting, config) if routed else None,
     )
     if config.speculation is None:
@@ -63,6 +66,26 @@ def _route(preset: PresetConfig, weighting: WeightingName, config: Config) -> Ro
     assert preset.route is not None
     top = 1 if Weighting.named(weighting).experts == "one" else preset.top
     return Route(config.routers.index(preset.route), None if top == "all" else top, "")
+
+
+def _shares(field: FusionField, experts: Sequence[str], config: Config, *, routed: bool) -> dict[str, list[float]]:
+    """Of each mixture, what the request says of its parts, in their order."""
+    if field.parts and routed:
+        raise RequestError(
+            "fusion.parts: the preset's router chooses them; name the experts in fusion.experts", "fusion.parts"
+        )
+    found = {}
+    for name, shares in (field.parts or {}).items():
+        where = f"fusion.parts.{name}"
+        known = {each: config.experts[each].parts for each in experts if config.experts[each].parts}
+        if name not in known:
+            hint = nearest(name, known) if known else "none of them is"
+            raise RequestError(f"{where}: no expert of the request is a mixture of that name; {hint}", where)
+        stranger = next((part for part in shares if part not in known[name]), None)
+        if stranger is not None:
+            raise RequestError(f"{where}: it has no part '{stranger}'; {nearest(stranger, known[name])}", where)
+        found[name] = [shares.get(part, 0.0) for part in known[name]]
+    return found
 
 
 def _experts(field: FusionField, weighting: WeightingName, preset: PresetConfig) -> Sequence[str]:

@@ -159,7 +159,7 @@ def _settle(raw_request: Request, request: FusionRequest, attaching: Callable[..
         steering.clear()  # until the router has chosen
         routed = engine.open_route(settings.route.router, partial(_heard, state, name, steering))
         settings = replace(settings, route=settings.route._replace(name=routed.key))
-        route = RouteField(routed, experts, in_choices=attaching is attach_to_choices)
+        route = RouteField(routed, config.experts, in_choices=attaching is attach_to_choices)
     attaches = [] if trace is None else [attaching(trace, experts, settings.experts)]
     if isinstance(request, FusionCompletionRequest) and request.echo and request.logprobs is not None:
         attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))

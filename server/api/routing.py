@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from server.api.trace import attach_to_events
+from server.config.schema import ExpertConfig
 from server.engine.routing.choosing import Choice
 from server.engine.routing.routed import Routed
 from server.engine.routing.router import NONE
@@ -43,7 +44,7 @@ class RouteCounts(Collector):
 class RouteField:
     """Adds `fusion_route` to an answer, or to the first event of a stream of each choice."""
 
-    def __init__(self, routed: Routed, experts: Sequence[str], *, in_choices: bool) -> None:
+    def __init__(self, routed: Routed, experts: Mapping[str, ExpertConfig], *, in_choices: bool) -> None:
         self._routed, self._experts, self._in_choices = routed, experts, in_choices
         self._done: set[int] = set()
 
@@ -63,15 +64,25 @@ class RouteField:
             place["fusion_route"] = route_field(chosen, self._routed.classes, self._experts)
 
 
-def route_field(chosen: Choice, classes: Sequence[str], experts: Sequence[str]) -> dict[str, Any]:
-    """The `fusion_route` object: `experts` that steer, the likeliest first, and the `probabilities` of all classes."""
-    return {
-        "experts": [experts[expert] for expert in chosen.experts],
+def route_field(chosen: Choice, classes: Sequence[str], experts: Mapping[str, ExpertConfig]) -> dict[str, Any]:
+    """The `fusion_route` object: `experts` that steer, the likeliest first, and the `probabilities` of all classes.
+
+    Of experts that are mixtures also the `parts`, with the share of each.
+    """
+    names = list(experts)
+    found: dict[str, Any] = {
+        "experts": [names[expert] for expert in chosen.experts],
         "probabilities": {
             name: round(value, DECIMALS) if math.isfinite(value) else None
             for name, value in zip(classes, chosen.probabilities, strict=True)
         },
     }
+    for expert, shares in chosen.shares.items():
+        parts = experts[names[expert]].parts
+        # As they are: a request can ask for the same mixture again.
+        said = {part: share for part, share in zip(parts, shares, strict=True) if share}
+        found.setdefault("parts", {})[names[expert]] = said
+    return found
 
 
 async def attach_route_to_events(events: AsyncIterator[str], field: RouteField) -> AsyncIterator[str]:

@@ -1,8 +1,9 @@
-"""What a preset may say of routing: the file of its router, and how many experts that may choose."""
+"""What the configuration may say of routing: a preset's router, how many experts that chooses, and what it mixes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
@@ -12,7 +13,7 @@ from server.config.setting import SettingError
 from server.config.source import beside
 
 if TYPE_CHECKING:
-    from server.config.schema import PresetConfig
+    from server.config.schema import Config, ExpertConfig, PresetConfig
 
 
 def _router(text: str, info: ValidationInfo) -> str:
@@ -50,3 +51,32 @@ def check_route(preset: PresetConfig) -> None:
         raise SettingError(("top",), f"weighting '{preset.weighting}' takes one expert; so 1, not {preset.top}")
     if preset.prompts:
         raise SettingError(("prompts",), "the experts that a router chooses read the request's prompt")
+
+
+def routed_names(experts: Mapping[str, ExpertConfig], chosen: Iterable[str]) -> list[str]:
+    """What a router calls some experts: by their names, or by those of the parts of a mixture."""
+    return [each for name in chosen for each in (experts[name].parts or (name,))]
+
+
+def check_mixtures(config: Config) -> None:
+    """Refuse mixtures where their model alone is meant, or where a router's class would be two things.
+
+    Raises:
+        SettingError: where one stands.
+    """
+    mixtures = {name for name, expert in config.experts.items() if expert.parts}
+    for name, expert in config.experts.items():
+        named: dict[str, set[str | None]] = {
+            "use": {expert.use},
+            "against": {expert.against},
+            "merge": set(expert.merge or ()),
+        }
+        for key, others in named.items():
+            for other in mixtures & others:
+                raise SettingError(("experts", name, key), f"'{other}' is a mixture; name its model as an expert")
+    for name, preset in config.presets.items():
+        if preset.route is None or not config.experts.keys() >= set(preset.experts):
+            continue
+        [(known, times)] = Counter(routed_names(config.experts, preset.experts)).most_common(1)
+        if times > 1:
+            raise SettingError(("presets", name, "experts"), f"'{known}' stands in them twice: the router has it once")

@@ -13,7 +13,7 @@ from fusion_kernels.weighting import SEARCHING
 from server.config.adapters import AdaptersConfig, is_spare, spare_name
 from server.config.http import HttpConfig
 from server.config.prompts import SidePrompts
-from server.config.routing import RouterFile, Top, check_route, tried_with
+from server.config.routing import RouterFile, Top, check_mixtures, check_route, tried_with
 from server.config.section import Section
 from server.config.setting import (
     ALPHA_LIMIT,
@@ -83,6 +83,11 @@ class ExpertConfig(Section):
     adapter: ModelSource | None = Field(
         None, description="A LoRA adapter over the base, in the PEFT format: a folder, or an id on the hub."
     )
+    parts: dict[str, ModelSource] = Field(
+        {},
+        description="Of a `model` that is a mixture: LoRA adapters over it, by the names that a preset's router knows, "
+        "which mixes them in for each request. Without a router it is the model alone.",
+    )
     merge: dict[str, Alpha] | None = Field(
         None,
         description="Task arithmetic: expert names and weights. The expert is the base plus the weighted sum of what "
@@ -118,6 +123,8 @@ class ExpertConfig(Section):
             raise ValueError(f"an expert needs exactly one of model, adapter, merge and use; this one {found}")
         if self.merge is not None and not self.merge:
             raise ValueError("merge is empty: it needs at least one {expert: weight}")
+        if self.parts and self.model is None:
+            raise ValueError("parts are adapters over a model of the expert's own: name it under model")
         _check_revision(self.model or self.adapter, self.revision)
         return self
 
@@ -232,6 +239,10 @@ class Config(Section):
                     raise _at(where, f"'{part}' has no weights of its own; name the expert whose weights it uses")
         if self.speculation is not None:
             self._check_drafter(self.speculation.draft)
+        try:
+            check_mixtures(self)
+        except SettingError as error:
+            raise _at(error.field_path, str(error)) from None
         for name, preset in self.presets.items():
             if preset.route is not None and self.base is None:
                 raise _at(("presets", name, "route"), "a router reads the base's states, and there is no base")

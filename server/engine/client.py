@@ -48,6 +48,8 @@ class FusionEngine(AsyncLLM):
         self._room = Room(self.vllm_config.cache_config.block_size, self.model_config.max_model_len)
         """Where layers are all alike; `learn_room` finds out."""
         self._ends_of_experts: list[list[int]] = [expert["ends"] for expert in fusion["experts"]]
+        self._parts: list[list[str]] = [expert["parts"] for expert in fusion["experts"]]
+        """Of experts that are mixtures, what they are mixed of."""
         self._adapters_put: Counter[int] = Counter()
         """By member, how often it became another adapter: what it left in the prefix cache is no longer its own."""
         self._compact = self.vllm_config.structured_outputs_config.disable_any_whitespace
@@ -142,7 +144,8 @@ class FusionEngine(AsyncLLM):
             settings = self._fitted(settings, prompt["prompt_token_ids"], sampling_params)
             settings.attach(sampling_params)
         if self._has_members:
-            prompt = _salted(prompt, settings, self._adapters_put)
+            mixed = any(self._parts[expert] for expert in settings.experts)
+            prompt = _salted(prompt, settings, self._adapters_put, mixed=mixed)
         here, choices = place.get(), sampling_params.n
         if settings.route is not None and (routed := self._routed.get(settings.route.name.partition("/")[0])):
             routed.expected += choices
@@ -248,7 +251,7 @@ class FusionEngine(AsyncLLM):
         return [row._replace(lens=row.lens and [Thought(*thought) for thought in row.lens]) for row in rows]
 
 
-def _salted(prompt: Any, settings: FusionSettings, puts: Mapping[int, int]) -> Any:
+def _salted(prompt: Any, settings: FusionSettings, puts: Mapping[int, int], *, mixed: bool) -> Any:
     """The prompt, whose cached prefixes only requests share that run the same members.
 
     A request leaves holes in the KV cache of the members that it does not run: another must not read its blocks. Nor
@@ -259,7 +262,12 @@ def _salted(prompt: Any, settings: FusionSettings, puts: Mapping[int, int]) -> A
     if settings.route is not None:
         # Which others have read it depends on what was chosen for whoever left the block.
         members = [f"{BASE};routed"]
+        if mixed:
+            # Of two requests neither has the other's mixture, and each would write over what the other reads.
+            members = [f"{BASE};{settings.route.name}"]
     salt = f"{prompt.get('cache_salt') or ''}/members={','.join(members)}"
+    if settings.shares:
+        salt += f";shares={sorted(settings.shares.items())}"
     if settings.prompts:
         # Where a member's tokens lie depends on the length of both prompts, and what they are on its own.
         read = repr((len(prompt["prompt_token_ids"]), sorted(settings.prompts.items())))

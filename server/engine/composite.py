@@ -23,6 +23,7 @@ from vllm.model_executor.models.utils import init_vllm_registered_model, maybe_p
 from fusion_kernels import fuse_logits, warm_up
 from server.engine.member import SmallMember
 from server.engine.member_config import own_caches, quantised_under, small_config
+from server.engine.mixture import MixtureMember
 from server.engine.phases import BUILDING, announce, announce_first_pass, counted
 from server.engine.settings import BASE, LARGE
 from server.engine.sides import Sides
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from fusion_kernels import Fused
-    from server.engine.slots import Rows
+    from server.engine.slots import Rows, SlotTable
     from server.engine.state import FusionModelState
 
 # Set before every tensor name of a member's checkpoint, so that one stream of weights can carry all members.
@@ -81,6 +82,9 @@ class LogitFusionForCausalLM(nn.Module):
         if adapters:
             # Its compiled code has what adapters add: no other model's may be taken for it.
             configs[BASE].additional_config = {"adapters": True}
+        for number, source in sources.items():
+            if "parts" in source:
+                configs[number].additional_config = {"parts": True}
         models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
         if adapters:
             own = f"{maybe_prefix(prefix, names[BASE])}."
@@ -113,7 +117,9 @@ class LogitFusionForCausalLM(nn.Module):
                 self.small_members[number] = StackedMember(self.stack, self.stack.places[number], configs[number])
             else:
                 own, last_id = f"{maybe_prefix(prefix, names[number])}.", _last_id(configs[number], vllm_config)
-                self.small_members[number] = SmallMember(own, model, configs[number], last_id)
+                arguments = (own, model, configs[number], last_id)
+                parts = sources.get(number, {}).get("parts")
+                self.small_members[number] = MixtureMember(*arguments, parts) if parts else SmallMember(*arguments)
         self._models = {number: member.model for number, member in enumerate(self.small_members) if member is not None}
         self._common_size = min(config.model_config.get_vocab_size() for config in (vllm_config, *configs.values()))
         if vllm_config.device_config.device_type == "cpu":
@@ -132,10 +138,14 @@ class LogitFusionForCausalLM(nn.Module):
         if self.stack is not None:
             self.stack.bind(kv_cache_config)
 
-    def finish_loading(self) -> None:
-        """Make base and adapters one; all weights are loaded."""
+    def finish_loading(self, table: SlotTable) -> None:
+        """Make base and adapters one, and mixtures of experts; all weights are loaded."""
         if self.stack is not None:
             self.weight_bytes += self.stack.join()
+        for number, member in enumerate(self.small_members):
+            if isinstance(member, MixtureMember):
+                self.weight_bytes += member.join(self._multimodal[number])
+                member.shares_of_slots = table.shares[:, number - 1]
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """The large model's token embeddings; vLLM asks every text model for them."""

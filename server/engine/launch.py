@@ -166,7 +166,11 @@ def fusion_config(config: Config, members: Members) -> dict[str, Any]:
                 for twin in members.twins
             ),
         ],
-        "experts": [{"name": expert.name, "ends": list(expert.end_ids)} for expert in members.experts],
+        "experts": [
+            {"name": expert.name, "ends": list(expert.end_ids), "parts": [part.name for part in expert.mixture]}
+            for expert in members.experts
+        ],
+        "most_parts": max((len(expert.mixture) for expert in members.experts), default=0),
         "pairs": [[list(pairs.own(t)), list(pairs.shared(t))] for t in range(len(members.experts))],
         "presets": len(config.presets),
         "routers": [{"file": file, "classes": list(Router.load(Path(file)).classes)} for file in config.routers],

@@ -105,11 +105,37 @@ class LowRankLinear(nn.Module):
                 wide[..., start:stop].baddbmm_(own, up[places].transpose(1, 2))
 
 
-def products_of(changes: Mapping[str, Change], read: Callable[[str], torch.Tensor]) -> Iterator[tuple[str, Product]]:
-    """What an adapter adds, by the name of the base's module; `read` returns a tensor of the adapter's by its name."""
+def placed_products(
+    model: nn.Module, changes: Mapping[str, Change], read: Callable[[str], torch.Tensor]
+) -> dict[str, list[Product]]:
+    """What an adapter adds, by the name of the model's layer; `read` returns a tensor of the adapter's by its name.
+
+    Raises:
+        ValueError: it changes what is no linear layer of the model; the message names it.
+    """
+    found: dict[str, list[Product]] = {}
     for tensor, change in changes.items():
         down, up = read(change.parts["down"]).float(), read(change.parts["up"]).float()
-        yield tensor.removesuffix(".weight"), Product(0, down, change.scaling * up)
+        layer, part = _placed(model, tensor.removesuffix(".weight"))
+        found.setdefault(layer, []).append(Product(part, down, change.scaling * up))
+    return found
+
+
+def _placed(model: nn.Module, name: str) -> tuple[str, int]:
+    """A checkpoint's module as the model has it: its name there, and which part of that it is.
+
+    Raises:
+        ValueError: it is none of the model's linear layers; the message names it.
+    """
+    parent, _, own = name.rpartition(".")
+    found, part = name, 0
+    for packed, parts in getattr(model, "packed_modules_mapping", {}).items():
+        if own in parts and len(parts) > 1:
+            found, part = f"{parent}.{packed}", parts.index(own)
+    modules = dict(model.named_modules())
+    if not isinstance(modules.get(found), LinearBase | LowRankLinear):
+        raise ValueError(name)
+    return found, part
 
 
 def _alike(spans: Sequence[Span]) -> Iterator[tuple[int, int, int, int]]:

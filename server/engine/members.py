@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +49,8 @@ class Member:
     """Whether its files hold more than the text model, which alone is served."""
     parts: tuple[tuple[float, Member], ...] = field(default=())
     """What a merge is made of: weights and experts."""
+    mixture: tuple[Member, ...] = field(default=())
+    """Adapters over this model that a router mixes for each request."""
     of: Member | None = None
     """Whose weights it uses, where it has none of its own."""
     shares_weights: bool = False
@@ -60,10 +62,16 @@ class Member:
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the engine loads: `{"model": folder}`, `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`."""
+        """What the engine loads: `{"model": folder}`, `{"adapter": folder}` or `{"merge": [[weight, source], ...]}`.
+
+        A mixture has its `parts` beside its model.
+        """
         if self.kind == "merge":
             return {"merge": [[weight, part.source] for weight, part in self.parts]}
-        return {self.kind: None if self.spare else str(self.folder), "multimodal": self.multimodal}
+        found: dict[str, Any] = {self.kind: None if self.spare else str(self.folder), "multimodal": self.multimodal}
+        if self.mixture:
+            found["parts"] = {part.name: str(part.folder) for part in self.mixture}
+        return found
 
     @property
     def text_config(self) -> PreTrainedConfig:
@@ -163,7 +171,8 @@ def resolve_members(config: Config) -> Members:
     for name, expert in config.experts.items():
         where = f"experts.{name}.{expert.kind}"
         if expert.model is not None:
-            experts[name] = _model(name, "expert", where, expert.model, expert.revision)
+            whole = _model(name, "expert", where, expert.model, expert.revision)
+            experts[name] = replace(whole, mixture=_parts(whole, expert.parts))
         elif is_spare(name):
             assert base is not None
             experts[name] = replace(
@@ -213,6 +222,16 @@ def _twins(config: Config, large: Member, base: Member | None, experts: Sequence
     return tuple(twins)
 
 
+def _parts(of: Member, parts: Mapping[str, str]) -> tuple[Member, ...]:
+    found = []
+    for name, source in parts.items():
+        where = f"experts.{of.name}.parts.{name}"
+        folder, hub_id = _fetch(where, source, None, SMALL_FILES)
+        part = replace(of, name=name, kind="adapter", where=where, folder=folder, hub_id=hub_id, revision=None)
+        found.append(part)
+    return tuple(found)
+
+
 def _once_more(of: Member, name: str, where: str) -> Member:
     return replace(of, name=name, role="expert", kind="use", where=where, hub_id=None, revision=None, parts=(), of=of)
 
@@ -223,7 +242,7 @@ def fetch_weights(members: Members) -> None:
     Raises:
         ConfigError: a download fails.
     """
-    for member in members.all:
+    for member in (*members.all, *(part for each in members.all for part in each.mixture)):
         if member.hub_id is not None:
             # One format is enough, and safetensors is the better one where both are offered.
             folder, _ = _fetch(member.where, member.hub_id, member.revision, WEIGHT_FILES[:1])

@@ -73,6 +73,8 @@ class FusionSettings:
     """The members of `experts`, in the same order; left out, each is expert t against the base."""
     prompts: Mapping[int, list[int]] = field(default_factory=dict)
     """The token ids of members that read a prompt of their own, by the members' numbers."""
+    shares: Mapping[int, list[float]] = field(default_factory=dict)
+    """Of experts that are mixtures, those of their parts; left out, each is what its parts have in common."""
     route: Route | None = None
     """What chooses among `experts`; `None`: all of them steer."""
     says_max_tokens: bool = True
@@ -133,6 +135,7 @@ class FusionSettings:
     def attach(self, params: SamplingParams) -> None:
         """Write the settings into `params.extra_args`, over whatever stood there under the same name."""
         plain = {"weighting": int(self.weighting), "prompts": list(self.prompts.items())}
+        plain["shares"] = list(self.shares.items())
         params.extra_args = {**(params.extra_args or {}), EXTRA_ARG: {**asdict(self), **plain}}
 
     @classmethod
@@ -146,6 +149,7 @@ class FusionSettings:
             experts=tuple(values["experts"]),
             pairs=tuple(Pair(*pair) for pair in values["pairs"]),
             prompts=dict(values["prompts"]),
+            shares=dict(values["shares"]),
             says_max_tokens=values["says_max_tokens"],
             alpha=tuple(values["alpha"]),
             alpha_max=values["alpha_max"],

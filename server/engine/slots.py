@@ -7,7 +7,7 @@ the step is planned, and in tensors on the device, from which rows gather their 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 
@@ -59,7 +59,7 @@ class Rows:
 class SlotTable:
     """The settings of the running requests by slot."""
 
-    def __init__(self, max_num_seqs: int, num_experts: int, device: torch.device) -> None:
+    def __init__(self, max_num_seqs: int, num_experts: int, device: torch.device, most_parts: int = 0) -> None:
         self.slots: list[Slot | None] = [None] * max_num_seqs
         self.num_experts = num_experts
         self.device = device
@@ -76,6 +76,8 @@ class SlotTable:
         """[slots]: nobody has chosen yet which experts steer the slot's request."""
         self.from_start = np.zeros((max_num_seqs, members), dtype=bool)
         """[slots, 1 + 2 T]: the member reads the request's whole prompt in this step: it was chosen in it."""
+        self.shares = np.zeros((max_num_seqs, num_experts, most_parts), dtype=np.float32)
+        """[slots, T, P]: of experts that are mixtures, the share of each part (`server.engine.mixture`)."""
         self.begun = np.zeros(max_num_seqs, dtype=bool)
         """[slots]: the slot's request has had a step."""
         self.pairs = np.full((max_num_seqs, num_experts, 2), ANY, dtype=np.int64)
@@ -104,19 +106,22 @@ class SlotTable:
         self.occupied += 1
         self.traced += slot.settings.traced
         self.undecided[index] = slot.settings.route is not None
+        self.shares[index] = 0.0
+        self._share(index, slot.settings.shares)
         self._fill(index, slot.settings if slot.settings.route is None else slot.settings.of_experts(()))
         self.begun[index] = False
         self._add_prompts(index, slot, block_size)
 
-    def decide(self, index: int, experts: Collection[int]) -> None:
+    def decide(self, index: int, experts: Collection[int], shares: Mapping[int, Sequence[float]]) -> None:
         """It has been chosen which experts steer a request: their members read all of it in this step.
 
-        `flush` makes it known to the device.
+        `shares` are those of the parts, by expert. `flush` makes it known to the device.
         """
         slot = self.slots[index]
         assert slot is not None
         read = self.members_run[index].copy()
         settings = slot.settings.of_experts(experts)
+        self._share(index, shares)
         self.slots[index] = replace(slot, settings=settings)
         self.undecided[index] = False
         self._fill(index, settings)
@@ -133,6 +138,10 @@ class SlotTable:
                 self.sequences.pop((int(index), int(member)), None)
             self.own_prompt[index] &= ~self.from_start[index]
             self.from_start[index] = False
+
+    def _share(self, index: int, shares: Mapping[int, Sequence[float]]) -> None:
+        for expert, of_parts in shares.items():
+            self.shares[index, expert, : len(of_parts)] = of_parts
 
     def _fill(self, index: int, settings: FusionSettings) -> None:
         table = self._host

@@ -24,7 +24,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from server.engine.adapter import LINEAR
-from server.engine.low_rank import LowRankLinear, Product, Span, products_of
+from server.engine.low_rank import LowRankLinear, Product, Span, placed_products
 from server.engine.member import AttentionGroups, BuildMetadata, SmallMember
 from server.engine.sub_batch import SubBatch, joined
 from server.engine.weights import AdapterFiles
@@ -90,7 +90,7 @@ class Stack:
         return taken
 
     def put(self, number: int, products: Mapping[str, Sequence[Product]]) -> None:
-        """Make an adapter's products (`products_of`) those of a member, which no request uses."""
+        """Make an adapter's products (`placed_products`) those of a member, which no request uses."""
         self._put(self.places[number], products)
 
     def _put(self, place: int, products: Mapping[str, Sequence[Product]]) -> None:
@@ -103,11 +103,7 @@ class Stack:
         Raises:
             ValueError: it changes what is no linear layer of the model; the message names it.
         """
-        found: dict[str, list[Product]] = {}
-        for name, product in products_of(adapter.changes, adapter.read):
-            layer, part = _placed(self.model, name)
-            found.setdefault(layer, []).append(product._replace(part=part))
-        return found
+        return placed_products(self.model, adapter.changes, adapter.read)
 
     def _rooms(self, products: Mapping[int, Mapping[str, Sequence[Product]]]) -> dict[str, tuple[list[int], int]]:
         """Parts and rank of each layer that an adapter changes, or that one which is loaded later may change."""
@@ -268,20 +264,3 @@ def _parts(model: nn.Module, name: str) -> set[int]:
     parent, _, own = name.rpartition(".")
     parts = getattr(model, "packed_modules_mapping", {}).get(own, [own])
     return {number for number, part in enumerate(parts) if LINEAR.search(f"{parent}.{part}.weight")}
-
-
-def _placed(model: nn.Module, name: str) -> tuple[str, int]:
-    """A checkpoint's module as the model has it: its name there, and which part of that it is.
-
-    Raises:
-        ValueError: it is none of the model's linear layers; the message names it.
-    """
-    parent, _, own = name.rpartition(".")
-    found, part = name, 0
-    for packed, parts in getattr(model, "packed_modules_mapping", {}).items():
-        if own in parts and len(parts) > 1:
-            found, part = f"{parent}.{packed}", parts.index(own)
-    modules = dict(model.named_modules())
-    if not isinstance(modules.get(found), LinearBase | LowRankLinear):
-        raise ValueError(name)
-    return found, part

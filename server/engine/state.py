@@ -62,12 +62,12 @@ class FusionModelState(DefaultModelState):
         super().__init__(vllm_config, model, encoder_cache, device)
         composite: Any = model  # `server.engine.composite`, which names this class and so stands above it
         self.composite = composite
-        composite.finish_loading()
         fusion = vllm_config.model_config.hf_config.fusion
-        self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device)
+        self.table = SlotTable(self.max_num_reqs, len(fusion["experts"]), device, fusion["most_parts"])
+        composite.finish_loading(self.table)
         self.members: list[SmallMember | None] = composite.small_members
         """By number; `None` where nothing has a KV cache of its own."""
-        self.choosing = Choosing(fusion["routers"], [expert["name"] for expert in fusion["experts"]])
+        self.choosing = Choosing(fusion["routers"], fusion["experts"])
         self.trace_log = TraceLog(self.table)
         self._presets: int = fusion["presets"]
         self._pairs = np.array(fusion["pairs"], dtype=np.int64).reshape(-1, 2, 2)

@@ -40,6 +40,8 @@ class Case:
     """Who drafts for it, as the configuration says it; `None`: it does not speculate."""
     route: Route | None = None
     """What chooses among its experts; `None`: all of them steer."""
+    shares: dict[int, list[float]] = field(default_factory=dict)
+    """Of experts that are mixtures, those of their parts; of one that is routed, whatever the router says."""
 
     @property
     def choices(self) -> int:
@@ -152,7 +154,7 @@ async def send(
     engine: FusionEngine, case: Case, name: str, experts: Sequence[str], pairs: Pairs | None = None
 ) -> Answer:
     """Send one request and collect its answer."""
-    settings = fusion_settings(case.settings, experts, pairs)
+    settings = replace(fusion_settings(case.settings, experts, pairs), shares=case.shares)
     heard: list[Choice] = []
     routed = None if case.route is None else engine.open_route(case.route.router, heard.append)
     if case.route is not None and routed is not None:

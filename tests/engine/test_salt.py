@@ -6,7 +6,7 @@ import itertools
 
 from fusion_kernels import Weighting
 from server.engine.client import _salted
-from server.engine.settings import FusionSettings
+from server.engine.settings import FusionSettings, Route
 
 SETTINGS = [
     FusionSettings(),
@@ -17,9 +17,11 @@ SETTINGS = [
 CLIENTS = [None, "", "a", "/members=", "/members=0,1", "a/members=0,1", "/members=0,1/members="]
 
 
-def salt(client: str | None, settings: FusionSettings, puts: dict[int, int] | None = None) -> str:
+def salt(
+    client: str | None, settings: FusionSettings, puts: dict[int, int] | None = None, *, mixed: bool = False
+) -> str:
     prompt = {"prompt_token_ids": [1]} if client is None else {"prompt_token_ids": [1], "cache_salt": client}
-    found: str = _salted(prompt, settings, puts or {})["cache_salt"]
+    found: str = _salted(prompt, settings, puts or {}, mixed=mixed)["cache_salt"]
     return found
 
 
@@ -39,7 +41,9 @@ def test_what_members_read_is_part_of_it() -> None:
     assert len({salt("a", settings) for settings in asked}) == len(read)
     assert salt("a", asked[1]) == salt("a", FusionSettings(Weighting.STATIC, (0,), (1.0,), prompts={1: [5]}))
     # Where a member's tokens lie follows from the length of the request's prompt.
-    one, two = (_salted({"prompt_token_ids": [1] * length}, asked[1], {})["cache_salt"] for length in (1, 2))
+    one, two = (
+        _salted({"prompt_token_ids": [1] * length}, asked[1], {}, mixed=False)["cache_salt"] for length in (1, 2)
+    )
     assert one != two
 
 
@@ -52,3 +56,11 @@ def test_an_adapter_is_not_the_one_before_it() -> None:
     counts = [None, {1: 1}, {1: 2}, {2: 1}]
     assert len({salt("a", SETTINGS[3], puts) for puts in counts}) == len(counts)
     assert salt("a", SETTINGS[2]) == salt("a", SETTINGS[2], {2: 1})
+
+
+def test_routed_requests_share_unless_each_has_a_mixture_of_its_own() -> None:
+    first, other = (FusionSettings(Weighting.KL, (0, 1), route=Route(0, 1, name)) for name in ("one/0", "other/0"))
+    assert salt("a", first) == salt("a", other)
+    assert len({salt("a", first, mixed=True), salt("a", other, mixed=True), salt("a", first)}) == 3
+    # The choices of one prompt have one mixture.
+    assert salt("a", first, mixed=True) == salt("a", first, mixed=True)

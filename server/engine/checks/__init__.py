@@ -10,6 +10,7 @@ from server.config import Config, PresetConfig
 from server.engine.checks.adapters import (
     check_adapters,
     check_merges,
+    check_part,
     check_spares,
     read_settings,
     shares_weights,
@@ -151,6 +152,7 @@ def check_members(config: Config) -> Report:
     architectures = {member.name: check_architecture(member, config.engine, dtype) for member in members.all}
     vocabularies = read_vocabularies(members)
     stored = [member for member in members.loaded if member.kind != "merge" and not member.spare]
+    parts = {part.where: (member, part) for member in members.loaded for part in member.mixture}
     settings = {member.name: read_settings(member) for member in stored if member.kind == "adapter"}
     tensors = {member.name: read_tensors(member) for member in stored}
     check_side_by_side(members, config.engine)
@@ -160,6 +162,7 @@ def check_members(config: Config) -> Report:
     remarks += ends
     remarks += check_adapters(members, settings, tensors)
     members = _sharing(members, settings, tensors)
+    part_tensors = {where: check_part(part, member, tensors[member.name]) for where, (member, part) in parts.items()}
     check_merges(members, tensors)
     defaults = sampling_defaults(members.large, config.engine)
     remarks += filter(None, [describe_defaults(defaults, config.engine)])
@@ -173,6 +176,9 @@ def check_members(config: Config) -> Report:
         if member.spare and config.adapters is not None:
             parameters = spare_parameters(held, config.adapters.max_rank)
             read_bytes = parameters * DTYPE_BYTES[dtype]
+        for part in member.mixture:
+            of_part = sum(tensor.parameters for tensor in part_tensors[part.where].values())
+            parameters, read_bytes = parameters + of_part, read_bytes + of_part * DTYPE_BYTES[dtype]
         weight_bytes = 0 if member.of is not None else read_bytes
         kv_bytes_per_token = architecture.kv_bytes_per_token(kv_bytes)
         reports.append(MemberReport(member, architecture, parameters, weight_bytes, read_bytes, kv_bytes_per_token))

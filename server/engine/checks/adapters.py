@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.engine.adapter import LINEAR, Change, read_changes
-from server.engine.checks.tensors import Tensor
+from server.engine.checks.tensors import Tensor, read_tensors
 from server.engine.members import Member, Members
 from server.errors import ConfigError
 
@@ -89,6 +89,23 @@ def check_adapters(
             if trained_over and trained_over not in ours and trained_over.rstrip("/").split("/")[-1] not in ours:
                 remarks.append(f"{member.name}: the adapter says it was trained over '{trained_over}'; its shapes fit")
     return remarks
+
+
+def check_part(part: Member, of: Member, theirs: Tensors) -> Tensors:
+    """Check a mixture's part against its model `of`, which has tensors `theirs`, and return the part's tensors.
+
+    Raises:
+        ConfigError: it does not fit, or cannot be mixed in for each request.
+    """
+    _refuse_quantised(of, part)
+    settings, ours = read_settings(part), read_tensors(part)
+    _check_tensors(part, settings, of, theirs, ours)
+    if not shares_weights(of, settings, ours):
+        raise ConfigError(
+            f"{part.where}: parts are plain LoRA over the attention's and the MLP's projections of a dense model; this "
+            "one changes more, or the model is a mixture of experts or has latent attention"
+        )
+    return ours
 
 
 def check_spares(members: Members) -> None:

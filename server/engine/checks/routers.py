@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from server.config import Config
+from server.config.routing import routed_names
 from server.engine.members import Members, fetch_weights
 from server.engine.routing.router import NONE, Router
 from server.errors import ConfigError, nearest
@@ -28,6 +29,7 @@ def check_routers(config: Config, members: Members) -> None:
         except ConfigError as error:
             raise ConfigError(f"{where}: {error}") from None
         known = [each for each in router.classes if each != NONE]
-        stranger = next((expert for expert in preset.experts if expert not in known), None)
+        asked = routed_names(config.experts, preset.experts)
+        stranger = next((expert for expert in asked if expert not in known), None)
         if stranger is not None:
             raise ConfigError(f"{where}: {preset.route} does not know expert '{stranger}'; {nearest(stranger, known)}")

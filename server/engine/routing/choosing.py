@@ -8,6 +8,7 @@ expert writes its own part again, whoever wrote them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -33,14 +34,18 @@ class Choice(NamedTuple):
     """By their numbers in the configuration, the likeliest first."""
     probabilities: list[float]
     """By the router's classes."""
+    shares: dict[int, list[float]]
+    """Of chosen experts that are mixtures, those of their parts."""
 
 
 class Choosing:
     """The routers of one worker, and what they chose."""
 
-    def __init__(self, routers: list[dict[str, Any]], experts: list[str]) -> None:
+    def __init__(self, routers: list[dict[str, Any]], experts: list[dict[str, Any]]) -> None:
         self._routers = [Router.load(Path(each["file"])) for each in routers]
-        self._experts = experts
+        self._classes: list[list[str]] = [expert["parts"] or [expert["name"]] for expert in experts]
+        """What a router calls each expert: by its name, or its parts' where it is a mixture."""
+        self._mixed = [bool(expert["parts"]) for expert in experts]
         self._choices: dict[str, Choice] = {}
         """By the name of the route, for all choices of a prompt: one that is preempted keeps its experts."""
 
@@ -51,13 +56,25 @@ class Choosing:
         new = [n for n in requests if keys[n] not in self._choices]
         for n, probabilities in zip(new, self._probabilities(table, batch, new, base), strict=True):
             settings, (router, top, _) = _asked(table, batch, n)
-            among = {self._experts[expert]: expert for expert in settings.experts}
-            chosen = self._routers[router].choose(probabilities, among, top)
-            choice = Choice([among[expert] for expert in chosen], probabilities.tolist())
-            _keep(self._choices, keys[n], choice)
+            _keep(self._choices, keys[n], self._choose(self._routers[router], probabilities, settings.experts, top))
         for n in requests:
-            table.decide(int(batch.idx_mapping_np[n]), self._choices[keys[n]].experts)
+            choice = self._choices[keys[n]]
+            table.decide(int(batch.idx_mapping_np[n]), choice.experts, choice.shares)
         table.flush()
+
+    def _choose(self, router: Router, probabilities: np.ndarray, experts: Sequence[int], top: int | None) -> Choice:
+        """Of some experts, those that steer a prompt of these probabilities [C]."""
+        among = {name: expert for expert in experts for name in self._classes[expert]}
+        weights = {name: float(probabilities[router.classes.index(name)]) for name in among}
+        chosen = router.choose(probabilities, among, top)
+        # Several of the names may be parts of one.
+        found = list(dict.fromkeys(among[name] for name in chosen))
+        shares = {}
+        for expert in found:
+            if self._mixed[expert]:
+                of_parts = [weights[name] * (name in chosen) for name in self._classes[expert]]
+                shares[expert] = [weight / sum(of_parts) for weight in of_parts]
+        return Choice(found, probabilities.tolist(), shares)
 
     def take(self, name: str) -> Choice | None:
         """What was chosen for the request whose route has this name."""
