@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli import EXIT_CODES, ConfigOption
+from server.config.routing import routed_names
 from server.errors import ConfigError
 from training.needs import check_needs
 
@@ -54,12 +55,14 @@ def fit(
     from training.routing import judge, read_examples
 
     check_needs(NEEDED, "routing")
-    loaded = load_config(config)
-    learned = read_examples(examples, list(loaded.experts))
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(f"--out: {out} {'is a folder' if out.is_dir() else 'lies in no folder that there is'}")
+    loaded = load_config(config, routers_to_be=True)
+    learned = read_examples(examples, _names(loaded))
     if held_out is None:
         learned, judged = _split(learned, seed)
     else:
-        judged = read_examples(held_out, list(loaded.experts))
+        judged = read_examples(held_out, _names(loaded))
     base, vectors = _read(loaded, [*learned, *judged])
     names = [example.expert for example in learned]
     router = make(base, vectors[: len(learned)], names, threshold)
@@ -81,12 +84,17 @@ def show(
     from training.routing import judge, read_examples
 
     check_needs(NEEDED, "routing")
-    loaded = load_config(config)
-    found, judged = Router.load(router), read_examples(examples, list(loaded.experts))
+    loaded = load_config(config, routers_to_be=True)
+    found, judged = Router.load(router), read_examples(examples, _names(loaded))
     base, vectors = _read(loaded, judged)
     found.check_base(router, base)
     _tell(judge(found, vectors, [example.expert for example in judged]))
     typer.echo(f"Below {found.threshold:g} the large model answers alone.")
+
+
+def _names(config: Config) -> list[str]:
+    """What a router may choose: experts, and the parts of those that are mixtures."""
+    return list(dict.fromkeys([*config.named_experts, *routed_names(config.experts, config.named_experts)]))
 
 
 def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:

@@ -100,7 +100,12 @@ def read_examples(file: Path, experts: Sequence[str]) -> list[Example]:
 
 
 def states(base: Path, tokenizer: Any, examples: Sequence[Example], tick: Tick) -> np.ndarray:
-    """[n, width] the base's last hidden states at the ends of the examples' prompts, written by a chat template."""
+    """[n, width] the base's last hidden states at the ends of the examples' prompts, written by a chat template.
+
+    Raises:
+        ConfigError: the template refuses an example's messages, or the base's state is no number.
+    """
+    from jinja2 import TemplateError
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -109,10 +114,15 @@ def states(base: Path, tokenizer: Any, examples: Sequence[Example], tick: Tick) 
     found = []
     with torch.inference_mode():
         for number, example in enumerate(examples, start=1):
-            ids = tokenizer.apply_chat_template(example.conversation, add_generation_prompt=True, return_dict=True)
+            try:
+                ids = tokenizer.apply_chat_template(example.conversation, add_generation_prompt=True, return_dict=True)
+            except (TemplateError, TypeError, ValueError, KeyError) as error:
+                raise ConfigError(f"the chat template refuses {example.conversation!r:.200}: {error}") from None
             read = torch.tensor([ids["input_ids"]], device=device)
             hidden = model(read, output_hidden_states=True, use_cache=False).hidden_states[-1]
             found.append(hidden[0, -1].float().cpu().numpy())
+            if not np.isfinite(found[-1]).all():
+                raise ConfigError(f"{base}: what it makes of {example.conversation!r:.200} is not a number")
             tick(number)
     return np.stack(found)
 

@@ -61,6 +61,8 @@ class Claim:
         self._closed = False
         self._let_go: Callable[[], None] | None = None
         self._meter: Callable[[int, int], None] | None = None
+        self.follows: object = None
+        """What hears of the request for as long as it runs, also behind its answer; the engine holds it weakly."""
 
     def keep(self, let_go: Callable[[], None], meter: Callable[[int, int], None]) -> None:
         """Call `let_go` when all is over, and `meter` with the tokens of prompt and output of each sequence that is."""

@@ -87,6 +87,7 @@ async def generate(
     seconds, keep_alive_s = limits.request_timeout_s, limits.keep_alive_s
     deadline = asyncio.get_running_loop().time() + seconds
     claim = _claim(raw_request, request, settings, steering)
+    claim.follows = route
     place.set(claim)
     sender.set(Sender(client, len(await raw_request.body())))
     waiting = False

@@ -18,10 +18,11 @@ from zoo import FAMILY
 Loc = tuple[str, ...]
 
 
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path | None, overrides: Sequence[str] = (), *, routers_to_be: bool = False) -> Config:
     """Return the configuration in `path`, or the zoo's when that is None, with `a.b=value` overrides applied.
 
-    Paths in the file are taken from the file's own folder, and come back absolute.
+    Paths in the file are taken from the file's own folder, and come back absolute. With `routers_to_be`, routers may be
+    missing: whoever asks is about to write one.
 
     Raises:
         ConfigError: anything about the file, its keys and values, or an override is wrong.
@@ -30,7 +31,7 @@ def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     data = read_mapping(path, "a mapping with large, base, experts and presets is needed")
     changed = {override: _override(data, override) for override in overrides}
     try:
-        config = Config.model_validate(data, context={"folder": path.resolve().parent})
+        config = Config.model_validate(data, context={"folder": path.resolve().parent, "routers_to_be": routers_to_be})
     except ValidationError as error:
         loc, message = describe_fault(error, data)
         raise ConfigError(f"{_source(path, loc, changed)}: {message}") from None

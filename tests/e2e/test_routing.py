@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 import torch
 import yaml
 from openai import AsyncOpenAI, OpenAI
+from prometheus_client.parser import text_string_to_metric_families
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
@@ -40,6 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "auto-alone": {"experts": ["red", "blue"], "weighting": "alone", "route": "router.safetensors"},
     "auto-red": {"experts": ["red"], "weighting": "kl", "route": "router.safetensors"},
+    "auto-mix": {"experts": ["twin"], "weighting": "kl", "route": "router.safetensors", "top": "all"},
     "both": {"experts": ["red", "blue"], "weighting": "kl"},
     "giant": {"weighting": "none"},
 }
@@ -70,11 +73,14 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = yaml.safe_load(config.read_text())
     for seed, name in enumerate(("red", "blue"), start=2):
         make_adapter(config.parent / f"{name}-lora", config.parent / "base", seed=seed)
+        make_adapter(config.parent / f"twin-{name}", config.parent / "red", seed=seed)
     lines = [{"prompt": prompt, "expert": KINDS[n % 3]} for n, prompt in enumerate(prompts(KNOWN))]
     (config.parent / "examples.jsonl").write_text("\n".join(map(json.dumps, lines)))
     said = CliRunner().invoke(app, _fit(config, "--held-out", str(config.parent / "examples.jsonl")))
     assert said.exit_code == 0, said.output
     settings["presets"] = PRESETS
+    parts = {name: f"./twin-{name}" for name in ("red", "blue")}
+    settings["experts"]["twin"] = {"model": "./red", "parts": parts}
     settings["engine"] |= TIGHT
     config.write_text(yaml.safe_dump(settings, sort_keys=False))
     return config
@@ -172,6 +178,38 @@ async def test_the_answer_is_that_of_the_chosen_experts(
         assert tokens(got.choices[0]) == tokens(want.choices[0]), prompt
 
 
+async def test_a_mixture_is_what_the_router_makes_of_the_prompt(
+    server: ServerProcess, router: Router, decided: dict[str, np.ndarray]
+) -> None:
+    """Each request has shares of its own, in one batch, and naming them gives the same answer."""
+    asked = list(decided)
+    routed = await answers(server, [body("auto-mix", prompt) for prompt in asked])
+    named, shares = [], set()
+    for prompt, answer in zip(asked, routed, strict=True):
+        route, known = answer.choices[0].fusion_route, dict(zip(router.classes, decided[prompt], strict=True))
+        chosen = router.choose(decided[prompt], ["red", "blue"], None)
+        assert route["experts"] == (["twin"] if chosen else [])
+        if not chosen:
+            named.append(body("giant", prompt))
+            continue
+        whole = sum(known[name] for name in chosen)
+        assert route["parts"]["twin"] == pytest.approx({name: known[name] / whole for name in chosen}, abs=1e-3)
+        shares.add(tuple(sorted(route["parts"]["twin"].items())))
+        fusion = {"experts": ["twin"], "weighting": "kl", "parts": route["parts"]}
+        named.append(body("giant", prompt, fusion=fusion))
+    assert len(shares) > 5
+    for prompt, got, want in zip(asked, routed, await answers(server, named), strict=True):
+        assert tokens(got.choices[0]) == tokens(want.choices[0]), prompt
+
+
+def test_an_answer_for_later_is_counted_too(client: OpenAI, server: ServerProcess) -> None:
+    before = routed_to(server, "auto", "red")
+    answer = client.responses.create(model="auto", input=prompts(1)[0], max_output_tokens=4, background=True)
+    while client.responses.retrieve(answer.id).status in ("queued", "in_progress"):
+        time.sleep(0.05)
+    assert routed_to(server, "auto", "red") == before + 1
+
+
 async def test_a_conversation_goes_on_with_another_expert(
     server: ServerProcess, router: Router, decided: dict[str, np.ndarray]
 ) -> None:
@@ -239,6 +277,13 @@ def test_a_request_overrides_the_router(client: OpenAI) -> None:
         ({"prompt_logprobs": 1}, "prompt_logprobs: a router chooses experts when the prompt has been read"),
         ({"fusion": {"prompts": {"red": {"with": "x"}}}}, "fusion.prompts: the experts that a router chooses read"),
         ({"fusion": {"weighting": "none", "experts": ["red"]}}, "runs the large model only"),
+        ({"fusion": {"parts": {"twin": {"red": 1}}}}, "fusion.parts: the preset's router chooses them"),
+        (
+            {"fusion": {"experts": ["red"], "parts": {"twin": {"red": 1.0}}}},
+            "fusion.parts.twin: no expert of the request is a mixture of that name; none of them is",
+        ),
+        ({"fusion": {"experts": ["twin"], "parts": {"twin": {"rad": 1.0}}}}, "fusion.parts.twin: it has no part 'rad'"),
+        ({"fusion": {"experts": ["twin"], "parts": {"twin": {"red": 1.5}}}}, "fusion.parts.twin.red"),
     ],
 )
 def test_what_a_router_cannot_do_is_refused(client: OpenAI, more: dict[str, Any], message: str) -> None:
@@ -277,7 +322,13 @@ def test_a_routed_preset_is_evaluated(server: ServerProcess, tmp_path: Path) -> 
 
 
 def test_metrics_count_what_was_chosen(client: OpenAI, server: ServerProcess) -> None:
+    before = routed_to(server, "auto", "red")
     client.chat.completions.create(**body("auto", prompts(1)[0]))
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    counts = [line for line in lines if line.startswith("fusion_routed_total{")]
-    assert any('preset="auto"' in line and 'expert="red"' in line for line in counts)
+    assert routed_to(server, "auto", "red") == before + 1
+
+
+def routed_to(server: ServerProcess, preset: str, expert: str) -> float:
+    """How many prompts of a preset went to an expert."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics").text)
+    samples = [sample for family in families for sample in family.samples if sample.name == "fusion_routed_total"]
+    return sum(sample.value for sample in samples if sample.labels == {"preset": preset, "expert": expert})

@@ -19,8 +19,10 @@ from transformers import AutoModelForCausalLM
 from server.engine.routing.router import Router, fingerprint
 from server.engine.settings import Route
 from server.engine.weights import AdapterTaskVector
+from server.errors import ServerError
 from tests.engine.driver import Case, drafted, draw_cases, send_all
 from tests.engine.engines import counter, running
+from tests.engine.families import ENGINE, windows_among_experts
 from tests.engine.judge import Verdict, judge
 from tests.engine.test_random_batches import CHUNKS, COMPILED, DRAFTED, EXPERTS, LONG, TIGHT, TWO_WORKERS, prepare
 from tests.hf_loop import HFLoop, Settings
@@ -116,6 +118,26 @@ async def test_every_request_is_the_references(
     assert len(chosen) >= 4
     assert len(mixtures) >= 10
     assert verdict.ties <= verdict.tokens // 500
+
+
+@LONG
+async def test_beside_sliding_windows_nothing_is_routed(tmp_path: Path) -> None:
+    """A late expert would have to write what the windows have freed."""
+    windows_among_experts(tmp_path)
+    width = AutoModelForCausalLM.from_pretrained(tmp_path / "base").config.hidden_size
+    router = Router(torch.zeros(2, width), torch.zeros(2), ("blue", "red"), 0.3, fingerprint(tmp_path / "base"))
+    router.save(tmp_path / "router.safetensors")
+    settings = {
+        "large": {"model": "./large"},
+        "base": {"model": "./base"},
+        "experts": {name: {"model": f"./{name}"} for name in EXPERTS},
+        "presets": {"auto": {"experts": EXPERTS, "route": "router.safetensors"}},
+        "engine": yaml.safe_load(ENGINE),
+    }
+    (tmp_path / "fusion.yaml").write_text(yaml.safe_dump(settings))
+    async with running(tmp_path / "fusion.yaml") as engine:
+        with pytest.raises(ServerError, match="beside layers with sliding windows experts cannot be chosen late"):
+            await engine.learn_room()
 
 
 def _mixing(case: Case, place: int) -> Case:

@@ -64,6 +64,8 @@ INSTEAD = {
             "logit-fusion merge experts/all zoo/models/math=0.5 zoo/models/text=0.5 --base zoo/models/base",
             "logit-fusion merge experts/ties zoo/models/math=1.0 zoo/models/text=1.0 --base zoo/models/base "
             "--method ties --density 0.3",
+            "logit-fusion merge build/twin-48 zoo/models/math=0.333 zoo/models/facts=0.333 zoo/models/text=0.333 "
+            "--base zoo/models/base --parts 48",
         )
     },
     # The router that comes with the demo family is judged, and made again.
@@ -74,6 +76,7 @@ INSTEAD = {
     ),
     # Half an hour on two cores; tests/e2e/test_routing.py evaluates a routed preset.
     "logit-fusion eval --suite zoo/evaluation/routing.yaml": "logit-fusion eval --help",
+    "logit-fusion eval --suite zoo/evaluation/mixtures.yaml": "logit-fusion eval --help",
     "logit-fusion route fit --config fusion.yaml --examples examples.jsonl --out router.safetensors": (
         "logit-fusion zoo prompts prompts && "
         "logit-fusion route fit --config fusion.yaml --examples prompts/new-wordings.jsonl --out router.safetensors"

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner, Result
 
 from logit_fusion.cli import app
 from server.config import load_config
 from server.engine.checks import check_members
 from server.engine.routing.router import Router, fingerprint
+from server.engine.weights import AdapterTaskVector
 from server.errors import ConfigError
-from tests.models import make_family
+from tests.models import make_adapter, make_family
 from training.routing import fit, judge
 
 WORDS = {
@@ -121,6 +123,48 @@ def test_few_examples_are_refused(config: Path, tmp_path: Path) -> None:
     assert "examples to learn from; 8 at least are needed" in str(said.exception)
 
 
+def test_a_router_is_fitted_for_a_configuration_that_names_it_already(config: Path, tmp_path: Path) -> None:
+    out = tmp_path / "router"
+    named = served(config, tmp_path, {"experts": ["red", "blue"]})
+    said = run("fit", "--config", named, "--examples", written(tmp_path, 40), "--out", out)
+    assert said.exit_code == 0, said.output
+    check_members(load_config(named))
+
+
+@pytest.mark.parametrize(
+    ("out", "message"), [("nowhere/router", "lies in no folder that there is"), (".", "is a folder")]
+)
+def test_where_no_router_can_be_written(config: Path, tmp_path: Path, out: str, message: str) -> None:
+    said = run("fit", "--config", config, "--examples", written(tmp_path, 40), "--out", tmp_path / out)
+    assert isinstance(said.exception, ConfigError)
+    assert message in str(said.exception)
+
+
+def test_messages_that_the_template_refuses(config: Path, tmp_path: Path) -> None:
+    large = shutil.copytree(config.parent / "large", tmp_path / "large")
+    (large / "chat_template.jinja").write_text("{{ raise_exception('a system message is needed') }}")
+    settings = yaml.safe_load(config.read_text())
+    settings["large"]["model"] = str(large)
+    strict = config.parent / "strict.yaml"
+    strict.write_text(yaml.safe_dump(settings))
+    said = run("fit", "--config", strict, "--examples", written(tmp_path, 40), "--out", tmp_path / "router")
+    assert isinstance(said.exception, ConfigError)
+    assert "the chat template refuses [{'role': 'user', 'content': '" in str(said.exception)
+    assert str(said.exception).endswith("a system message is needed")
+
+
+def test_another_weight_in_the_middle_is_another_base(config: Path, tmp_path: Path) -> None:
+    shutil.copytree(config.parent / "base", tmp_path / "base")
+    before = fingerprint(tmp_path / "base")
+    (tmp_path / "base" / "left_over.bin").write_bytes(b"a trainer's")
+    assert fingerprint(tmp_path / "base") == before
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight.mul_(2)
+    model.save_pretrained(tmp_path / "base")
+    assert fingerprint(tmp_path / "base") != before
+
+
 def served(config: Path, folder: Path, preset: dict[str, Any]) -> Path:
     """The configuration with a preset that routes."""
     settings = yaml.safe_load(config.read_text())
@@ -170,3 +214,75 @@ def test_a_router_for_other_members_is_refused(config: Path, tmp_path: Path, rou
     shutil.copy(config.parent / "base" / "config.json", router)
     with pytest.raises(ConfigError, match="is no router"):
         check_members(load_config(served(config, tmp_path, {"experts": ["red"]})))
+
+
+PARTS = ("red", "blue")
+
+
+@pytest.fixture
+def mixture(config: Path, tmp_path: Path) -> Path:
+    """What experts have in common, and what each has beyond it."""
+    out = tmp_path / "twin"
+    experts = [f"{config.parent / name}=0.5" for name in PARTS]
+    said = CliRunner().invoke(app, ["merge", str(out), *experts, "--base", str(config.parent / "base"), "--parts", "8"])
+    assert said.exit_code == 0, said.output
+    assert f"an expert: {{model: {out}, parts: {{red: {out / 'parts' / 'red'}" in said.output
+    return out
+
+
+def test_parts_are_what_experts_have_beyond_the_merge(config: Path, mixture: Path) -> None:
+    """With all of its rank a part makes an expert's linear layers of the merge."""
+    model, red = (AutoModelForCausalLM.from_pretrained(folder) for folder in (mixture, config.parent / "red"))
+    name = "model.layers.0.self_attn.k_proj.weight"  # 32 x 64, of rank 32
+    part, before, after = AdapterTaskVector(mixture / "parts" / "red"), model.state_dict()[name], red.state_dict()[name]
+    delta = part.delta(name, before)
+    assert delta is not None
+    values = torch.linalg.svdvals(after - before)
+    assert (after - before - delta).norm() == pytest.approx(float(values[8:].norm()), rel=1e-3)
+
+
+def mixed(config: Path, mixture: Path, preset: dict[str, Any], **experts: Any) -> Path:
+    """The configuration with a mixture, and a preset."""
+    settings = yaml.safe_load(config.read_text())
+    parts = {name: str(mixture / "parts" / name) for name in PARTS}
+    settings["experts"] |= {"twin": {"model": str(mixture), "parts": parts}} | experts
+    settings["presets"] = {"auto": preset}
+    file = config.parent / "mixed.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    return file
+
+
+def test_a_mixture_is_weighed_with_its_parts(config: Path, mixture: Path) -> None:
+    report = check_members(load_config(mixed(config, mixture, {"experts": ["twin"]})))
+    red, twin = (next(each for each in report.reports if each.member.name == name) for name in ("red", "twin"))
+    layers = 2 * sum(8 * (a + b) for a, b in [(64, 64), (64, 32), (64, 32), (64, 64), (64, 128), (64, 128), (128, 64)])
+    assert twin.parameters == red.parameters + 2 * layers
+    assert twin.weight_bytes == red.weight_bytes + 2 * layers * 4
+
+
+@pytest.mark.parametrize(
+    ("preset", "experts", "message"),
+    [
+        ({"experts": ["twin", "red"], "route": "router"}, {}, "presets.auto.experts: 'red' stands in them twice"),
+        ({"experts": ["twin"]}, {"again": {"use": "twin"}}, "experts.again.use: 'twin' is a mixture"),
+        ({"experts": ["twin"]}, {"more": {"merge": {"twin": 1.0}}}, "experts.more.merge: 'twin' is a mixture"),
+        ({"experts": ["twin"]}, {"more": {"model": "./red", "against": "twin"}}, "experts.more.against: 'twin' is"),
+        ({"experts": ["twin"]}, {"bad": {"merge": {"red": 1.0}, "parts": {"a": "./red"}}}, "name it under model"),
+        ({"experts": ["twin"]}, {"bad": {"model": "./red", "parts": {"a": "./red"}}}, "no adapter_config.json"),
+        ({"experts": ["twin"], "route": "router"}, {}, "does not know expert 'blue'"),
+    ],
+)
+def test_mixtures_that_cannot_be(
+    config: Path, mixture: Path, router: Path, preset: dict[str, Any], experts: dict[str, Any], message: str
+) -> None:
+    if "route" in preset:
+        preset = preset | {"route": str(router)}
+    with pytest.raises(ConfigError) as caught:
+        check_members(load_config(mixed(config, mixture, preset, **experts)))
+    assert message in str(caught.value)
+
+
+def test_parts_are_plain_lora(config: Path, mixture: Path) -> None:
+    make_adapter(mixture / "parts" / "red", mixture, use_dora=True)
+    with pytest.raises(ConfigError, match=r"experts.twin.parts.red: parts are plain LoRA"):
+        check_members(load_config(mixed(config, mixture, {"experts": ["twin"]})))

@@ -29,7 +29,7 @@ NONE = "none"
 LEAST = 0.1
 """The smallest probability with which an expert is chosen."""
 _FORMAT = "logit-fusion router 1"
-_EDGE = 1 << 16
+_SAMPLES, _SAMPLE = 256, 1 << 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +120,13 @@ class Router:
 
 
 def fingerprint(folder: Path) -> str:
-    """What tells a model's weights from others': a digest of its files' names, sizes, beginnings and ends."""
+    """What tells a model's weights from others': a digest of its files' names, sizes, and samples all over them."""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+    for path in sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size} ".encode())
         with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size} ".encode() + file.read(_EDGE))
-            file.seek(max(0, size - _EDGE))
-            digest.update(file.read(_EDGE))
+            for number in range(_SAMPLES):
+                file.seek(max(0, size - _SAMPLE) * number // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
     return digest.hexdigest()[:16]
