@@ -89,7 +89,10 @@ def tokenizer(family: Path) -> Any:
 DRAFTING = ["--set", "speculation.draft=auto", "--set", "speculation.adapt=false"]
 
 
-@pytest.fixture(scope="module", params=[pytest.param([], id="plain"), pytest.param(DRAFTING, id="drafting")])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param([], id="plain", marks=pytest.mark.long), pytest.param(DRAFTING, id="drafting")],
+)
 def server(family: Path, request: pytest.FixtureRequest) -> Iterator[ServerProcess]:
     """One that generates token by token, and one where every step has places for drafts."""
     with ServerProcess(family, family.parent / "server.log", *request.param) as process:

@@ -98,7 +98,7 @@ DRAFTING = ["--set", "speculation.draft=auto", "--set", "speculation.adapt=false
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param([], id="plain"),
+        pytest.param([], id="plain", marks=pytest.mark.long),
         pytest.param([*ADAPTERS, *DRAFTING], id="adapters-drafting"),
         pytest.param([*ADAPTERS, "--set=engine.tensor_parallel_size=2"], id="two-workers", marks=pytest.mark.long),
     ],

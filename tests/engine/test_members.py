@@ -19,10 +19,7 @@ from tests.engine.judge import Verdict, judge
 from tests.hf_loop import HFLoop
 
 # An engine takes its time to start: of each kind one a day.
-DAILY = {
-    "unequal_vocabularies",
-    "multimodal_gemma3",
-}
+DAILY = {"multimodal_gemma3"}
 
 
 async def check(config: Path, experts: Sequence[str], number: int, *options: str) -> None:

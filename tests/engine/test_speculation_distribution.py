@@ -112,6 +112,7 @@ async def test_samples_are_of_the_fused_distribution(demo: HFLoop, samples: int)
     assert min(found) > 0.001, found
 
 
+@pytest.mark.long
 async def test_a_fault_is_found(demo: HFLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     speculation = launch._speculation
 

@@ -61,7 +61,8 @@ async def test_every_request_is_that_of_merged_weights(
     await check_batch(family, oracle, monkeypatch, number, seed, options)
 
 
-@pytest.mark.parametrize("number", [pytest.param(40), pytest.param(200, marks=LONG)])
+@LONG
+@pytest.mark.parametrize("number", [40, 200])
 async def test_adapters_read_prompts_of_their_own(family: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Adapters once more, and against each other; `red` and `blue` are adapters, all else is made of members."""
     config = family.with_name("pairs.yaml")

@@ -78,8 +78,8 @@ INSTEAD = {
     "logit-fusion eval --suite zoo/evaluation/routing.yaml": "logit-fusion eval --help",
     "logit-fusion eval --suite zoo/evaluation/mixtures.yaml": "logit-fusion eval --help",
     "logit-fusion route fit --config fusion.yaml --examples examples.jsonl --out router.safetensors": (
-        "logit-fusion zoo prompts prompts && "
-        "logit-fusion route fit --config fusion.yaml --examples prompts/new-wordings.jsonl --out router.safetensors"
+        "logit-fusion zoo prompts prompts && head -n 40 prompts/gsm8k.jsonl >> prompts/everyday.jsonl && "
+        "logit-fusion route fit --config fusion.yaml --examples prompts/everyday.jsonl --out router.safetensors"
     ),
     "logit-fusion route show router.safetensors --config fusion.yaml --examples others.jsonl": (
         "logit-fusion route show {root}/zoo/models/router.safetensors --examples prompts/everyday.jsonl"
