@@ -114,14 +114,15 @@ class RequestSpan:
             self._span.set_status(StatusCode.ERROR)
 
     def fail(self, error: BaseException) -> None:
-        """An error ends it, or its client has gone."""
+        """An error ends it; or it is cancelled, as its client has gone, which is no failure of the server either."""
         if isinstance(error, RequestError):
             self.refuse(error.status)
         elif isinstance(error, AdmissionError):
             self.refuse(admission_status(error))
         else:
             self._span.set_attribute("error.type", type(error).__qualname__)
-            self._span.set_status(StatusCode.ERROR)
+            if isinstance(error, Exception):
+                self._span.set_status(StatusCode.ERROR)
 
     def end(self) -> None:
         """Nothing runs for it any more."""
