@@ -60,12 +60,14 @@ class Claim:
         self._feeding: asyncio.Task[None] | None = None
         self._closed = False
         self._let_go: Callable[[], None] | None = None
-        self._meter: Callable[[int, int], None] | None = None
+        self._meter: Callable[[int, int, str | None], None] | None = None
         self.follows: object = None
         """What hears of the request for as long as it runs, also behind its answer; the engine holds it weakly."""
 
-    def keep(self, let_go: Callable[[], None], meter: Callable[[int, int], None]) -> None:
-        """Call `let_go` when all is over, and `meter` with the tokens of prompt and output of each sequence that is."""
+    def keep(self, let_go: Callable[[], None], meter: Callable[[int, int, str | None], None]) -> None:
+        """Call `let_go` when all is over, and `meter` with the tokens of prompt and output of each sequence that is,
+        and why it ended, if it did by itself.
+        """
         self._let_go, self._meter = let_go, meter
 
     def weigh(self, weight: float) -> None:
@@ -158,7 +160,7 @@ class Claim:
         """One sequence is over: correct what it was charged, and hand its place on."""
         self._budget.give_back_tokens(self._client, max(0, seat.tokens - seat.charge))
         if self._meter is not None:
-            self._meter(seat.prompt, seat.generated or 0)
+            self._meter(seat.prompt, seat.generated or 0, seat.finish_reason)
         if seat.ticket is not None:
             self._budget.gate.leave(seat.ticket, seat.charge * self._weight)
         else:
@@ -208,6 +210,7 @@ class _Seat:
     def __init__(self, claim: Claim, tokens: int, ticket: Ticket | None) -> None:
         self.read = self.prompt = 0
         self.generated: int | None = None
+        self.finish_reason: str | None = None
         self.tokens = tokens
         self.ticket = ticket
         self._claim = claim

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from http import HTTPStatus
 from typing import NamedTuple, TypeVar
 
 from fastapi import Request
@@ -37,6 +38,7 @@ from server.api.requests import (
     check_extra_arguments,
 )
 from server.api.routing import RouteField, attach_route_to_events
+from server.api.span import RequestSpan
 from server.api.state import ServerState, state_of
 from server.api.stream import CHAT, ClosingStream, Protocol, placed, until
 from server.api.texts import Sender, sender
@@ -82,17 +84,18 @@ async def generate(
     """
     state = state_of(raw_request)
     limits, client = state.config.limits, client_of(raw_request)
-    warning = warn_of_unknown_fields(request, limits.unknown_fields)
-    settings, attaches, route, steering = _settle(raw_request, request, attaching)
     seconds, keep_alive_s = limits.request_timeout_s, limits.keep_alive_s
     deadline = asyncio.get_running_loop().time() + seconds
-    claim = _claim(raw_request, request, settings, steering)
-    claim.follows = route
-    place.set(claim)
-    sender.set(Sender(client, len(await raw_request.body())))
-    waiting = False
-    close, behind = claim.close, isinstance(request, FusionResponsesRequest) and bool(request.background)
+    span, waiting = RequestSpan(raw_request, request), False
+    close, behind = span.end, isinstance(request, FusionResponsesRequest) and bool(request.background)
     try:
+        warning = warn_of_unknown_fields(request, limits.unknown_fields)
+        settings, attaches, route, steering = _settle(raw_request, request, attaching)
+        claim = _claim(raw_request, request, settings, steering, span)
+        claim.follows = route
+        close = claim.close
+        place.set(claim)
+        sender.set(Sender(client, len(await raw_request.body())))
         async with within_deadline(seconds, deadline):
             for part in request.parts if checked is None else checked:
                 await state.structures.check(part)
@@ -112,7 +115,10 @@ async def generate(
                     async with asyncio.timeout(keep_alive_s):
                         await claim.wait()
                         waiting = False
-    except BaseException:
+            if isinstance(answer, ErrorResponse):
+                span.refuse(HTTPStatus(answer.error.code))
+    except BaseException as error:
+        span.fail(error)
         close()
         raise
     headers = {**(load_header(raw_request) or {}), **warning}
@@ -124,15 +130,32 @@ async def generate(
     for attach in attaches:
         answer = attach_to_events(answer, attach)
     events = answer if behind else placed(claim.wait, answer, waiting)
-    return ClosingStream(until(seconds, deadline, events, protocol), close, keep_alive_s, headers)
+    return ClosingStream(until(seconds, deadline, events, span.watch(protocol)), close, keep_alive_s, headers)
 
 
-def _claim(raw_request: Request, request: FusionRequest, settings: FusionSettings, steering: Sequence[str]) -> Claim:
-    """The request's claim on the engine, on its members, and on what its client has used."""
+def _claim(
+    raw_request: Request,
+    request: FusionRequest,
+    settings: FusionSettings,
+    steering: Sequence[str],
+    span: RequestSpan,
+) -> Claim:
+    """The request's claim on the engine, on its members, and on what its client has used; its end is the span's."""
     state, client = state_of(raw_request), client_of(raw_request)
+    preset = list(state.config.presets)[settings.preset]
+    span.settled(preset, settings, steering)
     claim = state.admission.claim(client, request, raw_request, settings)
-    meter = state.usage.meter(client.name, list(state.config.presets)[settings.preset], steering)
-    claim.keep(state.adapters.hold(settings), meter)
+    meter, let_go = state.usage.meter(client.name, preset, steering), state.adapters.hold(settings)
+
+    def over(prompt: int, generated: int, reason: str | None) -> None:
+        meter(prompt, generated)
+        span.add(prompt, generated, reason)
+
+    def free() -> None:
+        let_go()
+        span.end()
+
+    claim.keep(free, over)
     return claim
 
 

@@ -18,6 +18,8 @@ class Seat(Protocol):
     """Those of the request's prompt; 0 where another sequence of the same prompt counts them."""
     generated: int | None
     """Tokens of its output so far; `None` where nothing came of it yet."""
+    finish_reason: str | None
+    """Why it ended, in vLLM's word; `None` where it did not by itself."""
 
     def leave(self) -> None:
         """The sequence has ended; harmless the second time."""

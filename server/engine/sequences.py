@@ -73,6 +73,8 @@ async def _in_seat(
                 new = sum(len(choice.token_ids) for choice in output.outputs)
                 seat.read, seat.prompt = tokens.read, tokens.prompt
                 seat.generated = (seat.generated or 0) + new
+                if output.outputs:
+                    seat.finish_reason = output.outputs[0].finish_reason
                 yield output
     finally:
         seat.leave()
