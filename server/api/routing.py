@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.api.trace import attach_to_events
 from server.engine.routing.choosing import Choice
 from server.engine.routing.routed import Routed
 from server.engine.routing.router import NONE
@@ -72,18 +71,3 @@ def route_field(chosen: Choice, classes: Sequence[str], experts: Sequence[str]) 
             for name, value in zip(classes, chosen.probabilities, strict=True)
         },
     }
-
-
-async def attach_route_to_events(events: AsyncIterator[str], field: RouteField) -> AsyncIterator[str]:
-    """Add the field to a stream, whose later events pass as they are."""
-
-    async def begun() -> AsyncIterator[str]:
-        async for event in events:
-            yield event
-            if field.complete:
-                return
-
-    async for event in attach_to_events(begun(), field.attach):
-        yield event
-    async for event in events:
-        yield event

@@ -12,7 +12,7 @@ from server.config.setting import SettingError
 from server.config.source import beside
 
 if TYPE_CHECKING:
-    from server.config.schema import PresetConfig
+    from server.config.presets import PresetConfig
 
 
 def _router(text: str, info: ValidationInfo) -> str:
