@@ -70,6 +70,10 @@ class _Waiting(NamedTuple):
     text: Text
 
 
+class _BusyError(Exception):
+    """There is no place that nobody waits for."""
+
+
 class Shadows:
     """The shadows of one server's presets."""
 
@@ -127,7 +131,7 @@ class Shadows:
             waiting = self._waiting.popleft()
             try:
                 await self._compare(waiting)
-            except TimeoutError:
+            except _BusyError:
                 self._metrics.skip(waiting.preset, "busy")
             except Exception as error:
                 self._metrics.skip(waiting.preset, "failed")
@@ -143,9 +147,12 @@ class Shadows:
         weight = max(map(self._admission.weight, sides))
         ticket = Ticket(client.name, FREE, LAST, tokens=(len(ids) + 1) * weight, wide=True, extra=True)
         if gate.draining:
-            raise TimeoutError
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await gate.enter(ticket)
+            raise _BusyError
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await gate.enter(ticket)
+        except TimeoutError:
+            raise _BusyError from None
         try:
             async with asyncio.timeout(self._config.limits.request_timeout_s):
                 scored = [await self._score(ids, len(prompt), side, waiting.salt) for side in sides]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
 import httpx
@@ -13,8 +13,8 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
-from server.api.shadow import PENDING
 from server.api.split import draw
+from tests.deploy.series import OF_ROLLOUT
 from tests.e2e.conftest import SPLIT, Configured
 
 MESSAGES: list[Any] = [{"role": "user", "content": "Tell me something."}]
@@ -31,18 +31,27 @@ def async_client(configured: Configured) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=configured.server.url + "/v1", api_key="none", max_retries=0)
 
 
-def scrape(configured: Configured) -> Counter[tuple[str, ...]]:
-    """The counters of splits and shadows, by name and values of labels."""
+def scrape(configured: Configured) -> dict[tuple[str, ...], float]:
+    """The counters, by name, preset, and the value of their other label."""
     header = {"Authorization": f"Bearer {configured.metrics_key}"}
-    text = httpx.get(configured.metrics_url, headers=header).text
-    return Counter(
-        {
-            (sample.name.removeprefix("fusion_"), *sample.labels.values()): sample.value  # type: ignore[dict-item]
-            for family in text_string_to_metric_families(text)
-            for sample in family.samples
-            if sample.name.startswith(("fusion_split", "fusion_shadow", "fusion_tokens"))
-        }
-    )
+    found: dict[tuple[str, ...], float] = defaultdict(float)
+    for family in text_string_to_metric_families(httpx.get(configured.metrics_url, headers=header).text):
+        for sample in family.samples:
+            name = sample.name.removeprefix("fusion_")
+            if name.startswith(("split_", "shadow_", "tokens_")) and "le" not in sample.labels:
+                others = [value for label, value in sample.labels.items() if label != "preset"]
+                found[name, sample.labels["preset"], *others] = sample.value
+    return found
+
+
+def settle(configured: Configured, client: OpenAI) -> None:
+    """Return when the tokens that were generated before this call have been counted: one more of a series is."""
+    series = ("tokens_total", "giant-all", "none")
+    before, deadline = scrape(configured)[series], time.monotonic() + SECONDS
+    client.completions.create(model="giant-all", prompt="a", max_tokens=1, extra_body={"fusion": {"weighting": "none"}})
+    while scrape(configured)[series] == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 class Growth:
@@ -96,7 +105,7 @@ class TestSplit:
         assert seen == set(SPLIT)
 
     def test_an_arm_answers_as_if_it_had_been_named(self, client: OpenAI) -> None:
-        for user in ("0", "1", "2", "3"):
+        for user in ("0", "4"):  # one of either arm
             more: dict[str, Any] = {"user": user, "extra_body": {"fusion": {"trace": True}}}
             split = ask(client, "ab", **more)
             named = ask(client, split.fusion_arm, **more)
@@ -201,11 +210,12 @@ class TestShadow:
         assert 0 < differing < 10 * len(answers)
 
     def test_what_it_answers_is_the_preset_s_own(self, configured: Configured, client: OpenAI) -> None:
+        settle(configured, client)
         grown = Growth(configured)
         watched, named = ask(client, "watched"), ask(client, "giant-red")
         assert watched.choices[0].token_ids == named.choices[0].token_ids
         grown.wait("watched", 1)
-        time.sleep(2.5)  # a reading of the workers
+        settle(configured, client)
         assert not any(key[1] == "watched" for key in scrape(configured) if key[0] == "tokens_total")
         assert grown("tokens_total", "giant-red", "kl") == 20, "reading generates nothing that is counted"
 
@@ -247,15 +257,15 @@ class TestShadow:
         watched = await asyncio.gather(*(tokens("watched", prompt) for prompt in prompts))
         assert watched == await asyncio.gather(*(tokens("giant-red", prompt) for prompt in prompts))
         grown.wait("watched", len(prompts))
-        assert grown("shadow_answers_total", "watched") >= PENDING
+        assert grown("shadow_answers_total", "watched") > 0
         assert grown("shadow_skipped_total", "watched", "failed") == 0
 
     def test_what_is_not_scored(self, configured: Configured, client: OpenAI) -> None:
         grown = Growth(configured)
-        for stream in (True, False):
-            ask(client, "watched", extra_body={"fusion": {"experts": ["blue"]}}, stream=stream)
-        for _ in ask(client, "watched", stream=True, max_tokens=150):
-            break  # the client goes away
+        ask(client, "watched", extra_body={"fusion": {"experts": ["blue"]}})
+        list(ask(client, "watched", extra_body={"fusion": {"alpha_max": 1.0}}, stream=True))
+        with ask(client, "watched", stream=True, max_tokens=None) as stream:
+            next(iter(stream))  # and the client goes away
         grown.wait("watched", 3)
         assert grown("shadow_skipped_total", "watched", "request") == 2
         assert grown("shadow_skipped_total", "watched", "unfinished") == 1
@@ -278,3 +288,7 @@ class TestShadow:
         ask(client, "watched", max_tokens=2)
         grown.wait("watched", 1)
         assert grown.heard("watched-seldom") == 0
+
+
+def test_every_series_of_the_dashboard_is_there(configured: Configured) -> None:
+    assert {name for name, *_ in scrape(configured)} >= {name.removeprefix("fusion_") for name in OF_ROLLOUT}
