@@ -41,6 +41,8 @@ from server.api.middleware import (
     rates,
 )
 from server.api.routing import RouteCounts
+from server.api.shadow import Shadows
+from server.api.split import SplitCounts
 from server.api.usage import Usage
 from server.auth import Keys
 from server.config import Config
@@ -78,6 +80,8 @@ def build_app(engine: FusionEngine, report: Report, keys: Keys) -> FastAPI:
     playground.attach(app)
     app.state.usage = Usage()
     app.state.routes = RouteCounts()
+    app.state.splits = SplitCounts(config)
+    app.state.shadows = Shadows(engine, app.state.admission, config)
     recount = metrics.attach(app, engine, config)
     app.state.adapters = Adapters(engine, report, recount, app.state.openai_serving_models.list_presets)
     errors.register(app)

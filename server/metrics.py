@@ -136,7 +136,7 @@ class FusionMetrics(Collector):
             labels=["preset", "divergence"],
         )
         for index, (preset, settings) in enumerate(self._config.presets.items()):
-            if is_spare(preset):
+            if is_spare(preset) or settings.arms:
                 continue
             for weighting, number in zip(names.weightings, counts["tokens"][index], strict=True):
                 if number or weighting == settings.weighting:
@@ -180,8 +180,8 @@ class FusionMetrics(Collector):
             "Steps with requests that speculate, by how many tokens they drafted ahead.",
             labels=["tokens"],
         )
-        for preset, places in zip(self._config.presets, self._counts["drafts"], strict=True):
-            if is_spare(preset):
+        for (preset, settings), places in zip(self._config.presets.items(), self._counts["drafts"], strict=True):
+            if is_spare(preset) or settings.arms:
                 continue
             for position, numbers in enumerate(places, start=1):
                 for family, number in zip((drafted, accepted), numbers, strict=True):

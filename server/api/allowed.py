@@ -26,9 +26,10 @@ class Allowed:
         """What `client` may use of what `config` has."""
         if client.presets is None:
             return cls(config.named_presets, config.named_experts, NAMES)
-        presets = {name: preset for name, preset in config.presets.items() if name in client.presets}
-        experts = {expert for preset in presets.values() for expert in preset.experts}
-        weightings = {preset.weighting for preset in presets.values()}
+        presets = [name for name in config.presets if name in client.presets]
+        settings = [config.presets[arm] for name in presets for arm in config.arms(name)]
+        experts = {expert for preset in settings for expert in preset.experts}
+        weightings = {preset.weighting for preset in settings}
         return cls(
             tuple(presets),
             tuple(name for name in config.experts if name in experts),

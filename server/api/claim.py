@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from server.admission import Gate, Ticket
 from server.auth import Client
+from server.engine.place import Seat, Text
 
 PAUSE_SECONDS = 0.004
 
@@ -59,16 +60,18 @@ class Claim:
         self._asking: deque[tuple[int, asyncio.Future[_Seat]]] = deque()
         self._feeding: asyncio.Task[None] | None = None
         self._closed = False
-        self._let_go: Callable[[], None] | None = None
-        self._meter: Callable[[int, int, str | None], None] | None = None
+        self._let_go: list[Callable[[], None]] = []
+        self._meters: list[Callable[[Seat], None]] = []
         self.follows: object = None
         """What hears of the request for as long as it runs, also behind its answer; the engine holds it weakly."""
 
-    def keep(self, let_go: Callable[[], None], meter: Callable[[int, int, str | None], None]) -> None:
-        """Call `let_go` when all is over, and `meter` with the tokens of prompt and output of each sequence that is,
-        and why it ended, if it did by itself.
-        """
-        self._let_go, self._meter = let_go, meter
+    def at_end(self, let_go: Callable[[], None]) -> None:
+        """Call `let_go` when all is over."""
+        self._let_go.append(let_go)
+
+    def meter(self, meter: Callable[[Seat], None]) -> None:
+        """Call `meter` with the seat of each sequence that is over."""
+        self._meters.append(meter)
 
     def weigh(self, weight: float) -> None:
         """Say what a token costs, before `wait`: what members read is known late."""
@@ -159,8 +162,8 @@ class Claim:
     def end(self, seat: _Seat) -> None:
         """One sequence is over: correct what it was charged, and hand its place on."""
         self._budget.give_back_tokens(self._client, max(0, seat.tokens - seat.charge))
-        if self._meter is not None:
-            self._meter(seat.prompt, seat.generated or 0, seat.finish_reason)
+        for meter in self._meters:
+            meter(seat)
         if seat.ticket is not None:
             self._budget.gate.leave(seat.ticket, seat.charge * self._weight)
         else:
@@ -170,8 +173,8 @@ class Claim:
     def close(self) -> None:
         """Free the place, and give back what the client was charged for sequences that never started."""
         self._closed = True
-        if self._let_go is not None:
-            self._let_go()
+        while self._let_go:
+            self._let_go.pop(0)()
         for task in (self._entering, self._feeding):
             if task is not None:
                 task.cancel()
@@ -211,6 +214,7 @@ class _Seat:
         self.read = self.prompt = 0
         self.generated: int | None = None
         self.finish_reason: str | None = None
+        self.text: Text | None = None
         self.tokens = tokens
         self.ticket = ticket
         self._claim = claim

@@ -37,12 +37,13 @@ from server.api.requests import (
     FusionResponsesRequest,
     check_extra_arguments,
 )
-from server.api.routing import RouteField, attach_route_to_events
+from server.api.routing import RouteField
 from server.api.span import RequestSpan
+from server.api.split import ArmField, arm_of
 from server.api.state import ServerState, state_of
 from server.api.stream import CHAT, ClosingStream, Protocol, placed, until
 from server.api.texts import Sender, sender
-from server.api.trace import Attach, attach_to_choices, attach_to_events
+from server.api.trace import Attach, OnceField, attach_once, attach_to_choices, attach_to_events
 from server.api.unknown_fields import warn_of_unknown_fields
 from server.engine.place import place
 from server.engine.routing.choosing import Choice
@@ -64,8 +65,10 @@ class _Settled(NamedTuple):
     """What a request asks of the engine, and what is added to its answer."""
 
     settings: FusionSettings
+    preset: str
+    """The one that was asked for, which may leave the answer to another."""
     attaches: list[Attach]
-    route: RouteField | None
+    fields: list[OnceField]
     steering: list[str]
     """The experts that steer it; filled later where a router chooses them."""
 
@@ -90,9 +93,9 @@ async def generate(
     close, behind = span.end, isinstance(request, FusionResponsesRequest) and bool(request.background)
     try:
         warning = warn_of_unknown_fields(request, limits.unknown_fields)
-        settings, attaches, route, steering = _settle(raw_request, request, attaching)
-        claim = _claim(raw_request, request, settings, steering, span)
-        claim.follows = route
+        settled = _settle(raw_request, request, attaching)
+        settings, attaches, fields = settled.settings, settled.attaches, settled.fields
+        claim = _claim(raw_request, request, settled, span)
         close = claim.close
         place.set(claim)
         sender.set(Sender(client, len(await raw_request.body())))
@@ -124,38 +127,31 @@ async def generate(
     headers = {**(load_header(raw_request) or {}), **warning}
     if isinstance(answer, BaseModel):
         close()
-        return _json(answer, attaches if route is None else [*attaches, route.attach], headers)
-    if route is not None and not behind:
-        answer = attach_route_to_events(answer, route)
+        return _json(answer, [*attaches, *(field.attach for field in fields)], headers)
+    for field in () if behind else fields:
+        answer = attach_once(answer, field)
     for attach in attaches:
         answer = attach_to_events(answer, attach)
     events = answer if behind else placed(claim.wait, answer, waiting)
     return ClosingStream(until(seconds, deadline, events, span.watch(protocol)), close, keep_alive_s, headers)
 
 
-def _claim(
-    raw_request: Request,
-    request: FusionRequest,
-    settings: FusionSettings,
-    steering: Sequence[str],
-    span: RequestSpan,
-) -> Claim:
+def _claim(raw_request: Request, request: FusionRequest, settled: _Settled, span: RequestSpan) -> Claim:
     """The request's claim on the engine, on its members, and on what its client has used; its end is the span's."""
     state, client = state_of(raw_request), client_of(raw_request)
-    preset = list(state.config.presets)[settings.preset]
-    span.settled(preset, settings, steering)
+    settings = settled.settings
+    arm = list(state.config.presets)[settings.preset]
+    span.settled(settled.preset, arm, settings, settled.steering)
     claim = state.admission.claim(client, request, raw_request, settings)
-    meter, let_go = state.usage.meter(client.name, preset, steering), state.adapters.hold(settings)
-
-    def over(prompt: int, generated: int, reason: str | None) -> None:
-        meter(prompt, generated)
-        span.add(prompt, generated, reason)
-
-    def free() -> None:
-        let_go()
-        span.end()
-
-    claim.keep(free, over)
+    claim.follows = settled.fields
+    claim.meter(state.usage.meter(client.name, arm, settled.steering))
+    claim.at_end(state.adapters.hold(settings))
+    beside = [(span.add, span.end), state.shadows.listen(settled.preset, client, request)]
+    if state.config.presets[settled.preset].split is not None:
+        beside.append(state.splits.count(settled.preset, arm))
+    for meter, at_end in filter(None, beside):
+        claim.meter(meter)
+        claim.at_end(at_end)
     return claim
 
 
@@ -165,7 +161,8 @@ def _settle(raw_request: Request, request: FusionRequest, attaching: Callable[..
     if engine.errored:
         raise EngineDeadError
     allowed = Allowed.to(client, config)
-    name = allowed.preset(request.model, config)  # type: ignore[attr-defined]
+    asked = allowed.preset(request.model, config)  # type: ignore[attr-defined]
+    name = arm_of(asked, config, client, request)
     settings = resolve(request.fusion, config.presets[name], config, allowed)
     if settings.experts and getattr(request, "use_beam_search", False):
         raise RequestError(
@@ -173,24 +170,24 @@ def _settle(raw_request: Request, request: FusionRequest, attaching: Callable[..
             "use_beam_search",
         )
     check_extra_arguments(request)
-    state.openai_serving_models.answer_as(name)
+    state.openai_serving_models.answer_as(asked)
     asked_to_trace = request.fusion is not None and request.fusion.trace and not only_echoes(request)
     trace = engine.open_trace(settings.drafter is not None) if asked_to_trace else None
     experts = list(config.experts)
     steering = [experts[expert] for expert in settings.experts]
-    route = None
+    fields: list[OnceField] = [] if config.presets[asked].split is None else [ArmField(name)]
     if settings.route is not None:
         steering.clear()  # until the router has chosen
         routed = engine.open_route(settings.route.router, partial(_heard, state, name, steering))
         settings = replace(settings, route=settings.route._replace(name=routed.key))
-        route = RouteField(routed, config.experts, in_choices=attaching is attach_to_choices)
+        fields.append(RouteField(routed, config.experts, in_choices=attaching is attach_to_choices))
     attaches = [] if trace is None else [attaching(trace, experts, settings.experts)]
     if isinstance(request, FusionCompletionRequest) and request.echo and request.logprobs is not None:
         attaches.append(partial(attach_text_offsets, special=engine.get_tokenizer().all_special_tokens, hidden={}))
     request.fuse_with(settings, trace)
     salt = cache_salt(client, request.cache_salt, config.auth.share_prefix_cache)  # type: ignore[attr-defined]
     request.cache_salt = salt  # type: ignore[attr-defined]
-    return _Settled(settings, attaches, route, steering)
+    return _Settled(settings, asked, attaches, fields, steering)
 
 
 def _heard(state: ServerState, preset: str, steering: list[str], choice: Choice) -> None:

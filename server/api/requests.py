@@ -164,11 +164,18 @@ def _fault(model: type[BaseModel], data: Any) -> tuple[str | None, str]:
     return None, "the fields do not fit together"
 
 
-class FusionChatCompletionRequest(FusionRequest, ChatCompletionRequest):
+class _OpenAI(FusionRequest):
+    """What OpenAI's reference has of whom a request is for, and vLLM 0.32 does not."""
+
+    safety_identifier: str | None = Field(None, description="Whom the request is for: a preset may split by it.")
+    prompt_cache_key: str | None = Field(None, description="As `safety_identifier`, where there is none and no `user`.")
+
+
+class FusionChatCompletionRequest(_OpenAI, ChatCompletionRequest):
     """`POST /v1/chat/completions`."""
 
 
-class FusionCompletionRequest(FusionRequest, CompletionRequest):
+class FusionCompletionRequest(_OpenAI, CompletionRequest):
     """`POST /v1/completions`."""
 
     _begins_a_document: bool = PrivateAttr(False)
@@ -195,11 +202,11 @@ class FusionCompletionRequest(FusionRequest, CompletionRequest):
             self.prompt = [token_id]
 
 
-class FusionResponsesRequest(FusionRequest, ResponsesRequest):
+class FusionResponsesRequest(_OpenAI, ResponsesRequest):
     """`POST /v1/responses`."""
 
 
-class FusionBatchRequest(FusionRequest, BatchChatCompletionRequest):
+class FusionBatchRequest(_OpenAI, BatchChatCompletionRequest):
     """`POST /v1/chat/completions/batch`: several conversations, one choice for each."""
 
     _chats: list[FusionChatCompletionRequest] | None = PrivateAttr(None)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from server.api.trace import attach_to_events
 from server.config.schema import ExpertConfig
 from server.engine.routing.choosing import Choice
 from server.engine.routing.routed import Routed
@@ -83,18 +82,3 @@ def route_field(chosen: Choice, classes: Sequence[str], experts: Mapping[str, Ex
         said = {part: share for part, share in zip(parts, shares, strict=True) if share}
         found.setdefault("parts", {})[names[expert]] = said
     return found
-
-
-async def attach_route_to_events(events: AsyncIterator[str], field: RouteField) -> AsyncIterator[str]:
-    """Add the field to a stream, whose later events pass as they are."""
-
-    async def begun() -> AsyncIterator[str]:
-        async for event in events:
-            yield event
-            if field.complete:
-                return
-
-    async for event in attach_to_events(begun(), field.attach):
-        yield event
-    async for event in events:
-        yield event

@@ -27,6 +27,7 @@ from server.api.middleware import client_of
 from server.api.middleware.log import HEADER as ID_HEADER
 from server.api.requests import FusionCompletionRequest
 from server.api.stream import Protocol
+from server.engine.place import Seat
 from server.engine.settings import FusionSettings
 
 PROVIDER = "logit_fusion"
@@ -73,8 +74,11 @@ class RequestSpan:
             }
         )
 
-    def settled(self, preset: str, settings: FusionSettings, steering: Sequence[str]) -> None:
-        """Its preset and its settings are known; `steering` are the experts, which a router may fill in later."""
+    def settled(self, preset: str, arm: str, settings: FusionSettings, steering: Sequence[str]) -> None:
+        """Its preset, the one that answers for it, and its settings are known.
+
+        `steering` are the experts, which a router may fill in later.
+        """
         self._steering = steering
         if not self._span.is_recording():
             return
@@ -82,7 +86,7 @@ class RequestSpan:
         self._span.set_attributes(
             {
                 "gen_ai.request.model": preset,
-                "gen_ai.response.model": preset,
+                "gen_ai.response.model": arm,
                 "fusion.weighting": str(settings.weighting),
                 "fusion.routed": settings.route is not None,
                 "fusion.speculates": settings.drafter is not None,
@@ -91,12 +95,12 @@ class RequestSpan:
         if settings.alpha:
             self._span.set_attribute("fusion.alpha", settings.alpha)
 
-    def add(self, prompt: int, generated: int, reason: str | None) -> None:
-        """One of its sequences is over: tokens of prompt and output, and why it ended, where it ended by itself."""
-        self._prompt += prompt
-        self._generated += generated
-        if reason is not None:
-            self._reasons.append(reason)
+    def add(self, seat: Seat) -> None:
+        """One of its sequences is over."""
+        self._prompt += seat.prompt
+        self._generated += seat.generated or 0
+        if seat.finish_reason is not None:
+            self._reasons.append(seat.finish_reason)
 
     def watch(self, protocol: Protocol) -> Protocol:
         """The protocol of its stream; an error that ends it is told here too."""

@@ -19,6 +19,8 @@ from server.api.anthropic_serving import MessagesServing
 from server.api.completions import Completions
 from server.api.presets import PresetModels
 from server.api.routing import RouteCounts
+from server.api.shadow import Shadows
+from server.api.split import SplitCounts
 from server.api.stored import StoredResponses
 from server.api.structures import Structures
 from server.api.texts import Renderer
@@ -40,6 +42,8 @@ class ServerState(Protocol):
     admission: Admission
     usage: Usage
     routes: RouteCounts
+    splits: SplitCounts
+    shadows: Shadows
     structures: Structures
     openai_serving_models: PresetModels
     serving_tokenization: ServingTokenization

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from server.api.tokens import token_text
 from server.config.schema import FUSED as FUSED_NAME
@@ -114,6 +114,32 @@ async def attach_to_events(events: AsyncIterator[str], attach: Attach) -> AsyncI
         answer = json.loads(data)
         attach(answer)
         yield f"{head}data: {json.dumps(answer, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+class OnceField(Protocol):
+    """A field that an answer, or the beginning of a stream, has once."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it has been attached."""
+
+    def attach(self, answer: dict[str, Any]) -> None:
+        """Attach what is known and has not been attached yet."""
+
+
+async def attach_once(events: AsyncIterator[str], field: OnceField) -> AsyncIterator[str]:
+    """Add the field to a stream, whose later events pass as they are."""
+
+    async def begun() -> AsyncIterator[str]:
+        async for event in events:
+            yield event
+            if field.complete:
+                return
+
+    async for event in attach_to_events(begun(), field.attach):
+        yield event
+    async for event in events:
+        yield event
 
 
 def _rounded(value: float | None) -> float | None:

@@ -14,10 +14,12 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from server.engine.place import Seat
+
 KINDS = ("prompt", "generated")
 
-Meter = Callable[[int, int], None]
-"""Takes the tokens of a prompt, and those that were generated, of one sequence that is over."""
+Meter = Callable[[Seat], None]
+"""Takes the seat of one sequence that is over."""
 
 
 class Usage(Collector):
@@ -33,8 +35,9 @@ class Usage(Collector):
         """Count a request, and return what counts its tokens."""
         self._requests[client, preset] += 1
 
-        def count(prompt: int, generated: int) -> None:
-            for kind, number in zip(KINDS, (prompt, generated), strict=True):
+        def count(seat: Seat) -> None:
+            generated = seat.generated or 0
+            for kind, number in zip(KINDS, (seat.prompt, generated), strict=True):
                 self._tokens[client, preset, kind] += number
             for expert in experts:
                 self._experts[client, expert] += generated

@@ -17,8 +17,10 @@ from fusion_kernels.weighting import markdown_table
 from server.config.adapters import AdaptersConfig
 from server.config.engine import OWNED
 from server.config.http import HttpConfig
+from server.config.presets import PresetConfig
 from server.config.prompts import PromptWay, SidePrompts
-from server.config.schema import Config, ExpertConfig, MemberConfig, PresetConfig
+from server.config.rollout import ShadowConfig
+from server.config.schema import Config, ExpertConfig, MemberConfig
 from server.config.section import Section
 from server.config.source import RULE
 from server.config.speculation import SpeculationConfig
@@ -36,6 +38,7 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("experts.NAME.prompt.", SidePrompts),
     ("experts.NAME.prompt.with.", PromptWay),
     ("presets.NAME.", PresetConfig),
+    ("presets.NAME.shadow.", ShadowConfig),
     ("admission.", AdmissionConfig),
     ("limits.", LimitsConfig),
     ("structures.", StructuresConfig),

@@ -13,7 +13,8 @@ from server.config.setting import SettingError
 from server.config.source import beside
 
 if TYPE_CHECKING:
-    from server.config.schema import Config, ExpertConfig, PresetConfig
+    from server.config.presets import PresetConfig
+    from server.config.schema import Config, ExpertConfig
 
 
 def _router(text: str, info: ValidationInfo) -> str:

@@ -7,24 +7,15 @@ import typing
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticCustomError
 
-from fusion_kernels.weighting import SEARCHING
 from server.config.adapters import AdaptersConfig, is_spare, spare_name
 from server.config.http import HttpConfig
+from server.config.presets import PresetConfig, PresetName
 from server.config.prompts import SidePrompts
-from server.config.routing import RouterFile, Top, check_mixtures, check_route, tried_with
-from server.config.section import Section
-from server.config.setting import (
-    ALPHA_LIMIT,
-    WEIGHTING,
-    Alpha,
-    AlphaMax,
-    Alphas,
-    SettingError,
-    WeightingName,
-    check_setting,
-)
+from server.config.rollout import check_arms
+from server.config.routing import check_mixtures
+from server.config.section import Section, fault
+from server.config.setting import Alpha, SettingError
 from server.config.source import ModelSource
 from server.config.speculation import AUTO, BASE, SpeculationConfig
 from server.config.structures import StructuresConfig
@@ -36,7 +27,6 @@ ExpertKind = Literal["model", "adapter", "merge", "use"]
 LARGE, NONE, FUSED = "large", "none", "fused"
 RESERVED_EXPERTS = (LARGE, BASE, NONE, FUSED)
 EXPERT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,31}")
-PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def _expert_name(name: str) -> str:
@@ -49,17 +39,7 @@ def _expert_name(name: str) -> str:
     return name
 
 
-def _preset_name(name: str) -> str:
-    if not PRESET_NAME.fullmatch(name):
-        raise ValueError(
-            f"'{name}' is not a preset name: a letter or digit, then letters, digits, '.', '_' or '-', "
-            "64 characters at most"
-        )
-    return name
-
-
 ExpertName = Annotated[str, AfterValidator(_expert_name)]
-PresetName = Annotated[str, AfterValidator(_preset_name)]
 
 
 class MemberConfig(Section):
@@ -134,47 +114,6 @@ class ExpertConfig(Section):
         return next(kind for kind in typing.get_args(ExpertKind) if getattr(self, kind) is not None)
 
 
-class PresetConfig(Section):
-    """One name in `/v1/models`: which experts steer the large model, and how."""
-
-    experts: tuple[str, ...] = Field((), description="The experts that steer, by name. `none` takes none, `alone` one.")
-    weighting: WeightingName = Field(
-        "kl",
-        description=WEIGHTING,
-    )
-    alpha: Alphas | None = Field(
-        None,
-        description="Only for `static`, which needs it: one number for all experts, or `{expert: number}` for each; "
-        f"any sign, {ALPHA_LIMIT:g} at most.",
-    )
-    alpha_max: AlphaMax = Field(
-        2.0, description=f"The largest weight that {SEARCHING} may choose, {ALPHA_LIMIT:g} at most."
-    )
-    prompts: dict[str, SidePrompts] = Field(
-        {}, description="By expert, prompts of their own as under `experts.NAME.prompt`, for this preset."
-    )
-    route: RouterFile | None = Field(
-        None,
-        description="A router that `logit-fusion route fit` wrote: of `experts`, those steer a request that its prompt "
-        "asks for, or none of them.",
-    )
-    top: Top = Field(1, description="How many experts the router may choose for a request, or `all`.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        try:
-            check_route(self)
-            tried = tried_with(self.weighting, self.experts, routed=self.route is not None)
-            check_setting(self.weighting, tried, self.alpha)
-        except SettingError as error:
-            raise _at(error.field_path, str(error)) from None
-        return self
-
-    def alpha_of(self, expert: str) -> float | None:
-        """Return the fixed weight of one of this preset's experts; None unless the weighting is `static`."""
-        return self.alpha[expert] if isinstance(self.alpha, dict) else self.alpha
-
-
 class Config(Section):
     """A whole configuration file."""
 
@@ -218,53 +157,57 @@ class Config(Section):
         if self.base is None:
             needs = next((name for name, expert in self.experts.items() if self._needs_base(expert)), None)
             if needs is not None:
-                raise _at(
+                raise fault(
                     ("experts",),
                     f"expert '{needs}' needs a base, the model that it was fine-tuned from: base: {{model: ...}}",
                 )
         elif not self.experts and self.adapters is None:
-            raise _at(("base",), "without experts nothing uses a base; add experts, or leave it out")
+            raise fault(("base",), "without experts nothing uses a base; add experts, or leave it out")
         if self.adapters is not None and self.base is None:
-            raise _at(("adapters",), "adapters need a base, the model that they were fine-tuned from")
+            raise fault(("adapters",), "adapters need a base, the model that they were fine-tuned from")
         if not self.presets:
-            raise _at(("presets",), "at least one preset is needed, such as {giant: {weighting: none}}")
+            raise fault(("presets",), "at least one preset is needed, such as {giant: {weighting: none}}")
         for name, expert in self.experts.items():
             for part in expert.merge or {}:
                 where = ("experts", name, "merge")
                 if part not in self.experts:
-                    raise _at(where, f"there is no expert '{part}'; {nearest(part, set(self.experts) - {name})}")
+                    raise fault(where, f"there is no expert '{part}'; {nearest(part, set(self.experts) - {name})}")
                 if self.experts[part].kind == "merge":
-                    raise _at(where, f"'{part}' is a merge itself; name the experts that it is made of instead")
+                    raise fault(where, f"'{part}' is a merge itself; name the experts that it is made of instead")
                 if self.experts[part].kind == "use":
-                    raise _at(where, f"'{part}' has no weights of its own; name the expert whose weights it uses")
+                    raise fault(where, f"'{part}' has no weights of its own; name the expert whose weights it uses")
         if self.speculation is not None:
             self._check_drafter(self.speculation.draft)
         try:
             check_mixtures(self)
         except SettingError as error:
-            raise _at(error.field_path, str(error)) from None
+            raise fault(error.field_path, str(error)) from None
         for name, preset in self.presets.items():
+            try:
+                check_arms(self, preset)
+            except SettingError as error:
+                raise fault(("presets", name, *error.field_path), str(error)) from None
             if preset.route is not None and self.base is None:
-                raise _at(("presets", name, "route"), "a router reads the base's states, and there is no base")
+                raise fault(("presets", name, "route"), "a router reads the base's states, and there is no base")
             for part in preset.experts:
                 if part not in self.experts:
-                    raise _at(
+                    raise fault(
                         ("presets", name, "experts"), f"there is no expert '{part}'; {nearest(part, self.experts)}"
                     )
                 if preset.route is not None and any(self.own_cache(part)):
-                    raise _at(
+                    raise fault(
                         ("presets", name, "route"),
                         f"expert '{part}' has prompts of its own; a router's experts have none",
                     )
             for part, sides in preset.prompts.items():
                 where = ("presets", name, "prompts")
                 if part not in self.experts:
-                    raise _at(where, f"there is no expert '{part}'; {nearest(part, self.experts)}")
+                    raise fault(where, f"there is no expert '{part}'; {nearest(part, self.experts)}")
                 if sides.against is not None and self.experts[part].against == NONE:
-                    raise _at((*where, part, "against"), "an expert that is compared with none has one prompt")
+                    raise fault((*where, part, "against"), "an expert that is compared with none has one prompt")
         for name, expert in self.experts.items():
             if expert.use == expert.against and not any(self.own_cache(name)):
-                raise _at(
+                raise fault(
                     ("experts", name),
                     f"{expert.use} against itself is nothing: give either side a prompt of its own, as in "
                     'prompt: {against: {system: ""}}',
@@ -298,6 +241,10 @@ class Config(Section):
         """The files of all routers."""
         return tuple(dict.fromkeys(preset.route for preset in self.presets.values() if preset.route is not None))
 
+    def arms(self, preset: str) -> tuple[str, ...]:
+        """The presets that answer for one of them: itself, or those that it splits between, or that it shadows."""
+        return self.presets[preset].arms or (preset,)
+
     def own_cache(self, expert: str) -> tuple[bool, bool]:
         """Whether an expert that is another member's weights, and what an expert is compared with, have own KV caches.
 
@@ -321,28 +268,23 @@ class Config(Section):
                 hint = nearest(member, choices)
                 if member in self.experts:
                     hint = "it is this expert" if member == name else "its weights are another member's; name that one"
-                raise _at(("experts", name, key), f"'{member}' cannot stand here; {hint}")
+                raise fault(("experts", name, key), f"'{member}' cannot stand here; {hint}")
         if expert.prompt.against is not None and expert.against == NONE:
-            raise _at(("experts", name, "prompt", "against"), "an expert that is compared with none has one prompt")
+            raise fault(("experts", name, "prompt", "against"), "an expert that is compared with none has one prompt")
 
     def _check_drafter(self, draft: str) -> None:
         loaded = [name for name, expert in self.experts.items() if expert.kind != "use"]
         if self.base is not None:
             loaded.insert(0, BASE)
         if not loaded:
-            raise _at(("speculation",), "without base and experts there is no member that could draft")
+            raise fault(("speculation",), "without base and experts there is no member that could draft")
         if draft not in (AUTO, *loaded):
             hint = nearest(draft, (AUTO, *loaded))
             if draft in self.experts:
                 hint = "its weights are another member's; name that one"
-            raise _at(("speculation", "draft"), f"there is no expert '{draft}' that could draft; {hint}")
+            raise fault(("speculation", "draft"), f"there is no expert '{draft}' that could draft; {hint}")
 
 
 def _check_revision(source: str | None, revision: str | None) -> None:
     if revision is not None and (source is None or source.startswith("/")):
         raise ValueError("revision is only for an id on the hub, not for a folder or a merge")
-
-
-def _at(where: tuple[str, ...], message: str) -> PydanticCustomError:
-    """Make a fault that belongs deeper than the section whose validator found it."""
-    return PydanticCustomError("fault", "{message}", {"where": where, "message": message})

@@ -36,3 +36,8 @@ def not_a_truth_value(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"{str(value).lower()} is not a number")
     return value
+
+
+def fault(where: tuple[str, ...], message: str) -> PydanticCustomError:
+    """Make a fault that belongs deeper than the section whose validator found it."""
+    return PydanticCustomError("fault", "{message}", {"where": where, "message": message})

@@ -6,7 +6,14 @@ The engine knows nothing of who decides. Whoever does puts a `Place` into `place
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+
+class Text(NamedTuple):
+    """What one sequence read and wrote, as token ids."""
+
+    prompt: list[int]
+    answer: list[int]
 
 
 class Seat(Protocol):
@@ -20,6 +27,8 @@ class Seat(Protocol):
     """Tokens of its output so far; `None` where nothing came of it yet."""
     finish_reason: str | None
     """Why it ended, in vLLM's word; `None` where it did not by itself."""
+    text: Text | None
+    """What it read and wrote, once it has come to its own end."""
 
     def leave(self) -> None:
         """The sequence has ended; harmless the second time."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from vllm import RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 
-from server.engine.place import Place, Seat
+from server.engine.place import Place, Seat, Text
 
 Start = Callable[[SamplingParams, str], AsyncGenerator[RequestOutput, None]]
 """Starts one sequence, by its sampling parameters and its name."""
@@ -67,14 +67,18 @@ def _leave(seat: Seat, task: asyncio.Task[None]) -> None:
 async def _in_seat(
     seat: Seat, tokens: Tokens, outputs: AsyncGenerator[RequestOutput, None]
 ) -> AsyncGenerator[RequestOutput, None]:
+    text = Text([], [])
     try:
         async with aclosing(outputs):
             async for output in outputs:
-                new = sum(len(choice.token_ids) for choice in output.outputs)
-                seat.read, seat.prompt = tokens.read, tokens.prompt
-                seat.generated = (seat.generated or 0) + new
-                if output.outputs:
-                    seat.finish_reason = output.outputs[0].finish_reason
+                # vLLM 0.32 tells what the prompt was with the first output alone.
+                text = text._replace(prompt=output.prompt_token_ids or text.prompt)
+                for choice in output.outputs:
+                    text.answer.extend(choice.token_ids)
+                    seat.finish_reason = choice.finish_reason
+                seat.read, seat.prompt, seat.generated = tokens.read, tokens.prompt, len(text.answer)
+                if output.finished and output.outputs and seat.finish_reason != "abort":
+                    seat.text = text
                 yield output
     finally:
         seat.leave()

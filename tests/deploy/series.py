@@ -21,6 +21,14 @@ LABELS = re.compile(r"label_values\(([a-zA-Z0-9_:]+), \w+\)")
 OF_PROMETHEUS = {"up"}
 OF_SPECULATION = {"fusion_drafted_tokens_total", "fusion_accepted_tokens_total", "fusion_speculation_steps_total"}
 """Of servers whose members draft."""
+OF_ROLLOUT = {
+    "fusion_split_requests_total",
+    "fusion_shadow_answers_total",
+    "fusion_shadow_tokens_total",
+    "fusion_shadow_differing_tokens_total",
+    "fusion_shadow_skipped_total",
+}
+"""Of servers with presets that split or have a shadow."""
 
 
 def dashboard() -> dict[str, Any]:

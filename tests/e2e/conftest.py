@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
@@ -16,6 +17,15 @@ from tests.e2e.collector import Collector
 from tests.hf_loop import HFLoop
 from tests.models import make_family
 from tests.server_process import ServerProcess
+
+SPLIT = {"giant-red": 0.7, "giant-blue": 0.3}
+ROLLOUT: dict[str, Any] = {
+    "ab": {"split": SPLIT},
+    "watched": {"shadow": {"answer": "giant-red", "beside": "giant-blue"}},
+    "watched-seldom": {"shadow": {"answer": "giant-red", "beside": "giant-blue", "share": 1e-9}},
+    "mirror": {"shadow": {"answer": "giant-all", "beside": "giant-all"}},
+}
+"""Presets of `configured` that try others out."""
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -52,7 +62,7 @@ class Configured(NamedTuple):
 def configured(family: Path) -> Iterator[Configured]:
     """With engine arguments: traces are exported, more sequences run at once, and grammars leave out white space, of
     which random models would write no end. As behind a proxy: under a path, with a name, with metrics aside. It keeps
-    no responses.
+    no responses. Some presets try others out.
     """
     metrics_port, metrics_key = free_port(), "of the metrics"
     # Spans are sent every 0.2 s, not every 5 s.
@@ -67,6 +77,7 @@ def configured(family: Path) -> Iterator[Configured]:
             "http.cors_origins": "[https://app.example.com]",
             "http.metrics_port": metrics_port,
             "limits.stored_responses": 0,
+            **{f"presets.{name}": json.dumps(preset) for name, preset in ROLLOUT.items()},
         }
         arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
         log = family.parent / "configured.log"

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from server.config import WeightingName
 from server.metrics import READ_SECONDS
-from tests.deploy.series import OF_PROMETHEUS, OF_SPECULATION, expressions, names, variables
+from tests.deploy.series import OF_PROMETHEUS, OF_ROLLOUT, OF_SPECULATION, expressions, names, variables
 from tests.e2e.traffic import settle
 from tests.server_process import ServerProcess
 
@@ -189,7 +189,7 @@ def test_promtool_finds_no_fault(server: ServerProcess, client: OpenAI) -> None:
 
 def test_every_series_of_dashboard_and_rules_is_there(server: ServerProcess, client: OpenAI) -> None:
     complete(client, "giant-all", 2)
-    there = {name for name, _ in settled(server)} | OF_PROMETHEUS | OF_SPECULATION
+    there = {name for name, _ in settled(server)} | OF_PROMETHEUS | OF_SPECULATION | OF_ROLLOUT
     asked = [(where, name) for where, expression in expressions() for name in names(expression)] + list(variables())
     missing = sorted({f"{name} ({where})" for where, name in asked if name not in there})
     assert not missing
@@ -250,5 +250,5 @@ def test_a_real_prometheus_sees_the_series_move(server: ServerProcess, client: O
         until(lambda: number(ask, 'rate(fusion_tokens_total{preset="giant-red"}[1m])') > 0, "a rate")
         for where, expression in expressions():
             ask(expression)  # fails where Prometheus cannot read it
-            for name in names(expression) - OF_SPECULATION:
+            for name in names(expression) - OF_SPECULATION - OF_ROLLOUT:
                 assert ask(f'count({{__name__="{name}"}})'), f"{where}: {name} is nowhere"

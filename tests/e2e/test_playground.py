@@ -572,6 +572,14 @@ def test_a_routed_answer_says_where_it_went(open_page: Open) -> None:
     expect(lane(page).locator(".made").last).to_contain_text("routed to none: the large model alone")
 
 
+def test_an_answer_of_a_split_says_who_gave_it(open_page: Open) -> None:
+    event = json.dumps({"fusion_arm": "giant-facts", "choices": [{"delta": {"content": "a"}, "finish_reason": "stop"}]})
+    page = open_page()
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=f"data: {event}\n\ndata: [DONE]\n\n"))
+    ask(page, CODE, "giant")
+    expect(lane(page).locator(".made")).to_contain_text("answered by giant-facts")
+
+
 def test_drawing_leaves_time_to_a_server_on_the_same_cores(open_page: Open) -> None:
     """A drawing of 40 ms that is always asked for again is made in less than a third of the frames that fit."""
     drawn = open_page().evaluate(

@@ -19,6 +19,8 @@ import pytest
 import yaml
 from openai import AsyncOpenAI, OpenAI
 
+from server.api.split import draw
+from tests.e2e.conftest import ROLLOUT, SPLIT
 from tests.e2e.traffic import Stream, body, held, metric, standstill, wait_for
 from tests.server_process import ServerProcess
 
@@ -67,6 +69,7 @@ def busy(family: Path, keys_file: Path, tmp_path_factory: pytest.TempPathFactory
         "limits.max_prompts": 3,
         "limits.stored_responses": 5,
         "auth.keys_file": keys_file,
+        "presets.ab": json.dumps(ROLLOUT["ab"]),
     }
     arguments = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
     log = tmp_path_factory.mktemp("busy") / "log"
@@ -84,6 +87,15 @@ def error(response: httpx.Response) -> str:
 
 
 class TestKeys:
+    @pytest.mark.parametrize("key", ["blue", "green"])
+    def test_a_split_sends_a_key_one_way(self, busy: ServerProcess, key: str) -> None:
+        """Whatever user a request names. The usage is the arm's."""
+        arm = draw("ab", SPLIT, f"key {key}")
+        answers = [post(busy, key, model="ab", user=str(user)).json() for user in range(3)]
+        assert [(answer["model"], answer["fusion_arm"]) for answer in answers] == [("ab", arm)] * 3
+        assert metric(busy.url, "fusion_client_requests_total", client=key, preset=arm) >= 3
+        assert metric(busy.url, "fusion_client_requests_total", client=key, preset="ab") == 0
+
     def test_the_sdk_with_a_key(self, busy: ServerProcess) -> None:
         client = OpenAI(base_url=busy.url + "/v1", api_key="key-blue", max_retries=0)
         assert client.completions.create(model="giant", prompt="a", max_tokens=2).choices[0].text

@@ -19,7 +19,8 @@ from typing import TypeVar
 from server.api.adapters.listing import Listing
 from server.api.errors import RequestError
 from server.config.adapters import AdaptersConfig, is_spare, spare_name
-from server.config.schema import EXPERT_NAME, RESERVED_EXPERTS, ExpertConfig, PresetConfig
+from server.config.presets import PresetConfig
+from server.config.schema import EXPERT_NAME, RESERVED_EXPERTS, ExpertConfig
 from server.config.source import HUB_ID
 from server.engine.checks import MemberReport, Report, check_members
 from server.engine.client import FusionEngine

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from server.config import Config, PresetConfig
+from server.config import Config
 from server.engine.checks.adapters import (
     check_adapters,
     check_merges,
@@ -128,14 +128,18 @@ class Report:
             "members": [
                 report.as_dict() | {"own_prompts": self._own_prompts(report.member)} for report in self._listed
             ],
-            "presets": {name: _described(preset) for name, preset in self.config.presets.items()},
+            "presets": {name: _described(name, self.config) for name in self.config.presets},
         }
 
 
-def _described(preset: PresetConfig) -> dict[str, Any]:
-    """A preset as clients see it: no file's name."""
-    said = preset.model_dump(exclude={"prompts", "route", "top"})
-    return said if preset.route is None else said | {"routed": True, "top": preset.top}
+def _described(name: str, config: Config) -> dict[str, Any]:
+    """A preset as clients see it: no file's name. One that splits is described as the one with the largest share."""
+    split = config.presets[name].split
+    shown = config.presets[config.arms(name)[0] if split is None else max(split, key=split.__getitem__)]
+    said = shown.model_dump(exclude={"prompts", "route", "top", "split", "sticky", "shadow"})
+    if split is not None:
+        said["split"] = split
+    return said if shown.route is None else said | {"routed": True, "top": shown.top}
 
 
 def check_members(config: Config) -> Report:

@@ -24,6 +24,8 @@ export class Answer {
   text = "";
   /** What a router chose: the experts that steer, and how likely it took each. @type {{experts: string[], probabilities: Record<string, number>} | null} */
   route = null;
+  /** The preset that answered, where the one that was asked for splits. @type {string | null} */
+  arm = null;
   finish = "";
   // A chunk's text and its trace need not travel together: the first token's trace comes with the role.
   #texts = [];
@@ -37,6 +39,7 @@ export class Answer {
 
   /** Take in one chunk of `/v1/chat/completions` or `/v1/completions`. */
   add(chunk) {
+    this.arm = chunk.fusion_arm ?? this.arm;
     const choice = chunk.choices?.[0];
     if (!choice) return;
     const text = choice.delta ? (choice.delta.content ?? "") : (choice.text ?? "");

@@ -3,7 +3,7 @@
 import { address, getJson } from "./api.js";
 import { curlCall, pythonCall } from "./calls.js";
 import { element } from "./dom.js";
-import { examples, FIRST_QUESTION } from "./examples.js";
+import { examples, FIRST_QUESTION, largeAlone } from "./examples.js";
 import { colourClass } from "./experts.js";
 import { Lane } from "./lane.js";
 import { fillFromLink, linkTo } from "./link.js";
@@ -100,8 +100,7 @@ function setCompare(on) {
   if (on === lanes.length > 1) return;
   if (on) {
     const second = new Lane(server, "B", showCode);
-    const large = Object.keys(server.presets).find((name) => server.presets[name].weighting === "none");
-    second.setting.choose(large ?? lanes[0].setting.value.preset);
+    second.setting.choose(largeAlone(server) ?? lanes[0].setting.value.preset);
     second.adopt(lanes[0]);
     second.tint($("#by-weight").checked);
     lanes.push(second);

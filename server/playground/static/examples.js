@@ -26,13 +26,18 @@ export function examples(server) {
     return FOR_EXPERTS[expert].map((prompt) => ({ prompt, expert, preset, compareWith: null }));
   });
   const shown = found.length ? found : FOR_ANY.map((prompt) => ({ prompt, expert: "", preset: null, compareWith: null }));
-  const large = Object.keys(server.presets).find((name) => server.presets[name].weighting === "none");
+  const large = largeAlone(server);
   if (large) shown.push({ ...shown.find(({ expert }) => expert === "text") ?? shown[0], compareWith: large });
   return shown;
 }
 
+/** The preset with which the large model answers by itself, always. */
+export function largeAlone({ presets }) {
+  return Object.keys(presets).find((name) => presets[name].weighting === "none" && !presets[name].split);
+}
+
 /** The preset that this expert steers by itself. */
 function presetOf(server, expert) {
-  const names = Object.keys(server.presets);
+  const names = Object.keys(server.presets).filter((name) => !server.presets[name].split);
   return names.find((name) => server.presets[name].experts.join() === expert && server.presets[name].weighting === "kl") ?? null;
 }

@@ -19,6 +19,7 @@
  * @property {string} weighting
  * @property {number | Record<string, number> | null} alpha
  * @property {number} alpha_max
+ * @property {Record<string, number>} [split] presets that answer in its place, and their shares; the rest is the largest's
  *
  * @typedef {object} Setting how one side is steered
  * @property {string} preset

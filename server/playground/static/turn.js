@@ -57,8 +57,9 @@ export class Turn {
 
   /** Show the tokens that came since. */
   update() {
-    const { tokens, route } = this.answer;
-    if (route !== null) this.#made.textContent = `${this.made} · ${routed(route)}`;
+    const { tokens, route, arm } = this.answer;
+    const chosen = [arm && `answered by ${arm}`, route && routed(route)].filter(Boolean);
+    if (chosen.length) this.#made.textContent = [this.made, ...chosen].join(" · ");
     const shown = this.#tokens.childElementCount;
     this.#tokens.append(...tokens.slice(shown).map((token, i) => this.#span(token, shown + i)));
     if (shown > 0 || tokens.length === 0) return;
