@@ -102,12 +102,7 @@ async def generate(
         async with within_deadline(seconds, deadline):
             for part in request.parts if checked is None else checked:
                 await state.structures.check(part)
-            if settings.experts or (request.fusion and request.fusion.prompts):
-                preset = list(state.config.presets.values())[settings.preset]
-                for part in request.parts:
-                    own = await with_own_prompts(part, request.fusion, settings, preset, state)
-                    part.settle(own)
-                    claim.weigh(state.admission.weight(own))
+            await _settle_prompts(request, settings, claim, state)
             answer = await naming_the_fault(create, request, PROMPT_FIELDS[type(request)], state)
             if behind and not isinstance(answer, ErrorResponse):
                 attaches, close = [], _nothing  # what generates behind the answer holds the place, and the trace
@@ -134,6 +129,17 @@ async def generate(
         answer = attach_to_events(answer, attach)
     events = answer if behind else placed(claim.wait, answer, waiting)
     return ClosingStream(until(seconds, deadline, events, span.watch(protocol)), close, keep_alive_s, headers)
+
+
+async def _settle_prompts(request: FusionRequest, settings: FusionSettings, claim: Claim, state: ServerState) -> None:
+    """Have each of the request's parts say what members read in the place of its prompt."""
+    if not settings.experts and not (request.fusion and request.fusion.prompts):
+        return
+    preset = list(state.config.presets.values())[settings.preset]
+    for part in request.parts:
+        own = await with_own_prompts(part, request.fusion, settings, preset, state)
+        part.settle(own)
+        claim.weigh(state.admission.weight(own))
 
 
 def _claim(raw_request: Request, request: FusionRequest, settled: _Settled, span: RequestSpan) -> Claim:

@@ -183,28 +183,7 @@ class Config(Section):
         except SettingError as error:
             raise fault(error.field_path, str(error)) from None
         for name, preset in self.presets.items():
-            try:
-                check_arms(self, preset)
-            except SettingError as error:
-                raise fault(("presets", name, *error.field_path), str(error)) from None
-            if preset.route is not None and self.base is None:
-                raise fault(("presets", name, "route"), "a router reads the base's states, and there is no base")
-            for part in preset.experts:
-                if part not in self.experts:
-                    raise fault(
-                        ("presets", name, "experts"), f"there is no expert '{part}'; {nearest(part, self.experts)}"
-                    )
-                if preset.route is not None and any(self.own_cache(part)):
-                    raise fault(
-                        ("presets", name, "route"),
-                        f"expert '{part}' has prompts of its own; a router's experts have none",
-                    )
-            for part, sides in preset.prompts.items():
-                where = ("presets", name, "prompts")
-                if part not in self.experts:
-                    raise fault(where, f"there is no expert '{part}'; {nearest(part, self.experts)}")
-                if sides.against is not None and self.experts[part].against == NONE:
-                    raise fault((*where, part, "against"), "an expert that is compared with none has one prompt")
+            self._check_preset(name, preset)
         for name, expert in self.experts.items():
             if expert.use == expert.against and not any(self.own_cache(name)):
                 raise fault(
@@ -253,6 +232,28 @@ class Config(Section):
         given = [self.experts[expert].prompt]
         given += [preset.prompts[expert] for preset in self.presets.values() if expert in preset.prompts]
         return any(sides.expert is not None for sides in given), any(sides.against is not None for sides in given)
+
+    def _check_preset(self, name: str, preset: PresetConfig) -> None:
+        try:
+            check_arms(self, preset)
+        except SettingError as error:
+            raise fault(("presets", name, *error.field_path), str(error)) from None
+        if preset.route is not None and self.base is None:
+            raise fault(("presets", name, "route"), "a router reads the base's states, and there is no base")
+        for part in preset.experts:
+            if part not in self.experts:
+                raise fault(("presets", name, "experts"), f"there is no expert '{part}'; {nearest(part, self.experts)}")
+            if preset.route is not None and any(self.own_cache(part)):
+                raise fault(
+                    ("presets", name, "route"),
+                    f"expert '{part}' has prompts of its own; a router's experts have none",
+                )
+        for part, sides in preset.prompts.items():
+            where = ("presets", name, "prompts")
+            if part not in self.experts:
+                raise fault(where, f"there is no expert '{part}'; {nearest(part, self.experts)}")
+            if sides.against is not None and self.experts[part].against == NONE:
+                raise fault((*where, part, "against"), "an expert that is compared with none has one prompt")
 
     @staticmethod
     def _needs_base(expert: ExpertConfig) -> bool:

@@ -76,15 +76,12 @@ class LogitFusionForCausalLM(nn.Module):
         sources: dict[int, dict[str, Any]] = {each["number"]: each for each in fusion["members"]}
         # An adapter or a merge has the base's shape.
         shapes = {n: source if "model" in source else sources[BASE] for n, source in sources.items()}
-        configs = {n: small_config(vllm_config, shape["model"]) for n, shape in shapes.items()}
+        configs = {n: _small_config(vllm_config, shape) for n, shape in shapes.items()}
         names = {n: source["name"] for n, source in sources.items()}
         adapters = {twin["number"] for twin in fusion["twins"] if "adapter" in twin}
         if adapters:
             # Its compiled code has what adapters add: no other model's may be taken for it.
             configs[BASE].additional_config = {"adapters": True}
-        for number, source in sources.items():
-            if "parts" in source:
-                configs[number].additional_config = {"parts": True}
         models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
         if adapters:
             own = f"{maybe_prefix(prefix, names[BASE])}."
@@ -115,11 +112,10 @@ class LogitFusionForCausalLM(nn.Module):
         for number, model in models.items():
             if self.stack is not None and number in self.stack.places:
                 self.small_members[number] = StackedMember(self.stack, self.stack.places[number], configs[number])
-            else:
-                own, last_id = f"{maybe_prefix(prefix, names[number])}.", _last_id(configs[number], vllm_config)
-                arguments = (own, model, configs[number], last_id)
-                parts = sources.get(number, {}).get("parts")
-                self.small_members[number] = MixtureMember(*arguments, parts) if parts else SmallMember(*arguments)
+                continue
+            own, last_id = f"{maybe_prefix(prefix, names[number])}.", _last_id(configs[number], vllm_config)
+            parts = sources.get(number, {}).get("parts")
+            self.small_members[number] = _member(own, model, configs[number], last_id, parts)
         self._models = {number: member.model for number, member in enumerate(self.small_members) if member is not None}
         self._common_size = min(config.model_config.get_vocab_size() for config in (vllm_config, *configs.values()))
         if vllm_config.device_config.device_type == "cpu":
@@ -239,6 +235,22 @@ class LogitFusionForCausalLM(nn.Module):
         self.weight_bytes = held_bytes(self)
         announce_first_pass(self)
         return loaded
+
+
+def _small_config(config: VllmConfig, source: dict[str, Any]) -> VllmConfig:
+    own = small_config(config, source["model"])
+    if "parts" in source:
+        # Its compiled code has what parts add, as that of a base with adapters.
+        own.additional_config = {"parts": True}
+    return own
+
+
+def _member(
+    prefix: str, model: nn.Module, config: VllmConfig, last_id: int | None, parts: dict[str, str] | None
+) -> SmallMember:
+    if parts:
+        return MixtureMember(prefix, model, config, last_id, parts)
+    return SmallMember(prefix, model, config, last_id)
 
 
 def _small_model(config: VllmConfig, prefix: str) -> nn.Module:
