@@ -161,9 +161,7 @@ def merge(
 
     weighted = [_weighted(expert) for expert in experts]
     if parts is not None:
-        if rank is not None:
-            raise ConfigError("--parts: they are adapters over a whole model; leave out --rank")
-        _mix(base, weighted, out, parts, method=method.value, density=density, seed=seed)
+        _mix(base, weighted, out, parts, rank, method=method.value, density=density, seed=seed)
         return
     with Phases() as phases:
         phases.begin("merging")
@@ -176,17 +174,21 @@ def merge(
         _tell_compressed(made, out, None)
 
 
-def _mix(base: Path, experts: list[tuple[Path, float]], out: Path, rank: int, **settings: Any) -> None:
+def _mix(
+    base: Path, experts: list[tuple[Path, float]], out: Path, parts: int, rank: int | None, **settings: Any
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from server.progress import Phases
 
+    if rank is not None:
+        raise ConfigError("--parts: they are adapters over a whole model; leave out --rank")
     with Phases() as phases:
         phases.begin("merging")
         from training.mixture import PARTS, mix
 
-        made = mix(base, experts, out, rank, **settings)
+        made = mix(base, experts, out, parts, **settings)
     table = Table("part", "numbers", "kept", box=None)
     for name, part in made.items():
         table.add_row(name, f"{part.parameters:,}", f"{part.kept:.1%}")

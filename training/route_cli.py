@@ -55,8 +55,7 @@ def fit(
     from training.routing import judge, read_examples
 
     check_needs(NEEDED, "routing")
-    if out.is_dir() or not out.parent.is_dir():
-        raise ConfigError(f"--out: {out} {'is a folder' if out.is_dir() else 'lies in no folder that there is'}")
+    _check_place(out)
     loaded = load_config(config, routers_to_be=True)
     learned = read_examples(examples, _names(loaded))
     if held_out is None:
@@ -90,6 +89,11 @@ def show(
     found.check_base(router, base)
     _tell(judge(found, vectors, [example.expert for example in judged]))
     typer.echo(f"Below {found.threshold:g} the large model answers alone.")
+
+
+def _check_place(out: Path) -> None:
+    if out.is_dir() or not out.parent.is_dir():
+        raise ConfigError(f"--out: {out} {'is a folder' if out.is_dir() else 'lies in no folder that there is'}")
 
 
 def _names(config: Config) -> list[str]:
