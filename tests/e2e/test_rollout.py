@@ -81,7 +81,7 @@ OF_ANSWERS = ("shadow_answers_total", "shadow_skipped_total")
 
 def ask(client: OpenAI, model: str, **more: Any) -> Any:
     extra = {"return_token_ids": True, "ignore_eos": True} | more.pop("extra_body", {})
-    fields = {"messages": MESSAGES, "max_tokens": 10, "temperature": 0} | more
+    fields: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 10, "temperature": 0} | more
     return client.chat.completions.create(model=model, extra_body=extra, **fields)
 
 
