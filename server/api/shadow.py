@@ -3,7 +3,8 @@
 The text of an answer is read once under each of the two presets, as a prompt whose logprobs are asked for. So both are
 judged alike: of a sampled answer too, what differs is their likeliest next tokens (before temperature, penalties and
 masks), and whatever rounding sets decoding apart from reading is in neither. One text is read at a time, where
-admission has a place that nobody waits for; of those that come meanwhile a few wait, and the rest counts as skipped.
+admission has a place that nobody waits for, with a rest after it where others run; of those that come meanwhile a few
+wait, and the others count as skipped.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ PATIENCE_SECONDS = 1.0
 """How long one waits for a place."""
 PAUSE_SECONDS = 0.02
 """What an answer has to leave the process before its text is read again."""
+REST = 4.0
+"""How much longer than it read it rests where requests run: four fifths of the time they have the engine alone."""
 LAST = 2**31
 """A priority that every request's comes before."""
 FREE = 1e9
@@ -126,8 +129,10 @@ class Shadows:
 
     async def _read_all(self) -> None:
         place.set(None)  # that of the request in whose context this task was made
+        clock = asyncio.get_running_loop().time
         while self._waiting:
             await asyncio.sleep(PAUSE_SECONDS)
+            began = clock()
             waiting = self._waiting.popleft()
             try:
                 await self._compare(waiting)
@@ -137,6 +142,8 @@ class Shadows:
                 self._metrics.skip(waiting.preset, "failed")
                 if not self._engine.errored:
                     logger.warning("An answer of '%s' could not be scored: %s", waiting.preset, error)
+            if self._admission.gate.policy.running:
+                await asyncio.sleep(REST * (clock() - began))
 
     async def _compare(self, waiting: _Waiting) -> None:
         prompt, answer = waiting.text

@@ -39,12 +39,14 @@ class Engine:
     model_config = SimpleNamespace(max_model_len=64)
 
     def __init__(self) -> None:
-        self.running = self.most = self.read = 0
+        self.running = self.most = 0
         self.prompts: list[dict[str, Any]] = []
+        self.times: list[float] = []
         self.broken = False
 
     async def generate(self, prompt: dict[str, Any], params: Any, name: str, priority: int) -> AsyncIterator[Any]:
         self.prompts.append(prompt)
+        self.times.append(asyncio.get_running_loop().time())
         self.running += 1
         self.most = max(self.most, self.running)
         await asyncio.sleep(0.002)
@@ -141,6 +143,23 @@ async def test_a_busy_server_is_left_alone() -> None:
     bench.answer([TEXT])
     await bench.settle(3)
     assert bench("answers") == 1
+
+
+async def test_it_rests_where_others_run() -> None:
+    """Four times as long as it read; not on a server that has nothing else to do."""
+    bench = Bench()
+    kept = Ticket("somebody")
+    await bench.gate.enter(kept)
+    bench.answer([TEXT] * 4)
+    await bench.settle(4)
+    beside = bench.engine.times[-1] - bench.engine.times[0]
+    bench.gate.leave(kept)
+    bench.answer([TEXT] * 4)
+    await bench.settle(8)
+    alone = bench.engine.times[-1] - bench.engine.times[8]
+    # Three rests of four times two readings of 2 ms each.
+    assert beside >= 0.048
+    assert alone < beside
 
 
 async def test_a_server_with_one_place_reads_when_it_is_free() -> None:
