@@ -35,6 +35,11 @@ export class Answer {
     this.#measured = measured;
   }
 
+  /** An answer that was kept. */
+  static of(kept) {
+    return Object.assign(new Answer(true), kept);
+  }
+
   /** Take in one chunk of `/v1/chat/completions` or `/v1/completions`. */
   add(chunk) {
     const choice = chunk.choices?.[0];
