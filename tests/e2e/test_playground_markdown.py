@@ -37,7 +37,7 @@ Not 2 * 3 * 4, nor snake_case, \\*nor this\\*.
 ***
 """
 FORMATTED = """\
-<h3>Primes</h3><p>The <strong>only <em>even</em> one</strong> is <code>2</code>, see <a>this</a>.
+<h2>Primes</h2><p>The <strong>only <em>even</em> one</strong> is <code>2</code>, see <a>this</a>.
 Not 2 * 3 * 4, nor snake_case, *nor this*.</p><ol><li><p>odd</p><ul><li><p>three</p></li><li><p>five</p></li></ul></li>\
 <li><p>even</p></li></ol><table><thead><tr><th>n</th><th>prime</th></tr></thead><tbody><tr><td>9</td><td><del>yes</del>\
 </td></tr><tr><td><code>a</code></td><td>b | c</td></tr></tbody></table><blockquote><p>quoted</p></blockquote><pre>\
@@ -52,7 +52,7 @@ HOSTILE = """\
 def markup(page: Page) -> str:
     """The formatted answer without what makes it one of tokens."""
     html: str = page.locator(".formatted").inner_html()
-    return re.sub(r"</?span[^>]*>", "", re.sub(r"<(a|ol|h3) [^>]*>", r"<\1>", html))
+    return re.sub(r"</?span[^>]*>", "", re.sub(r"<(a|ol|h2) [^>]*>", r"<\1>", html))
 
 
 def split(text: str) -> list[str]:

@@ -73,7 +73,8 @@ function showConversation({ filled, lanes: kept }, byReader) {
   if (byReader) {
     $("#prompt").value = "";
     $("#remember").checked = true;
-    $("#prompt").focus();
+    $("#prompt").focus({ preventScroll: true });
+    $(".turn:last-child")?.scrollIntoView({ block: "nearest" });
   }
   showCode();
 }

@@ -53,7 +53,7 @@ class Drawing {
     switch (block.kind) {
       case "heading":
         // Below the page's own headings, whichever levels the model left out.
-        return element("h3", { class: `level-${block.level}` }, ...this.#inline(block.inline));
+        return element("h2", { class: `level-${block.level}` }, ...this.#inline(block.inline));
       case "code":
         return element("pre", {}, element("code", {}, ...this.#text(block.code)));
       case "rule":
