@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -406,6 +407,7 @@ def test_a_link_carries_the_whole_setting(open_page: Open, browser: Browser) -> 
     lane(page).get_by_label("Alpha of facts").fill("-0.5")
     lane(page).get_by_label("text", exact=True).uncheck()
     page.get_by_label("Max tokens").fill("7")
+    page.get_by_label("Markdown").check()
     page.fill("#prompt", "Größe?")
     page.get_by_role("button", name="Copy link").click()
     code, link = page.locator("#code").inner_text(), page.url
@@ -416,9 +418,12 @@ def test_a_link_carries_the_whole_setting(open_page: Open, browser: Browser) -> 
     other.get_by_label("API key").fill("secret")
     other.get_by_label("API key").blur()
     assert other.locator("#code").inner_text() == code
-    other.goto(link.split("#")[0] + "#nonsense")
-    other.reload()
-    expect(other.locator(".lane")).to_have_count(1)
+    expect(other.get_by_label("Markdown")).to_be_checked()
+    for unreadable in ("nonsense", quote('{"settings": [null], "fields": 7}')):
+        other.goto(f"{link.split('#')[0]}#{unreadable}")
+        other.reload()
+        expect(other.locator(".lane")).to_have_count(1)
+        expect(other.locator("#notice")).to_be_hidden()
     other.context.close()
 
 
