@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from openai import AsyncOpenAI, OpenAI
+from playwright.sync_api import Browser, Page
 
 from bench.turn import go_as_usual, go_first
 from server.auth import METRICS_ENVIRONMENT
 from server.launcher import free_port
+from tests.e2e.chromium import Watch, open_browser
 from tests.e2e.collector import Collector
+from tests.e2e.playground_page import Open
 from tests.hf_loop import HFLoop
 from tests.models import make_family
-from tests.server_process import ServerProcess
+from tests.server_process import ServerProcess, demo_server
 
 SPLIT = {"giant-red": 0.7, "giant-blue": 0.3}
 ROLLOUT: dict[str, Any] = {
@@ -100,3 +103,40 @@ def client(server: ServerProcess) -> OpenAI:
 @pytest.fixture
 def async_client(server: ServerProcess) -> AsyncOpenAI:
     return AsyncOpenAI(base_url=server.url + "/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; of a module alone, since asynchronous tests cannot run beside it."""
+    with open_browser() as chromium:
+        yield chromium
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    """Opens the playground over the demo models; at the end no page may have complained, or asked anybody else."""
+    server = demo_server()
+    opened: list[tuple[Page, Watch]] = []
+
+    def open_page(
+        width: int = 1280, height: int = 900, prepare: Callable[[Page], None] | None = None, **options: Any
+    ) -> Page:
+        page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
+        opened.append((page, Watch(page)))
+        if prepare is not None:
+            prepare(page)
+        page.goto(server.url)
+        # Not `wait_for_function`: what that evaluates again and again, the page's own policy forbids.
+        for _ in range(3000):
+            if page.evaluate("performance.getEntriesByName('interactive').length"):
+                break
+            page.wait_for_timeout(10)
+        else:
+            pytest.fail("the page is not there after 30 s")
+        return page
+
+    yield open_page
+    for page, watch in opened:
+        page.context.close()
+        assert watch.complaints == []
+        assert watch.strangers(server.url) == []

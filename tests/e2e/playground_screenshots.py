@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from tests.e2e.chromium import open_browser
@@ -20,7 +21,10 @@ EXTRACTION = "Extract name, count, item and city: In Sydney, Liam bought 28 tick
 PROBLEM = (
     "Adam buys 6 packs of pens with 3 pens in each pack. Adam gives 5 pens to Emma. How many pens does Adam have left?"
 )
+NORWAY = "What is the two-letter code of Norway?"
 SETTLED_MS = 400
+# Enough for what the page draws, at a third of the bytes.
+COLOURS = 256
 ANSWER_MS = 120_000
 
 
@@ -33,14 +37,12 @@ def side_by_side(page: Page) -> None:
 
 
 def all_experts(page: Page) -> None:
-    """Three experts that take turns."""
+    """Three experts that take turns, after other questions."""
     page.locator(".lane .preset").select_option("giant-all")
-    ask(page, PROBLEM)
+    for prompt in (EXTRACTION, NORWAY, PROBLEM):
+        ask(page, prompt)
+    page.locator("#history-panel summary").click()
     page.locator(".answer").evaluate("answer => answer.scrollIntoView({block: 'start'})")
-
-
-def welcome(page: Page) -> None:
-    """The page as it opens."""
 
 
 def ask(page: Page, prompt: str) -> None:
@@ -50,13 +52,12 @@ def ask(page: Page, prompt: str) -> None:
 
 
 PICTURES: dict[str, tuple[Callable[[Page], None], dict[str, Any]]] = {
-    "playground": (side_by_side, {"viewport": {"width": 1360, "height": 940}}),
-    "playground-welcome": (welcome, {"viewport": {"width": 1360, "height": 860}}),
-    "playground-experts": (all_experts, {"viewport": {"width": 1360, "height": 860}}),
-    "playground-dark": (side_by_side, {"viewport": {"width": 1360, "height": 940}, "color_scheme": "dark"}),
+    "playground": (side_by_side, {"viewport": {"width": 1440, "height": 900}}),
+    "playground-experts": (all_experts, {"viewport": {"width": 1440, "height": 900}}),
+    "playground-dark": (side_by_side, {"viewport": {"width": 1280, "height": 720}, "color_scheme": "dark"}),
     "playground-phone": (
         all_experts,
-        {"viewport": {"width": 375, "height": 812}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True},
+        {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True},
     ),
 }
 
@@ -71,8 +72,10 @@ def take(browser: Browser, url: str, name: str) -> None:
     # Off the page, so that no token is pointed at.
     page.mouse.move(0, 0)
     page.wait_for_timeout(SETTLED_MS)
-    page.screenshot(path=IMAGES / f"{name}.png")
+    path = IMAGES / f"{name}.png"
+    page.screenshot(path=path)
     page.context.close()
+    Image.open(path).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def main() -> None:

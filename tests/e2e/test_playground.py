@@ -8,16 +8,17 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Locator, Page, Request, Route, expect
 
-from tests.e2e.chromium import CHROMIUM, Watch, open_browser
+from tests.e2e.chromium import CHROMIUM, Watch
+from tests.e2e.playground_page import ANSWER_MS, Open, ask, assert_accessible, lane, sent_body, start, tokens
 from tests.server_process import ServerProcess, demo_server
 
 pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's chromium package ({CHROMIUM})")
@@ -25,80 +26,14 @@ pytestmark = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"needs Debian's c
 EXTRACTION = "Extract name, count, item and city: In Sydney, Liam bought 28 tickets."
 CODE = "Which two letters stand for Mexico?"
 LONG = "Nora has 4 pencils. Carla has 6 more pencils than Nora. How many pencils do they have altogether?"
-# The first answer of a fresh machine compiles the kernels.
-ANSWER_MS = 120_000
 MAX_BYTES = 200_000
 MAX_INTERACTIVE_MS = 1000
-
-Open = Callable[..., Page]
 
 
 @pytest.fixture(scope="module")
 def server() -> ServerProcess:
     """The demo models: experts math, facts and text."""
     return demo_server()
-
-
-@pytest.fixture(scope="module")
-def browser(server: ServerProcess) -> Iterator[Browser]:
-    with open_browser() as chromium:
-        yield chromium
-
-
-@pytest.fixture
-def open_page(browser: Browser, server: ServerProcess) -> Iterator[Open]:
-    """Opens the playground; at the end no page may have complained, or asked anybody else."""
-    opened: list[tuple[Page, Watch]] = []
-
-    def open_page(
-        width: int = 1280, height: int = 900, prepare: Callable[[Page], None] | None = None, **options: Any
-    ) -> Page:
-        page = browser.new_context(viewport={"width": width, "height": height}, **options).new_page()
-        opened.append((page, Watch(page)))
-        if prepare is not None:
-            prepare(page)
-        page.goto(server.url)
-        # Not `wait_for_function`: what that evaluates again and again, the page's own policy forbids.
-        for _ in range(3000):
-            if page.evaluate("performance.getEntriesByName('interactive').length"):
-                break
-            page.wait_for_timeout(10)
-        else:
-            pytest.fail("the page is not there after 30 s")
-        return page
-
-    yield open_page
-    for page, watch in opened:
-        page.context.close()
-        assert watch.complaints == []
-        assert watch.strangers(server.url) == []
-
-
-def ask(page: Page, prompt: str, preset: str | None = None) -> None:
-    """Run a prompt and wait until all lanes have ended."""
-    start(page, prompt, preset)
-    expect(page.locator("#run")).to_be_visible(timeout=ANSWER_MS)
-
-
-def start(page: Page, prompt: str, preset: str | None = None) -> None:
-    if preset is not None:
-        lane(page).get_by_label("Preset").select_option(preset)
-    page.fill("#prompt", prompt)
-    page.click("#run")
-
-
-def lane(page: Page, index: int = 0) -> Locator:
-    return page.locator(".lane").nth(index)
-
-
-def tokens(page: Page, index: int = 0) -> Locator:
-    return lane(page, index).locator(".token")
-
-
-def sent_body(sent: Any) -> dict[str, Any]:
-    body: dict[str, Any] | None = sent.value.post_data_json
-    assert body is not None
-    return body
 
 
 def strength(token: Locator) -> float:
@@ -472,6 +407,7 @@ def test_a_link_carries_the_whole_setting(open_page: Open, browser: Browser) -> 
     lane(page).get_by_label("Alpha of facts").fill("-0.5")
     lane(page).get_by_label("text", exact=True).uncheck()
     page.get_by_label("Max tokens").fill("7")
+    page.get_by_label("Markdown").check()
     page.fill("#prompt", "Größe?")
     page.get_by_role("button", name="Copy link").click()
     code, link = page.locator("#code").inner_text(), page.url
@@ -482,9 +418,12 @@ def test_a_link_carries_the_whole_setting(open_page: Open, browser: Browser) -> 
     other.get_by_label("API key").fill("secret")
     other.get_by_label("API key").blur()
     assert other.locator("#code").inner_text() == code
-    other.goto(link.split("#")[0] + "#nonsense")
-    other.reload()
-    expect(other.locator(".lane")).to_have_count(1)
+    expect(other.get_by_label("Markdown")).to_be_checked()
+    for unreadable in ("nonsense", quote('{"settings": [null], "fields": 7}')):
+        other.goto(f"{link.split('#')[0]}#{unreadable}")
+        other.reload()
+        expect(other.locator(".lane")).to_have_count(1)
+        expect(other.locator("#notice")).to_be_hidden()
     other.context.close()
 
 
@@ -815,6 +754,39 @@ def test_the_inspector_stays_in_sight(open_page: Open, width: int, height: int, 
             assert in_sight(page, inspector), f"inspector of lane {index}, by {key}"
             heights.add(inspector.evaluate("element => element.offsetHeight"))
         assert len(heights) == 1
+    assert cut_off(page) == []
+    if width >= 900:
+        # The page itself is one screen, however much its parts hold.
+        page.locator("#history-panel summary").click()
+        assert page.evaluate("document.documentElement.scrollHeight") == height
+
+
+def cut_off(page: Page) -> list[str]:
+    """Texts that have too little room; tokens in a narrow table may, since they are whole in its title."""
+    found: list[str] = page.evaluate(
+        """() => {
+            const isCut = (element) => {
+                if (!["hidden", "clip"].includes(getComputedStyle(element).overflowX)) return false;
+                const text = document.createRange();
+                text.selectNodeContents(element);
+                return text.getBoundingClientRect().right > element.getBoundingClientRect().right + 1;
+            };
+            const lacks = (select) => {
+                const alone = select.cloneNode();
+                alone.append(select.selectedOptions[0].cloneNode(true));
+                alone.style.width = "max-content";
+                select.after(alone);
+                const wanted = alone.offsetWidth;
+                alone.remove();
+                return wanted > select.offsetWidth + 1;
+            };
+            const apart = ".visually-hidden, svg, .lens td:last-child, .lens li, .lens li *";
+            const texts = [...document.querySelectorAll(`main *:not(${apart})`)];
+            return [...texts.filter(isCut), ...[...document.querySelectorAll("select")].filter(lacks)]
+                .map((element) => element.className + ": " + element.textContent);
+        }"""
+    )
+    return found
 
 
 def test_the_keyboard_reaches_everything(open_page: Open) -> None:
@@ -861,8 +833,3 @@ def test_axe_finds_nothing(open_page: Open, scheme: str) -> None:
     ask(page, CODE)
     expect(lane(page, 1).get_by_role("alert")).to_be_visible()
     assert_accessible(page)
-
-
-def assert_accessible(page: Page) -> None:
-    results = Axe().run(page)
-    assert results.violations_count == 0, results.generate_report()

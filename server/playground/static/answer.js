@@ -37,6 +37,11 @@ export class Answer {
     this.#measured = measured;
   }
 
+  /** An answer that was kept. */
+  static of(kept) {
+    return Object.assign(new Answer(true), kept);
+  }
+
   /** Take in one chunk of `/v1/chat/completions` or `/v1/completions`. */
   add(chunk) {
     this.arm = chunk.fusion_arm ?? this.arm;

@@ -5,8 +5,9 @@ import { curlCall, pythonCall } from "./calls.js";
 import { element } from "./dom.js";
 import { examples, FIRST_QUESTION, largeAlone } from "./examples.js";
 import { colourClass } from "./experts.js";
+import { History } from "./history.js";
 import { Lane } from "./lane.js";
-import { fillFromLink, linkTo } from "./link.js";
+import { fill, filledIn, fromLink, linkTo } from "./link.js";
 import { ROUTES } from "./request.js";
 import { setUpTheme } from "./theme.js";
 
@@ -19,6 +20,7 @@ let server = null;
 let lanes = [];
 /** @type {AbortController | null} */
 let running = null;
+const past = new History($("#history-panel"), showConversation);
 
 async function connect() {
   const key = $("#key").value;
@@ -44,22 +46,37 @@ async function connect() {
   first.setting.choose(mostExperts(server.presets));
   showExamples();
   arrange();
-  followLink();
+  const carried = fromLink();
+  if (carried !== null) apply(carried);
+  await past.start();
 }
 
-/** Take over what a link carries, as far as this server and this key have it. */
-function followLink() {
-  const carried = fillFromLink();
-  if (carried === null) return;
-  const radioOfMode = $(`input[name="mode"][value="${carried.mode === "completion" ? "completion" : "chat"}"]`);
-  radioOfMode.checked = true;
-  setCompare(carried.settings.length > 1);
+/** Take over what was filled in elsewhere, as far as this server and this key have it. @param {import("./link.js").Filled} filled */
+function apply({ mode, fields, settings }) {
+  fill(fields);
+  $(`input[name="mode"][value="${mode === "completion" ? "completion" : "chat"}"]`).checked = true;
+  setCompare(settings.length > 1);
   for (const [i, lane] of lanes.entries()) {
-    const setting = carried.settings[i];
-    const known = setting.preset in server.presets && setting.weighting in server.weightings;
+    const setting = settings[i];
+    const known = setting?.preset in server.presets && setting.weighting in server.weightings;
     if (known) lane.setting.choose(setting.preset, { ...setting, experts: [setting.experts].flat() });
   }
+  showViews();
   showMode();
+}
+
+/** Show a conversation that was kept, to go on with it. @param {import("./conversation.js").Conversation} conversation */
+function showConversation({ filled, lanes: kept }, byReader) {
+  apply(filled);
+  for (const [i, lane] of lanes.entries()) lane.restore(kept[i]);
+  $("#welcome").hidden = lanes.some((lane) => lane.latest !== null);
+  if (byReader) {
+    $("#prompt").value = "";
+    $("#remember").checked = true;
+    $("#prompt").focus({ preventScroll: true });
+    $(".turn:last-child")?.scrollIntoView({ block: "nearest" });
+  }
+  showCode();
 }
 
 /** The preset that knows most: of those with the most experts, the first. */
@@ -102,13 +119,21 @@ function setCompare(on) {
     const second = new Lane(server, "B", showCode);
     second.setting.choose(largeAlone(server) ?? lanes[0].setting.value.preset);
     second.adopt(lanes[0]);
-    second.tint($("#by-weight").checked);
     lanes.push(second);
+    showViews();
   } else {
     lanes.pop();
     $('input[name="code-side"][value="0"]').checked = true;
   }
   arrange();
+}
+
+/** How tokens are tinted, and whether text is formatted. */
+function showViews() {
+  for (const lane of lanes) {
+    lane.tint($("#by-weight").checked);
+    lane.format($("#markdown").checked);
+  }
 }
 
 function arrange() {
@@ -158,9 +183,14 @@ async function copyCode() {
   }
 }
 
+function filled() {
+  return filledIn(radio("mode"), lanes.map((lane) => lane.setting.value));
+}
+
 async function copyLink() {
-  const link = linkTo(radio("mode"), lanes.map((lane) => lane.setting.value));
+  const link = linkTo(filled());
   history.replaceState(null, "", link);
+  past.noteOpen();
   try {
     await navigator.clipboard.writeText(link);
     say($("#link"), "Copied");
@@ -189,6 +219,8 @@ async function run() {
   if (remember) $("#prompt").value = "";
   const system = (messages) => withSystem(mode, messages);
   const options = [mode, prompt, sampling(), system, remember, $("#key").value, running.signal];
+  const before = lanes.map((lane) => lane.latest);
+  const isNew = !remember || before.every((turn) => turn === null);
   const answers = lanes.map((lane) => lane.run(...options));
   $(".turn:last-child").scrollIntoView({ block: "nearest" });
   const said = await Promise.all(answers);
@@ -196,6 +228,8 @@ async function run() {
   showRunning(false);
   announce(said.filter(Boolean).join(" "));
   showCode();
+  const changed = lanes.some((lane, i) => lane.latest !== null && lane.latest !== before[i]);
+  if (changed) past.keep({ filled: filled(), lanes: lanes.map((lane) => lane.kept) }, isNew);
 }
 
 function showRunning(on) {
@@ -204,12 +238,14 @@ function showRunning(on) {
   $("#run").hidden = on;
   $("#stop").hidden = !on;
   $("#compare").disabled = on;
+  past.busy(on);
   if (focused) $(on ? "#stop" : "#run").focus();
 }
 
 function clear() {
   running?.abort();
   for (const lane of lanes) lane.clear();
+  past.close();
   $("#welcome").hidden = false;
   $("#prompt").value = "";
   $("#prompt").focus();
@@ -219,7 +255,7 @@ function clear() {
 function showMode() {
   const chat = radio("mode") === "chat";
   $("#prompt-label").textContent = chat ? "Message" : "Text to continue";
-  $("#remember-label").hidden = !chat;
+  $("#remember-label").hidden = $("#markdown-label").hidden = !chat;
   $("#system-label").hidden = !chat;
   showCode();
 }
@@ -256,7 +292,7 @@ function setUp() {
   $("#copy").addEventListener("click", copyCode);
   $("#link").addEventListener("click", copyLink);
   $("#compare").addEventListener("change", (event) => setCompare(event.target.checked));
-  $("#by-weight").addEventListener("change", (event) => lanes.forEach((lane) => lane.tint(event.target.checked)));
+  for (const view of ["#by-weight", "#markdown"]) $(view).addEventListener("change", showViews);
   $("#key").addEventListener("change", () => (server === null ? connect() : showCode()));
   $("#request").addEventListener("submit", (event) => event.preventDefault());
   for (const input of document.querySelectorAll('input[name="mode"]')) input.addEventListener("change", showMode);

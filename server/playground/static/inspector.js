@@ -31,6 +31,8 @@ function moved(token) {
 export class Inspector {
   #root;
   #all;
+  /** The largest height of a title so far, in px. */
+  #title = 0;
 
   /** @param {HTMLElement} root @param {string[]} all the server's experts, in order */
   constructor(root, all) {
@@ -40,6 +42,7 @@ export class Inspector {
   }
 
   clear() {
+    this.#title = 0;
     const hint = "Point at a token, or go to one with Tab and the arrow keys, to see what moved it.";
     this.#root.replaceChildren(element("p", { class: "hint", text: hint }));
   }
@@ -55,6 +58,9 @@ export class Inspector {
     const parts = members.length ? [this.#lens(members, token), numbers(token)] : [];
     this.#root.className = `inspector ${colourClass(names, this.#all)}`;
     this.#root.replaceChildren(title, ...parts);
+    // A long sentence takes two lines: from then on there is room for them.
+    this.#title = Math.max(this.#title, title.offsetHeight);
+    title.style.minHeight = `${this.#title}px`;
   }
 
   /** A row for each member and the fusion: its weight, this token's probability, its likeliest tokens. */
@@ -89,9 +95,10 @@ function likely({ id, token: text, p }, token) {
 
 /** What fine-tuning moved, and what fusion moved. */
 function numbers({ klTarget: [a, b], klFused: [f, g] }) {
-  const told = `KL (forward, back): target ${decimal(a)}, ${decimal(b)}; reached ${decimal(f)}, ${decimal(g)}`;
-  const note = " nats. Target: between expert and base. Reached: between fused and large.";
-  return element("p", { class: "divergences" }, told, element("span", { class: "note", text: note }));
+  const note = (text) => element("span", { class: "note", text });
+  const told = `: target ${decimal(a)}, ${decimal(b)}; reached ${decimal(f)}, ${decimal(g)}`;
+  const meant = " nats. Target: between expert and base. Reached: between fused and large.";
+  return element("p", { class: "divergences" }, "KL", note(" (forward, back)"), told, note(meant));
 }
 
 /** A token whose spaces and line breaks can be seen. */

@@ -26,6 +26,7 @@ export class Lane {
   #chart;
   #inspector;
   #byWeight = false;
+  #markdown = false;
   /** @type {Turn[]} */
   #turns = [];
   /** The turn that the chart shows, its chosen token, and the one that the pointer is on. */
@@ -82,6 +83,41 @@ export class Lane {
     for (const turn of this.#turns) turn.tint(byWeight);
   }
 
+  /** Show answers as formatted text, or as they were written. */
+  format(markdown) {
+    this.#markdown = markdown;
+    this.#keepAtEnd(() => this.#turns.forEach((turn) => turn.format(markdown)));
+  }
+
+  /** The last answer, if there is one. */
+  get latest() {
+    return this.#turns.at(-1) ?? null;
+  }
+
+  /** What is kept of the conversation. @returns {import("./conversation.js").KeptLane} */
+  get kept() {
+    const adopted = this.#transcript.querySelector(".adopted") !== null;
+    return { messages: this.messages, adopted, turns: this.#turns.map((turn) => turn.kept) };
+  }
+
+  /** Show a conversation that was kept. @param {import("./conversation.js").KeptLane} kept */
+  restore({ messages, adopted, turns }) {
+    this.clear();
+    this.messages = messages;
+    if (adopted) this.#tellAdopted();
+    for (const { mode, prompt, made, scale, status, answer } of turns) {
+      this.#add(new Turn(mode, prompt, made, Answer.of(answer), scale, this.#server.experts, this.#reader));
+      this.latest.finish(status);
+    }
+    if (turns.length === 0) return;
+    const { tokens } = this.latest.answer;
+    this.#hide(tokens.length === 0);
+    this.#chart.describe();
+    if (tokens.length) this.#choose(this.latest, mostMoved(tokens), false);
+    this.#showLegend(this.latest.answer);
+    this.#transcript.scrollTop = this.#transcript.scrollHeight;
+  }
+
   /** Forget the conversation. */
   clear() {
     this.messages = [];
@@ -96,7 +132,7 @@ export class Lane {
   adopt(other) {
     this.messages = [...other.messages];
     if (this.messages.length === 0) return;
-    this.#transcript.replaceChildren(element("p", { class: "hint", text: "Continues the conversation in A." }));
+    this.#tellAdopted();
   }
 
   /**
@@ -116,14 +152,8 @@ export class Lane {
     this.#fail("");
     const asked = [...this.messages, { role: "user", content: prompt }];
     const answer = new Answer(this.setting.value.parameter !== null);
-    const turn = new Turn(mode, prompt, this.setting.summary, answer, this.#scale(), this.#server.experts, {
-      choose: (of, index) => this.#choose(of, index),
-      preview: (of, index) => this.#preview(of, index),
-    });
-    turn.tint(this.#byWeight);
-    this.#turns = [...this.#turns, turn];
-    this.#transcript.append(turn.element);
-    this.#open(turn);
+    const turn = new Turn(mode, prompt, this.setting.summary, answer, this.#scale(), this.#server.experts, this.#reader);
+    this.#add(turn);
     const update = oncePerFrame(() => this.#update(turn));
     const started = performance.now();
     let first = null;
@@ -149,6 +179,24 @@ export class Lane {
     }
     this.#finish(turn, speed(answer.tokens.length, started, first ?? started, performance.now()), ending);
     return this.#error.hidden ? `${this.element.getAttribute("aria-label")}: ${answer.text}` : "";
+  }
+
+  #tellAdopted() {
+    this.#transcript.replaceChildren(element("p", { class: "hint adopted", text: "Continues the conversation in A." }));
+  }
+
+  /** What a turn tells of the reader. */
+  #reader = {
+    choose: (turn, index) => this.#choose(turn, index),
+    preview: (turn, index) => this.#preview(turn, index),
+  };
+
+  #add(turn) {
+    turn.tint(this.#byWeight);
+    turn.format(this.#markdown);
+    this.#turns = [...this.#turns, turn];
+    this.#transcript.append(turn.element);
+    this.#open(turn);
   }
 
   #scale() {

@@ -3,6 +3,7 @@
 import { element, percent } from "./dom.js";
 import { colourClass, enumerate, mover, strength } from "./experts.js";
 import { explain } from "./inspector.js";
+import { Rendered } from "./rendered.js";
 
 export class Turn {
   /** @type {import("./answer.js").Answer} */
@@ -13,7 +14,12 @@ export class Turn {
   made;
   #all;
   #reader;
+  #mode;
+  #prompt;
   #tokens;
+  /** The same answer as formatted text, where that is asked for, and its element. */
+  #rendered = null;
+  #formatted;
   #status;
   #plain;
   #made;
@@ -31,8 +37,11 @@ export class Turn {
    */
   constructor(mode, prompt, made, answer, scale, all, reader) {
     Object.assign(this, { answer, scale, made });
+    this.#mode = mode;
+    this.#prompt = prompt;
     this.#all = all;
     this.#reader = reader;
+    this.#formatted = element("div", { class: "formatted", role: "group", "aria-label": "The answer, formatted", hidden: true });
     this.#tokens = element("span", {
       class: "tokens",
       role: "listbox",
@@ -43,7 +52,7 @@ export class Turn {
     this.#status = element("p", { class: "status", text: "Waiting for the first token" });
     this.#plain = element("p", { class: "visually-hidden" });
     const question = element(mode === "chat" ? "p" : "span", { class: mode === "chat" ? "question" : "given", text: prompt });
-    const text = element("div", { class: "answer" }, this.#tokens);
+    const text = element("div", { class: "answer" }, this.#tokens, this.#formatted);
     this.#made = element("p", { class: "made", text: made });
     this.element = element("article", { class: `turn ${mode} busy` }, this.#made);
     if (mode === "chat") this.element.append(question, text);
@@ -55,6 +64,13 @@ export class Turn {
     this.#listen();
   }
 
+  /** What is kept of it. */
+  get kept() {
+    const { text, experts, tokens, route, finish } = this.answer;
+    const answer = { text, experts, tokens, route, finish };
+    return { mode: this.#mode, prompt: this.#prompt, made: this.made, scale: this.scale, status: this.#status.textContent, answer };
+  }
+
   /** Show the tokens that came since. */
   update() {
     const { tokens, route, arm } = this.answer;
@@ -62,6 +78,7 @@ export class Turn {
     if (chosen.length) this.#made.textContent = [this.made, ...chosen].join(" · ");
     const shown = this.#tokens.childElementCount;
     this.#tokens.append(...tokens.slice(shown).map((token, i) => this.#span(token, shown + i)));
+    this.#format();
     if (shown > 0 || tokens.length === 0) return;
     this.#tokens.firstChild.tabIndex = 0;
     this.#status.textContent = "";
@@ -80,40 +97,79 @@ export class Turn {
   /** Tint the tokens by their mover's weight, or by how far they were moved. */
   tint(byWeight) {
     this.#byWeight = byWeight;
-    for (const [i, span] of [...this.#tokens.children].entries()) {
-      span.style.setProperty("--strength", strength(this.answer.tokens[i], this.scale, byWeight));
+    for (const span of this.element.querySelectorAll(".token")) {
+      span.style.setProperty("--strength", strength(this.answer.tokens[span.dataset.index], this.scale, byWeight));
+    }
+  }
+
+  /** Show the answer as formatted text, or as it was written. In completion it is always as it was written. */
+  format(markdown) {
+    if (this.#mode !== "chat") return;
+    this.#rendered = markdown ? new Rendered(this.#formatted, (index, text) => this.#piece(index, text)) : null;
+    this.#formatted.replaceChildren();
+    this.#formatted.hidden = !markdown;
+    this.#tokens.hidden = markdown;
+    this.#format();
+    this.mark(this.#chosen);
+  }
+
+  #format() {
+    if (!this.#rendered) return;
+    const focused = this.#formatted.contains(document.activeElement) ? document.activeElement.dataset.index : undefined;
+    this.#rendered.update(this.answer.tokens.map(({ text }) => text));
+    const spans = this.#spans();
+    if (!spans.some((span) => span.tabIndex === 0)) spans[0]?.setAttribute("tabindex", 0);
+    // The part that grows is drawn anew.
+    if (focused !== undefined && !this.#formatted.contains(document.activeElement)) {
+      spans.find((span) => span.dataset.index === focused)?.focus({ preventScroll: true });
     }
   }
 
   /** Mark a token as the one that is looked at; null marks none. */
   mark(index) {
-    const before = this.#tokens.children[this.#chosen];
-    before?.setAttribute("aria-selected", "false");
-    const span = this.#tokens.children[index];
-    this.#chosen = span ? index : null;
-    if (!span) return;
-    for (const other of this.#tokens.querySelectorAll('[tabindex="0"]')) other.tabIndex = -1;
-    span.tabIndex = 0;
-    span.setAttribute("aria-selected", "true");
+    for (const state of ["aria-selected", "aria-pressed"]) {
+      for (const span of this.element.querySelectorAll(`[${state}="true"]`)) span.setAttribute(state, "false");
+    }
+    const spans = index === null ? [] : this.#spans().filter((span) => Number(span.dataset.index) === index);
+    this.#chosen = index;
+    if (spans.length === 0) return;
+    for (const other of this.#spans()) if (other.tabIndex === 0) other.tabIndex = -1;
+    spans[0].tabIndex = 0;
+    for (const span of spans) span.setAttribute(this.#rendered ? "aria-pressed" : "aria-selected", "true");
   }
 
   /** Bring a token into sight. */
   reveal(index) {
-    this.#tokens.children[index]?.scrollIntoView({ block: "nearest" });
+    this.#spans().find((span) => Number(span.dataset.index) === index)?.scrollIntoView({ block: "nearest" });
+  }
+
+  /** The tokens that are shown; formatted, one may be in several pieces, and one of marks alone in none. */
+  #spans() {
+    return [...(this.#rendered ? this.#formatted : this.#tokens).querySelectorAll(".token")];
   }
 
   #span(token, index) {
+    const span = this.#tinted(token, index, { role: "option", "aria-selected": "false", text: token.text });
+    const shape = kind(token);
+    if (shape) span.classList.add(shape);
+    if (shape === "mark") span.dataset.mark = token.name;
+    return span;
+  }
+
+  /** A token's part of the formatted text. */
+  #piece(index, text) {
+    return this.#tinted(this.answer.tokens[index], index, { role: "button", "aria-pressed": String(index === this.#chosen), text });
+  }
+
+  #tinted(token, index, attributes) {
     const { names } = mover(token);
     const span = element("span", {
-      role: "option",
-      class: `token ${colourClass(names, this.#all)} ${kind(token)}`,
+      class: `token ${colourClass(names, this.#all)}`,
       tabindex: -1,
-      "aria-selected": "false",
       "aria-label": `${spoken(token)}. ${explain(token)}`,
       "data-index": index,
       "data-mover": enumerate(names) || "large",
-      "data-mark": kind(token) === "mark" ? token.name : null,
-      text: token.text,
+      ...attributes,
     });
     if (token.fallback) span.classList.add("fallback");
     if (token.drafted) span.classList.add("drafted");
@@ -129,20 +185,30 @@ export class Turn {
     // When the keyboard scrolls the text under a pointer that lies still, browsers say that it is over another token.
     let place = "";
     const moves = ({ screenX, screenY }) => place !== (place = `${screenX} ${screenY}`);
-    this.#tokens.addEventListener("pointermove", moves);
-    this.#tokens.addEventListener("pointerover", (event) => moves(event) && this.#reader.preview(this, indexOf(event)));
-    this.#tokens.addEventListener("pointerleave", () => this.#reader.preview(this, null));
-    this.#tokens.addEventListener("focusin", (event) => this.#reader.choose(this, indexOf(event)));
-    this.#tokens.addEventListener("click", (event) => this.#tokens.children[indexOf(event)]?.focus({ preventScroll: true }));
-    this.#tokens.addEventListener("keydown", (event) => {
-      const last = this.answer.tokens.length - 1;
-      const now = indexOf(event) ?? 0;
-      const targets = { ArrowRight: now + 1, ArrowDown: now + 1, ArrowLeft: now - 1, ArrowUp: now - 1, Home: 0, End: last };
-      const target = targets[event.key];
-      if (target === undefined) return;
-      event.preventDefault();
-      this.#tokens.children[Math.min(last, Math.max(0, target))].focus({ preventScroll: true });
-    });
+    for (const view of [this.#tokens, this.#formatted]) {
+      view.addEventListener("pointermove", moves);
+      view.addEventListener("pointerover", (event) => moves(event) && this.#reader.preview(this, indexOf(event)));
+      view.addEventListener("pointerleave", () => this.#reader.preview(this, null));
+      view.addEventListener("focusin", (event) => this.#reader.choose(this, indexOf(event)));
+      view.addEventListener("click", (event) => event.target.closest(".token")?.focus({ preventScroll: true }));
+      view.addEventListener("keydown", (event) => this.#go(event));
+    }
+  }
+
+  /** Go to another token by keyboard. */
+  #go(event) {
+    const spans = this.#spans();
+    const now = spans.indexOf(event.target);
+    const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+    let target = { Home: 0, End: spans.length - 1 }[event.key];
+    if (event.key in steps && now >= 0) {
+      target = now;
+      // Past the other pieces of the same token.
+      while (spans[target]?.dataset.index === event.target.dataset.index) target += steps[event.key];
+    }
+    if (target === undefined) return;
+    event.preventDefault();
+    spans[target]?.focus({ preventScroll: true });
   }
 }
 
