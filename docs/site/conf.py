@@ -37,6 +37,7 @@ html_title = project
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_use_index = False
 html_show_sphinx = False
 html_show_copyright = False
 # A summary under a result is fetched, which browsers refuse for files.

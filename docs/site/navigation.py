@@ -14,13 +14,15 @@ HEADING_OR_LINK = re.compile(r"^## (?P<heading>.+)$|\]\((?P<page>[^)\s:#]+)\.md\
 
 
 def setup(app: Sphinx) -> None:
-    """Have contents appended to what Sphinx reads, and the front page named as browsers ask for it."""
-    app.connect("source-read", _append_contents)
+    """Have what Sphinx reads mended, and the front page named as browsers ask for it."""
+    app.connect("source-read", _mend_source)
     app.connect("build-finished", _name_front_page)
 
 
-def _append_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    if page == app.config.root_doc:
+def _mend_source(app: Sphinx, page: str, source: list[str]) -> None:
+    if page == "CHANGELOG":
+        source[0] = f"---\nnosearch: true\n---\n{source[0]}"  # it has every word, and would come first
+    elif page == app.config.root_doc:
         index = Path(app.srcdir, f"{INDEX}.md")
         source[0] += _contents(index, app.srcdir, [INDEX])
     elif page != INDEX and page.endswith("/README") and page.startswith("docs/"):
