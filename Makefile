@@ -143,8 +143,11 @@ audit: setup-dev ## looks what is deployed up in PyPI's advisories
 	sed 's/+cpu$$//' $(LOCK) > build/runtime.txt
 	$(BIN)/python deploy/audit.py build/runtime.txt
 # The demo models and the playground are in it. setuptools would take what an earlier build left behind for sources.
-dist: setup ## builds the wheel under build/dist
+# What it needs is installed from the lock beside it: pip by itself would add what breaks `import transformers`
+# (requirements/left-out.txt).
+dist: setup ## builds the wheel under build/dist, and lays the locks beside it
 	rm -rf build/lib build/bdist.* build/dist
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist .
+	cp requirements/cpu.lock requirements/cuda.lock build/dist
 release: setup-dev dist ## makes the release VERSION=X.Y.Z under build/release
 	$(BIN)/python deploy/release.py "$(VERSION)" build/release
