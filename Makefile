@@ -86,6 +86,8 @@ lock: setup-dev ## renews every pin in requirements/
 	UV_FIND_LINKS="$$PIP_FIND_LINKS" $(UV_COMPILE_CPU) --extra train --constraint $(VENV)/all.lock -o $(VENV)/all-train.lock \
 		|| $(UV_COMPILE_CPU) --torch-backend cpu --extra train --constraint $(VENV)/all.lock -o $(VENV)/all-train.lock
 	grep -vxFf requirements/cpu.lock $(VENV)/all-train.lock > requirements/train.lock
+	$(BIN)/uv pip compile requirements/docs.in --upgrade --python-version 3.11 --no-header --no-annotate --quiet \
+		-o requirements/docs.lock
 
 help: ## shows what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +107,21 @@ $(DEPLOY_STAMP): $(DEV_STAMP) requirements/deploy-tools.txt
 	touch $@
 test test-long: $(DEPLOY_STAMP)
 test-long: $(REAL_STAMP)
+
+# Needs none of what the server needs; -W has a link, an anchor or a page that is missing end the build.
+DOCS_TOOLS := $(VENV)/docs-tools
+DOCS_STAMP := $(DOCS_TOOLS)/.installed
+.PHONY: setup-docs docs
+setup-docs: $(DOCS_STAMP) ## sets up what makes the site of the docs
+$(DOCS_STAMP): requirements/docs.lock
+	$(PYTHON) -m venv $(DOCS_TOOLS)
+	$(DOCS_TOOLS)/bin/pip install --quiet --no-deps -r requirements/docs.lock
+	touch $@
+docs: setup-docs ## builds the docs' site, build/docs/index.html
+	rm -rf build/docs
+	$(DOCS_TOOLS)/bin/sphinx-build -E -W --keep-going -n -q -c docs/site -d build/docs/.read . build/docs
+	rm -rf build/docs/.read
+test-long: $(DOCS_STAMP)
 
 # Without a container engine, as root: needs buildah, and debootstrap where the base image cannot be pulled.
 image: ## builds the container image without a container engine; needs root
@@ -126,8 +143,11 @@ audit: setup-dev ## looks what is deployed up in PyPI's advisories
 	sed 's/+cpu$$//' $(LOCK) > build/runtime.txt
 	$(BIN)/python deploy/audit.py build/runtime.txt
 # The demo models and the playground are in it. setuptools would take what an earlier build left behind for sources.
-dist: setup ## builds the wheel under build/dist
+# What it needs is installed from the lock beside it: pip by itself would add what breaks `import transformers`
+# (requirements/left-out.txt).
+dist: setup ## builds the wheel under build/dist, and lays the locks beside it
 	rm -rf build/lib build/bdist.* build/dist
 	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/dist .
+	cp requirements/cpu.lock requirements/cuda.lock build/dist
 release: setup-dev dist ## makes the release VERSION=X.Y.Z under build/release
 	$(BIN)/python deploy/release.py "$(VERSION)" build/release

@@ -162,7 +162,7 @@ def test_workflows() -> None:
         text = path.read_text()
         for action in re.findall(r"uses: (\S+)", text):
             assert re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action), f"{path.name}: {action} is not pinned by commit"
-        assert ".ci/run" in text
+        assert ("make docs" if path.name == "docs.yml" else ".ci/run") in text
 
 
 def test_one_version() -> None:

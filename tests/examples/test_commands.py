@@ -91,6 +91,7 @@ INSTEAD = {
     "make setup-dev": "make --dry-run --directory {root} setup-dev",
     "make help": "make --directory {root} help",
     "make lint": "make --dry-run --directory {root} lint",
+    "make docs": "make --dry-run --directory {root} docs",
     "make lock": "make --dry-run --directory {root} lock",
     "make audit": "make --dry-run --directory {root} audit",
     ".venv/bin/pre-commit install": ".venv/bin/pre-commit validate-config {root}/.pre-commit-config.yaml",

@@ -35,7 +35,7 @@ def hub_ids(shown: Any) -> Any:
     return "reader/own" if isinstance(shown, str) and shown.startswith((".", "/")) else shown
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if "://" in link or link.startswith("mailto:"):
@@ -47,6 +47,13 @@ def test_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", target.read_text(), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in anchors, f"{page.name}: {link}"
+
+
+def test_every_page_is_in_an_index() -> None:
+    """Or nobody finds it: not from docs/README.md, and not in the site's sidebar, which is made of it."""
+    for folder in (ROOT / "docs", ROOT / "docs" / "decisions"):
+        index = (folder / "README.md").read_text()
+        assert [page.name for page in folder.glob("*.md") if f"]({page.name})" not in index] == ["README.md"]
 
 
 def test_every_limit_is_explained_to_operators() -> None:
