@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.interfaces import has_inner_state, is_attention_free, is_hybrid, supports_multimodal
 from vllm.model_executor.models.interfaces_base import is_text_generation_model
@@ -78,6 +79,8 @@ def check_architecture(member: Member, engine: Mapping[str, Any], dtype: str) ->
             f"{member.where}: {name} overflows in float16; set engine.dtype to bfloat16 or float32 instead"
         )
     _check_heads(member, architecture, int(engine.get("tensor_parallel_size") or 1))
+    if architecture.latent_kv:
+        _check_latent(member, engine, dtype)
     return architecture
 
 
@@ -170,6 +173,16 @@ def _check_heads(member: Member, architecture: Architecture, tensor_parallel_siz
                 f"{member.where}: its head_dim is {architecture.head_dim}; on CPU vLLM's attention takes "
                 f"{', '.join(map(str, sizes))}"
             )
+
+
+def _check_latent(member: Member, engine: Mapping[str, Any], dtype: str) -> None:
+    # As vLLM 0.32 `CpuPlatform.get_attn_backend_cls` chooses, which does not ask for the number format.
+    amx = current_platform.is_cpu() and torch.cpu._is_amx_tile_supported()
+    if amx and dtype != "bfloat16" and engine.get("attention_backend") != "CPU_MLA":
+        raise ConfigError(
+            f"{member.where}: it has multi-head latent attention, for which vLLM takes AMX on this CPU, in bfloat16 "
+            f"alone, and engine.dtype is {dtype}; set engine.dtype to bfloat16, or engine.attention_backend to CPU_MLA"
+        )
 
 
 def _max_length(member: Member, derived: float) -> int | None:
