@@ -69,10 +69,23 @@ has a scale a matrix (`quant_method: fp8`), and with AWQ, GPTQ and int4 not in f
 
 - **Encoder-decoder models, and those that do not generate text token by token**: there is no next-token distribution to
   fuse.
-- **State-space, convolution and linear-attention layers** (Mamba, Falcon-H1, LFM2, Qwen3.5, Granite 4's hybrids): not
-  built. A member runs on the tokens of the requests that use it, step by step, and vLLM keeps the state of such layers
-  for the model of the whole step. Granite 4 with attention alone works.
+- **State-space, convolution and linear-attention layers**: not built (below). Granite 4 with attention alone works.
 - **Images and sound**: a multimodal checkpoint answers text; a request with an image is a 400.
+
+What layers with a state of their own would take, by vLLM {vllm}'s source; nothing of it was run. Such a layer keeps one
+block a request in the KV cache, which a member's own pass could read and write as it does keys and values. Missing are
+the sizes of that state for the model that vLLM sees, the adapters' shared weights, and what vLLM does for the one model
+of a step and no member's pass reaches: copying states at block boundaries, without which there is no prefix cache, and
+taking them back for rejected drafts and for prompts of a member's own.
+
+| layers | families | on CPUs |
+|---|---|---|
+| Mamba 2 | Granite 4's hybrids, Falcon-H1, Nemotron-H, Zamba 2 | kernels are there |
+| gated delta nets | Qwen3-Next, Qwen3.5, OLMo Hybrid | kernels are there |
+| short convolutions | LFM2 | kernels are there |
+| Mamba 1 | Jamba, Falcon Mamba | no kernel (`selective_scan_fwd`) |
+| Kimi's delta and Ling's linear attention | Kimi Linear, Ling 2.5 | Triton alone |
+| Mamba 2, others | Bamba, Plamo 2, MiniMax-Text-01 | vLLM has dropped them |
 """
 
 

@@ -107,6 +107,15 @@ def _pickle(red: Path, state: object) -> None:
             "experts.red.model: MambaForCausalLM keeps state outside the KV cache",
         ),
         (
+            # Whose class needs libraries for images.
+            lambda red: edit(
+                red / "config.json",
+                architectures=["Qwen3_5ForCausalLM"],
+                layer_types=["linear_attention", "full_attention"],
+            ),
+            "experts.red.model: Qwen3_5ForCausalLM keeps state outside the KV cache",
+        ),
+        (
             lambda red: edit(red / "config.json", model_type="glm4v", architectures=["Glm4vForConditionalGeneration"]),
             "experts.red.model: Glm4vForConditionalGeneration reads images or sound",
         ),

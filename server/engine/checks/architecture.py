@@ -25,6 +25,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # As vLLM 0.32 `_FLOAT16_NOT_SUPPORTED_MODELS`, which it asks about the large model alone.
 NOT_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
+# What Transformers calls layers that keep state of their own.
+STATEFUL = ("mamba", "linear_attention", "conv")
 # As vLLM 0.32 `_get_and_verify_max_len`: here max_position_embeddings counts the scaling already.
 ROPE_SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
@@ -140,6 +142,10 @@ def _refuse_other_kinds(member: Member, name: str) -> None:
     # Before vLLM's class is imported: those of such models need libraries that text models do without.
     if member.hf_config.get_text_config() is not member.hf_config:
         raise ConfigError(other_senses)
+    keeps_state = f"{member.where}: {name} keeps state outside the KV cache; {needed}"
+    layers = getattr(member.hf_config, "layer_types", None)
+    if set(layers or ()) & set(STATEFUL):
+        raise ConfigError(keeps_state)
     try:
         model = ModelRegistry.models[name].load_model_cls()
     except Exception as error:  # an import of vLLM's that fails on this machine
@@ -150,10 +156,9 @@ def _refuse_other_kinds(member: Member, name: str) -> None:
     if supports_multimodal(model):
         raise ConfigError(other_senses)
     # As vLLM 0.32 `ModelConfig.is_hybrid`: Granite 4 has models of this class without any such layer.
-    layers = getattr(member.hf_config, "layer_types", None)
     attention_alone = layers is not None and all(kind in ("attention", "full_attention") for kind in layers)
     if not attention_alone and (is_attention_free(model) or is_hybrid(model) or has_inner_state(model)):
-        raise ConfigError(f"{member.where}: {name} keeps state outside the KV cache; {needed}")
+        raise ConfigError(keeps_state)
 
 
 def _check_heads(member: Member, architecture: Architecture, tensor_parallel_size: int) -> None:
