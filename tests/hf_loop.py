@@ -39,14 +39,14 @@ class Settings:
 
 
 class HFLoop:
-    """A family of members in one folder: `large`, `base` and the experts by name."""
+    """A family of members in one folder: `large`, `base` and the experts by name; `settings` change their config."""
 
-    def __init__(self, folder: Path, experts: Sequence[str]) -> None:
+    def __init__(self, folder: Path, experts: Sequence[str], **settings: Any) -> None:
         self.experts = list(experts)
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder / "large")
         # With its other attention, Hugging Face leaves out the soft cap that Gemma 2 puts on attention's logits.
         self._members: list[Any] = [
-            load_model(folder / name, dtype=torch.float32, attn_implementation="eager")
+            load_model(folder / name, dtype=torch.float32, attn_implementation="eager", **settings)
             for name in ("large", "base", *experts)
         ]
 

@@ -49,6 +49,16 @@ CONFIGS: dict[Architecture, type[PreTrainedConfig]] = {
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>")
 PAD, BOS, EOS = range(3)
 LETTERS = "etaoinshrdlcumwfgypbvkjxqz" + "ETAOINSHRDLCUMWFGYPBVKJXQZ"
+# How families call the norm after the last layer.
+LAST_NORMS = (
+    "model.norm.weight",
+    "model.language_model.norm.weight",
+    "model.text_model.norm.weight",
+    "model.final_layernorm.weight",
+    "model.decoder.final_layer_norm.weight",
+    "gpt_neox.final_layer_norm.weight",
+    "transformer.ln_f.weight",
+)
 MIN_VOCAB, MAX_VOCAB = 259, 259 + len(LETTERS) ** 2
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
@@ -254,6 +264,9 @@ def draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: f
     Embeddings are small, so that with tied embeddings the input token does not simply win again; the last norm makes
     up for it.
     """
+    every: Any = model
+    layers = (every.get_input_embeddings(), every.get_output_embeddings())
+    embeddings = [layer.weight for layer in layers if layer is not None]
     config: Any = model.config.get_text_config()
     # Norms of Gemma 1 to 3 multiply by one plus their weight.
     norm_offset = 1.0 if gemma and config.model_type != "gemma4_text" else 0.0
@@ -268,11 +281,11 @@ def draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: f
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = parameter.shape
-            if name.endswith("embed_tokens.weight"):
+            if parameter is embeddings[0]:
                 parameter.copy_(normal(shape, embedding_scale))
-            elif name == "lm_head.weight":
+            elif parameter is embeddings[-1]:
                 parameter.copy_(normal(shape, head_scale))
-            elif name in ("model.norm.weight", "model.language_model.norm.weight", "model.text_model.norm.weight"):
+            elif name in LAST_NORMS:
                 parameter.copy_(normal(shape, 0.1) + final_norm - norm_offset)
             elif "norm" in name or ".ln_" in name:
                 # Gemma scales its embeddings up and normalises what its layers add: let the layers be heard.

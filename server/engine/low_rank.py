@@ -55,6 +55,13 @@ class LowRankLinear(nn.Module):
         self.ups: dict[int, tuple[int, int, torch.Tensor]] = {}
         """By part: the layer's columns from where to where, and [places, out, rank]."""
 
+    def __getattr__(self, name: str) -> Any:
+        """What models read off their layers, such as the widths by which they split an output."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base_layer"), name)
+
     def make_room(self, places: int, parts: Sequence[int], rank: int, dtype: torch.dtype) -> None:
         """Make room for adapters of up to `rank` in these parts of the layer, for members at so many places."""
         layer: Any = self.base_layer
@@ -92,7 +99,8 @@ class LowRankLinear(nn.Module):
         return result
 
     def add(self, x: torch.Tensor, output: torch.Tensor) -> None:
-        """Add each stretch's part to the layer's output [m, out] of x [m, in]."""
+        """Add each stretch's part to the layer's output [m, out] of x [m, in]; before m there may be a 1."""
+        x, output = x.view(-1, x.shape[-1]), output.view(-1, output.shape[-1])
         for first, members, begin, end in _alike(self._spans()):
             places = slice(first, first + members)
             inner = torch.bmm(x[begin:end].view(members, -1, x.shape[-1]), self.down[places].transpose(1, 2))

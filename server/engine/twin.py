@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 
@@ -17,7 +19,8 @@ def twin_of(original: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     Raises:
         NotImplementedError: a part of the model keeps tensors where they cannot be shared.
     """
-    with torch.device("meta"):  # it needs no memory
+    known = _Known(torch.get_default_device())
+    with torch.device("meta"), known:  # it needs no memory
         twin = build()
     _share(original, twin)
     for name, module in twin.named_modules():
@@ -25,6 +28,19 @@ def twin_of(original: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
         if lost:
             raise NotImplementedError(f"{type(module).__name__} ({name}) keeps {lost[0]} where it cannot be shared")
     return twin
+
+
+class _Known(TorchFunctionMode):
+    """Makes tensors of given numbers where they are, as some layers (Apertus' activation) read them back at once."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """See torch."""
+        given = {"device": self._device} if func is torch.tensor else {}
+        return func(*args, **given | (kwargs or {}))
 
 
 def _share(original: nn.Module, twin: nn.Module) -> None:

@@ -73,6 +73,18 @@ def test_each_stretch_gets_its_own_products(seed: int) -> None:
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_models_by_transformers_see_their_own_layer() -> None:
+    layer = LowRankLinear(Column(0, 1), "layer", lambda: [Span(1, 0, 2)])
+    layer.make_room(2, [0], 4, torch.float32)
+    layer.put(1, [Product(0, torch.ones(4, IN), torch.ones(OUTS[0], 4))])
+    assert layer.output_partition_sizes == OUTS
+    # They carry a dimension of one before the tokens.
+    output = torch.zeros(1, 2, sum(OUTS))
+    layer.add(torch.ones(1, 2, IN), output)
+    assert output[..., : OUTS[0]].eq(4 * IN).all()
+    assert not output[..., OUTS[0] :].any()
+
+
 def test_ranks_have_the_parts_that_vllm_gives_them() -> None:
     up, down = torch.arange(8.0)[:, None], torch.arange(8.0)[None]
     of_columns = [_shard_out(Column(rank, 4), up, 2).flatten().tolist() for rank in range(4)]

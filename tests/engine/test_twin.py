@@ -76,3 +76,25 @@ class Hoarder(Model):
 def test_what_cannot_be_shared_is_refused() -> None:
     with pytest.raises(NotImplementedError, match=r"Layer \(layers\.0\) keeps table where it cannot be shared"):
         twin_of(Model(), Hoarder)
+
+
+class Activation(nn.Module):
+    """Reads a constant back while it is made, as Apertus' does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        beta = torch.tensor(0.5)
+        self.register_buffer("beta", beta)
+        self.scale = float(beta)
+
+
+class Active(Model):
+    def __init__(self) -> None:
+        super().__init__()
+        self.active = nn.Sequential(Activation(), Attention(torch.zeros(2), nn.Linear(3, 3)))
+
+
+def test_constants_may_be_read_while_a_twin_is_made() -> None:
+    model: Any = Active()
+    twin: Any = twin_of(model, Active)
+    assert twin.active[0] is model.active[0]

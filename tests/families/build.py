@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.families.kinds import MULTIMODAL, SETTINGS, SIZES
+from tests.families.kinds import LATENTS, MULTIMODAL, SETTINGS, SIZES
 from tests.models import draw_weights, load_model, make_adapter, make_expert, make_tokenizer
 from tests.multimodal import make_multimodal
 
@@ -23,6 +23,8 @@ experts:
   giant: {{weighting: none}}
 engine: {{dtype: float32, max_model_len: 160, max_num_seqs: 4, enforce_eager: true, kv_cache_memory_bytes: 33554432}}
 """
+# AMX takes latent attention in bfloat16 alone.
+LATENT = "engine: {{attention_backend: CPU_MLA, "
 ADAPTED = "  adapted: {adapter: ./lora}\n"
 # The names that projections of attention have, of which an adapter changes those that there are.
 PROJECTIONS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "q_b_proj", "kv_b_proj")
@@ -51,11 +53,14 @@ def make_family_of(folder: Path, kind: str) -> tuple[Path, list[str]]:
     adapter, experts = "", ["tuned"]
     modules = {name.split(".")[-1] for name, _ in load_model(folder / "base").named_modules()}
     if targets := [name for name in PROJECTIONS if name in modules]:
-        make_adapter(folder / "lora", folder / "base", target_modules=targets, seed=4)
+        # PEFT adapts no layer of Gemma 4's towers, which have projections of the same names.
+        towers: dict[str, Any] = {"exclude_modules": r".*_tower\..*"} if kind == "gemma4" else {}
+        make_adapter(folder / "lora", folder / "base", target_modules=targets, seed=4, **towers)
         shutil.copytree(folder / "base", folder / "adapted")
         base = load_model(folder / "base", dtype=torch.float32)
         PeftModel.from_pretrained(base, str(folder / "lora")).merge_and_unload().save_pretrained(folder / "adapted")
         adapter, experts = ADAPTED, ["tuned", "adapted"]
     config = folder / "fusion.yaml"
-    config.write_text(CONFIG.format(adapter=adapter))
+    text = CONFIG.replace("engine: {{", LATENT) if kind in LATENTS else CONFIG
+    config.write_text(text.format(adapter=adapter))
     return config, experts

@@ -46,8 +46,8 @@ DENSE: dict[str, dict[str, Any]] = {
     "apertus": {},
     "arcee": {},
     "bloom": {"n_head": 2, "n_layer": 2},
-    "cohere": {},
-    "cohere2": {"sliding_window": 24},
+    "cohere": {"logit_scale": 1.0},
+    "cohere2": {"sliding_window": 24, "logit_scale": 1.0},
     "cwm": {"sliding_window": 24},
     "ernie4_5": {},
     "exaone4": {"sliding_window": 24},
@@ -87,7 +87,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "vaultgemma": {"sliding_window": 24, "query_pre_attn_scalar": 32},
 }
 SPARSE: dict[str, dict[str, Any]] = {
-    "cohere2_moe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "cohere2_moe": {"num_experts": 4, "num_experts_per_tok": 2, "sliding_window": 24, "logit_scale": 1.0},
     "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 64},
     "flex_olmo": {"num_experts": 4, "num_experts_per_tok": 2},
     "glm4_moe": ROUTED,
@@ -115,6 +115,16 @@ HYBRID: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {},
 }
 MULTIMODAL = ("gemma3", "gemma4", "internvl", "llava", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm")
+# vLLM's layers with a window see one token more than Transformers' do, as these models are trained, it says.
+ONE_MORE = ("cohere2", "cohere2_moe")
+# Which formats each of these is quantised in.
+QUANTISED: dict[str, tuple[str, ...]] = {
+    "llama": ("int8", "int4", "AWQ", "GPTQ", "FP8 by row"),
+    "qwen3": ("int8", "AWQ"),
+    "gemma3_text": ("int8", "GPTQ"),
+    "phi3": ("int8", "AWQ"),
+    "qwen3_moe": ("int8",),
+}
 
 KINDS = [*DENSE, *SPARSE, *LATENTS, *HYBRID, *MULTIMODAL]
 SETTINGS = DENSE | SPARSE | LATENTS | HYBRID

@@ -17,6 +17,7 @@ from typing import Any
 
 from server.errors import ConfigError
 from tests.families.build import ADAPTED, make_family_of
+from tests.families.kinds import ONE_MORE, SETTINGS
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ async def _serve(kind: str, config: Path, experts: list[str]) -> Outcome:
         return Outcome(kind, f"fails: {_line(error)}", "-", 0, 0)
     finally:
         engine.shutdown()
-    oracle, verdict = HFLoop(config.parent, experts), Verdict()
+    settings = {"sliding_window": SETTINGS[kind]["sliding_window"] + 1} if kind in ONE_MORE else {}
+    oracle, verdict = HFLoop(config.parent, experts, **settings), Verdict()
     try:
         for case, answer in zip(cases, answers, strict=True):
             if answer is not None:

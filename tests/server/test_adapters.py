@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tests.families.quantise import FORMATS
 from tests.models import make_adapter, make_expert, make_model
 from tests.server.family import LORA, check, edit, fault
 
@@ -128,7 +129,9 @@ def test_merges_over_another_shape(family: Path) -> None:
 
 
 def test_nothing_is_added_to_quantised_weights(family: Path) -> None:
-    edit(family / "base" / "config.json", quantization_config={"quant_method": "gptq", "bits": 4, "group_size": 128})
-    assert fault(family, LORA).startswith("experts.lora.adapter: 'base' is quantised (gptq), and nothing can be added")
+    FORMATS["int8"](family / "base")
+    assert fault(family, LORA).startswith(
+        "experts.lora.adapter: 'base' is quantised (compressed-tensors), and nothing can be added"
+    )
     report = check(family)
-    assert report.reports[1].member.quantisation == "gptq"
+    assert report.reports[1].member.quantisation == "compressed-tensors"

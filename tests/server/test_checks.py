@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from server.config import load_config
 from server.engine.members import Member, fetch_weights, resolve_members
+from tests.families.build import make_kind
 from tests.models import Architecture, make_model
 from tests.server.family import LORA, check, edit, fault
 
@@ -106,6 +107,15 @@ def _pickle(red: Path, state: object) -> None:
             "experts.red.model: MambaForCausalLM keeps state outside the KV cache",
         ),
         (
+            # Whose class needs libraries for images.
+            lambda red: edit(
+                red / "config.json",
+                architectures=["Qwen3_5ForCausalLM"],
+                layer_types=["linear_attention", "full_attention"],
+            ),
+            "experts.red.model: Qwen3_5ForCausalLM keeps state outside the KV cache",
+        ),
+        (
             lambda red: edit(red / "config.json", model_type="glm4v", architectures=["Glm4vForConditionalGeneration"]),
             "experts.red.model: Glm4vForConditionalGeneration reads images or sound",
         ),
@@ -167,6 +177,19 @@ def test_what_a_trainer_leaves_beside_the_weights(family: Path) -> None:
 def test_head_sizes_that_the_cpu_lacks(family: Path) -> None:
     make_model(family / "red", head_dim=24)
     assert fault(family).startswith("experts.red.model: its head_dim is 24; on CPU vLLM's attention takes 32, 64, ")
+
+
+def test_latent_attention_by_amx(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("large", "base", "red", "blue"):
+        make_kind(family / name, "deepseek_v3", layers=2, seed=0)
+    for amx in (False, True):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda amx=amx: amx)
+        check(family, "engine.dtype=bfloat16")
+        check(family, "engine.attention_backend=CPU_MLA")
+        if amx:
+            assert "in bfloat16 alone, and engine.dtype is float32" in fault(family)
+        else:
+            check(family)
 
 
 def test_heads_that_cannot_be_divided(family: Path) -> None:

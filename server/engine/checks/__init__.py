@@ -26,6 +26,7 @@ from server.engine.checks.architecture import (
 )
 from server.engine.checks.ends import find_ends
 from server.engine.checks.generation import describe_defaults, sampling_defaults
+from server.engine.checks.quantised import check_quantised
 from server.engine.checks.routers import check_routers
 from server.engine.checks.templates import own_templates
 from server.engine.checks.tensors import FLOATS, Tensor, read_tensors
@@ -168,6 +169,9 @@ def check_members(config: Config) -> Report:
     members = _sharing(members, settings, tensors)
     part_tensors = {where: check_part(part, member, tensors[member.name]) for where, (member, part) in parts.items()}
     check_merges(members, tensors)
+    for member in stored:
+        if member.kind == "model":
+            check_quantised(member, tensors[member.name], dtype)
     defaults = sampling_defaults(members.large, config.engine)
     remarks += filter(None, [describe_defaults(defaults, config.engine)])
     kv_bytes = kv_dtype_bytes(config.engine, dtype)

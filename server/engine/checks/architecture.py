@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.interfaces import has_inner_state, is_attention_free, is_hybrid, supports_multimodal
 from vllm.model_executor.models.interfaces_base import is_text_generation_model
@@ -24,6 +25,8 @@ DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # As vLLM 0.32 `_FLOAT16_NOT_SUPPORTED_MODELS`, which it asks about the large model alone.
 NOT_FLOAT16 = ("gemma2", "gemma3", "gemma3_text", "glm4")
+# What Transformers calls layers that keep state of their own.
+STATEFUL = ("mamba", "linear_attention", "conv")
 # As vLLM 0.32 `_get_and_verify_max_len`: here max_position_embeddings counts the scaling already.
 ROPE_SCALED_ALREADY = ("su", "longrope", "llama3", "yarn", "deepseek_yarn", "deepseek_llama_scaling")
 
@@ -78,6 +81,8 @@ def check_architecture(member: Member, engine: Mapping[str, Any], dtype: str) ->
             f"{member.where}: {name} overflows in float16; set engine.dtype to bfloat16 or float32 instead"
         )
     _check_heads(member, architecture, int(engine.get("tensor_parallel_size") or 1))
+    if architecture.latent_kv:
+        _check_latent(member, engine, dtype)
     return architecture
 
 
@@ -137,6 +142,10 @@ def _refuse_other_kinds(member: Member, name: str) -> None:
     # Before vLLM's class is imported: those of such models need libraries that text models do without.
     if member.hf_config.get_text_config() is not member.hf_config:
         raise ConfigError(other_senses)
+    keeps_state = f"{member.where}: {name} keeps state outside the KV cache; {needed}"
+    layers = getattr(member.hf_config, "layer_types", None)
+    if set(layers or ()) & set(STATEFUL):
+        raise ConfigError(keeps_state)
     try:
         model = ModelRegistry.models[name].load_model_cls()
     except Exception as error:  # an import of vLLM's that fails on this machine
@@ -147,10 +156,9 @@ def _refuse_other_kinds(member: Member, name: str) -> None:
     if supports_multimodal(model):
         raise ConfigError(other_senses)
     # As vLLM 0.32 `ModelConfig.is_hybrid`: Granite 4 has models of this class without any such layer.
-    layers = getattr(member.hf_config, "layer_types", None)
     attention_alone = layers is not None and all(kind in ("attention", "full_attention") for kind in layers)
     if not attention_alone and (is_attention_free(model) or is_hybrid(model) or has_inner_state(model)):
-        raise ConfigError(f"{member.where}: {name} keeps state outside the KV cache; {needed}")
+        raise ConfigError(keeps_state)
 
 
 def _check_heads(member: Member, architecture: Architecture, tensor_parallel_size: int) -> None:
@@ -170,6 +178,16 @@ def _check_heads(member: Member, architecture: Architecture, tensor_parallel_siz
                 f"{member.where}: its head_dim is {architecture.head_dim}; on CPU vLLM's attention takes "
                 f"{', '.join(map(str, sizes))}"
             )
+
+
+def _check_latent(member: Member, engine: Mapping[str, Any], dtype: str) -> None:
+    # As vLLM 0.32 `CpuPlatform.get_attn_backend_cls` chooses, which does not ask for the number format.
+    amx = current_platform.is_cpu() and torch.cpu._is_amx_tile_supported()
+    if amx and dtype != "bfloat16" and engine.get("attention_backend") != "CPU_MLA":
+        raise ConfigError(
+            f"{member.where}: it has multi-head latent attention, for which vLLM takes AMX on this CPU, in bfloat16 "
+            f"alone, and engine.dtype is {dtype}; set engine.dtype to bfloat16, or engine.attention_backend to CPU_MLA"
+        )
 
 
 def _max_length(member: Member, derived: float) -> int | None:
