@@ -1,6 +1,6 @@
 """What steers a real model without a small one: context-aware decoding and guidance, by the weight.
 
-    python -m bench.steering [--answers FILE] [--dtype bfloat16]
+    python -m bench.steering [--kinds capital,author] [--answers FILE] [--dtype bfloat16]
 
 Of SmolLM2-135M-Instruct (`make serve-real`), over HTTP, greedy:
 
@@ -44,14 +44,14 @@ from server.launcher import ServerProcess
 from zoo import FAMILY
 
 CONFIG = FAMILY / "smollm2.yaml"
-CONTEXT_ALPHAS, GUIDED_ALPHAS = (0.0, 0.5, 1.0, 2.0), (0.0, 1.0, 2.0, 3.0)
+CONTEXT_ALPHAS, GUIDED_ALPHAS = (0.0, 0.5, 1.0, 2.0), (0.0, 1.0, 2.0)
 AT_ONCE = 32
 CONTEXT_TOKENS, GUIDED_TOKENS = 24, 32
 SEED = 0
 FROM_THE_TEXT = "Answer from this text, whatever you know: "
 # Of the guidance's questions: kinds whose answers are names, and how many of each.
-ASKED_UNDER_A_SYSTEM_MESSAGE = ("capital", "landmark", "author", "maker")
-OF_EACH = 6
+ASKED_UNDER_A_SYSTEM_MESSAGE = ("capital", "landmark", "author")
+OF_EACH = 3
 
 Messages = list[dict[str, str]]
 Measure = Callable[[str], bool]
@@ -212,11 +212,10 @@ def _estimated(hit: np.ndarray[Any, Any], column: int) -> dict[str, Any]:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
 
 
-async def measure(url: str, kept: Store) -> list[dict[str, Any]]:
+async def measure(url: str, kept: Store, facts: Sequence[Belief]) -> list[dict[str, Any]]:
     """All rows of the table."""
     async with AsyncOpenAI(base_url=url + "/v1", api_key="none", timeout=600) as client:
         answers = Answers(client, kept)
-        facts = beliefs()
         alone = [without_document(belief) for belief in facts]
         texts = await answers.all(alone, (0.0,))
         rows = table(alone, texts, (0.0,))
@@ -235,16 +234,18 @@ async def measure(url: str, kept: Store) -> list[dict[str, Any]]:
 def main() -> None:
     """Serve the model, ask, print the sums, and store all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kinds", help="ask only facts of these kinds, parted by commas; all by default")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="where answers are kept, and taken from")
     parser.add_argument("--dtype", default="bfloat16", help="the engine's number format")
     args = parser.parse_args()
+    facts = [belief for belief in beliefs() if args.kinds is None or belief.kind in args.kinds.split(",")]
     options = ("--set", f"engine.dtype={args.dtype}")
     with (
         tempfile.TemporaryDirectory() as folder,
         Store(args.answers or Path(folder) / "answers.jsonl") as kept,
         ServerProcess(CONFIG, Path(folder) / "log", *options, environment=with_model()) as server,
     ):
-        rows = asyncio.run(measure(server.url, kept))
+        rows = asyncio.run(measure(server.url, kept, facts))
     for row in rows:
         if row["kind"] == "all":
             print("  ".join(f"{key} {value}" for key, value in row.items()))

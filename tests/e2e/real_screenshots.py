@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, ViewportSize
 
 from tests.e2e.chromium import open_browser
 from tests.e2e.playground_screenshots import IMAGES, SETTLED_MS, ask
@@ -17,28 +18,29 @@ from tests.server_process import ServerProcess
 from zoo import FAMILY
 from zoo.smollm2 import gguf_file
 
-SYSTEM = "You love cats. Whatever you are asked, you talk about cats."
-QUESTION = "What is the sun?"
-NEW_TOKENS = 48
-VIEWPORT = {"width": 1360, "height": 940}
-PICTURES = {"real": "light", "real-dark": "dark"}
+SYSTEM = "You are a sailor. Whatever you are asked, you talk about the sea."
+QUESTION = "Why is the sky blue?"
+ALPHA, NEW_TOKENS = 1.0, 48
+VIEWPORT: ViewportSize = {"width": 1360, "height": 940}
+PICTURES: dict[str, Literal["light", "dark"]] = {"real": "light", "real-dark": "dark"}
 
 
-def take(browser: Browser, url: str, name: str, system: str, question: str, folder: Path = IMAGES) -> None:
+def take(browser: Browser, url: str, name: str) -> None:
     """Store one picture: guidance beside the model alone."""
-    page = browser.new_context(viewport=VIEWPORT, color_scheme=PICTURES.get(name, "light")).new_page()  # type: ignore[arg-type]
+    page = browser.new_context(viewport=VIEWPORT, color_scheme=PICTURES[name]).new_page()
     page.goto(url)
     page.locator("#examples button").first.wait_for()
     page.get_by_label("Side by side").check()
     for lane, preset in enumerate(("smollm2-guided", "smollm2")):
         page.locator(".lane .preset").nth(lane).select_option(preset)
-    page.fill("#system", system)
+    page.get_by_label("Alpha of guide").first.fill(str(ALPHA))
+    page.fill("#system", SYSTEM)
     page.fill("#max-tokens", str(NEW_TOKENS))
-    ask(page, question)
+    ask(page, QUESTION)
     # Off the page, so that no token is pointed at.
     page.mouse.move(0, 0)
     page.wait_for_timeout(SETTLED_MS)
-    page.screenshot(path=folder / f"{name}.png")
+    page.screenshot(path=IMAGES / f"{name}.png")
     page.context.close()
 
 
@@ -52,7 +54,7 @@ def main() -> None:
     ):
         # The first answer compiles the kernels; a picture should show what the others take.
         for name in (next(iter(PICTURES)), *PICTURES):
-            take(browser, server.url, name, SYSTEM, QUESTION)
+            take(browser, server.url, name)
 
 
 if __name__ == "__main__":
