@@ -1,12 +1,6 @@
 """What the recipes of docs/prompts.md do: how many answers are what was asked for, by the weight.
 
-    python -m bench.recipes [--only real|demo]
-
-Of a real model, SmolLM2-135M-Instruct (zoo/smollm2.yaml):
-
-- context: a document says what is not so, and a question asks about it. Counted is how many answers say what the
-  document says, and not what the model learned (context-aware decoding).
-- guidance: the system message asks for what a test can see, a subject or short answers (classifier-free guidance).
+    python -m bench.recipes
 
 Of the demo family (zoo/recipes.yaml), the held-out questions of its `text` task, answers exact to the last character:
 
@@ -15,7 +9,7 @@ Of the demo family (zoo/recipes.yaml), the held-out questions of its `text` task
 - plain format, chat format: the large model reads plain text, as a base model would, and the expert and the base read
   the same, or their own chat format.
 
-All greedy, with Wilson's intervals of 95 %; `alpha: 0` is the large model alone.
+All greedy, with Wilson's intervals of 95 %; `alpha: 0` is the large model alone. `bench.steering` asks a real model.
 """
 
 from __future__ import annotations
@@ -24,9 +18,6 @@ import argparse
 import asyncio
 import json
 import math
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,43 +30,10 @@ from bench.results_file import store
 from server.launcher import ServerProcess
 from zoo import FAMILY
 
-CONFIG, DEMO = FAMILY / "smollm2.yaml", FAMILY / "recipes.yaml"
-ALPHAS = {"real": (0.0, 0.5, 1.0, 1.5, 2.0), "demo": (0.0, 0.25, 0.5, 1.0, 1.5)}
+DEMO = FAMILY / "recipes.yaml"
+ALPHAS = (0.0, 0.25, 0.5, 1.0, 1.5)
 AT_ONCE = 8
-TEMPLATES = (
-    ("The capital of {} is {}.", "What is the capital of {}?"),
-    ("{} has moved its government: its capital city is now {}.", "Which city is the capital of {}?"),
-)
-CAPITALS = (
-    ("France", "Paris", "Lyon"), ("Germany", "Berlin", "Hamburg"), ("Italy", "Rome", "Milan"),
-    ("Spain", "Madrid", "Seville"), ("Japan", "Tokyo", "Osaka"), ("China", "Beijing", "Shanghai"),
-    ("Russia", "Moscow", "Kazan"), ("Canada", "Ottawa", "Toronto"), ("Egypt", "Cairo", "Alexandria"),
-    ("Portugal", "Lisbon", "Porto"), ("Poland", "Warsaw", "Krakow"), ("Greece", "Athens", "Patras"),
-    ("Austria", "Vienna", "Graz"), ("Sweden", "Stockholm", "Malmo"), ("Norway", "Oslo", "Bergen"),
-    ("Ireland", "Dublin", "Cork"), ("India", "Delhi", "Mumbai"), ("Brazil", "Brasilia", "Recife"),
-    ("Argentina", "Buenos Aires", "Rosario"), ("Mexico", "Mexico City", "Cancun"), ("Peru", "Lima", "Cusco"),
-    ("Kenya", "Nairobi", "Mombasa"), ("Turkey", "Ankara", "Izmir"), ("Thailand", "Bangkok", "Phuket"),
-)  # fmt: skip
-QUESTIONS = (
-    "What is the sun?", "Name an animal that lives in water.", "Why is the sky blue?", "What do bees make?",
-    "Who was Albert Einstein?", "What is a computer?", "How do birds fly?", "What is the largest ocean?",
-    "What is bread made of?", "Name a season of the year.", "What is music?", "Why do people sleep?",
-    "What is a river?", "How many legs has a spider?", "What is the moon?", "Where do fish live?",
-    "What is snow?", "Name a planet.", "What do cows eat?", "What is a book?",
-)  # fmt: skip
-FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
-    ("You love cats. Whatever you are asked, you talk about cats.", lambda text: "cat" in text.lower()),
-    (
-        "You are a sailor. Whatever you are asked, you talk about the sea.",
-        lambda text: _any(text, "sea", "ship", "sail"),
-    ),
-    ("You answer in a few words.", lambda text: len(text.split()) <= 8),
-)
 NEW_TOKENS = 32
-
-
-def _any(text: str, *words: str) -> bool:
-    return any(word in text.lower() for word in words)
 
 
 @dataclass(frozen=True)
@@ -95,34 +53,6 @@ class Recipe:
     name: str
     preset: str
     asked: Sequence[Asked]
-
-
-def with_model() -> dict[str, str]:
-    """The environment in which the configuration finds the model."""
-    found = subprocess.run([sys.executable, "-m", "zoo.smollm2"], check=True, capture_output=True, text=True)
-    return os.environ | {"SMOLLM2": found.stdout.strip()}
-
-
-def context_questions() -> list[Asked]:
-    """Documents that contradict what is known, and whether an answer is the document's."""
-    asked: list[Asked] = []
-    for document, question in TEMPLATES:
-        for country, learned, told in CAPITALS:
-            messages = [
-                {"role": "user", "name": "context", "content": document.format(country, told)},
-                {"role": "user", "content": question.format(country)},
-            ]
-            asked.append(Asked(messages, lambda text, t=told, k=learned: t in text and k not in text))  # type: ignore[misc]
-    return asked
-
-
-def guided_questions() -> list[Asked]:
-    """Questions under a system message, and whether an answer does what it asks for."""
-    return [
-        Asked([{"role": "system", "content": form}, {"role": "user", "content": question}], follows)
-        for form, follows in FORMS
-        for question in QUESTIONS
-    ]
 
 
 def demo_questions() -> list[Recipe]:
@@ -171,36 +101,24 @@ async def share(client: AsyncOpenAI, recipe: Recipe, alpha: float) -> dict[str, 
             "low": round(low, 3), "high": round(high, 3)}  # fmt: skip
 
 
-async def measure(url: str, model: str, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
-    """All weights of a model's recipes."""
+async def measure(url: str, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    """All weights of all recipes."""
     rows = []
     async with AsyncOpenAI(base_url=url + "/v1", api_key="none", timeout=600) as client:
         for recipe in recipes:
-            for alpha in ALPHAS[model]:
-                row = {"model": model, "recipe": recipe.name, **await share(client, recipe, alpha)}
+            for alpha in ALPHAS:
+                row = {"recipe": recipe.name, **await share(client, recipe, alpha)}
                 print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
                 rows.append(row)
     return rows
 
 
 def main() -> None:
-    """Serve each model, ask, and store what came of it."""
+    """Serve the demo family, ask, and store what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=tuple(ALPHAS), help="that model's recipes; stored is what was measured")
-    only = parser.parse_args().only
-    rows = []
-    for model in [only] if only else ALPHAS:
-        if model == "demo":
-            config, environment, recipes = DEMO, dict(os.environ), demo_questions()
-        else:
-            context = Recipe("context", "smollm2-faithful", context_questions())
-            guidance = Recipe("guidance", "smollm2-guided", guided_questions())
-            config, environment, recipes = CONFIG, with_model(), [context, guidance]
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            ServerProcess(config, Path(folder) / "log", environment=environment) as server,
-        ):
-            rows += asyncio.run(measure(server.url, model, recipes))
+    parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ServerProcess(DEMO, Path(folder) / "log") as server:
+        rows = asyncio.run(measure(server.url, demo_questions()))
     print(f"stored in {store('recipes', rows)}")
 
 
