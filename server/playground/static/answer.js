@@ -22,7 +22,7 @@ export class Answer {
   /** Experts that the request used, in the server's order. @type {string[]} */
   experts = [];
   text = "";
-  /** What a router chose: the experts that steer, and how likely it took each. @type {{experts: string[], probabilities: Record<string, number>} | null} */
+  /** What a router chose: the experts that steer, and how likely it took each. @type {{experts: string[], probabilities: Record<string, number>, parts?: Record<string, Record<string, number>>} | null} */
   route = null;
   /** The preset that answered, where the one that was asked for splits. @type {string | null} */
   arm = null;

@@ -48,6 +48,7 @@ function checkTurn({ mode, prompt, made, scale, status, answer }) {
   const { text, experts, tokens, route, finish } = answer;
   must(areTexts(text, finish) && Array.isArray(experts) && areTexts(...experts) && Array.isArray(tokens));
   must(route === null || (areTexts(...route.experts) && areNumbers(...Object.values(route.probabilities))));
+  for (const shares of Object.values(route?.parts ?? {})) must(isObject(shares) && areNumbers(...Object.values(shares)));
   tokens.forEach(checkToken);
 }
 

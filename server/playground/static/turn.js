@@ -213,9 +213,11 @@ export class Turn {
 }
 
 /** What a router chose, in words. */
-function routed({ experts, probabilities }) {
+function routed({ experts, probabilities, parts = {} }) {
   if (experts.length === 0) return "routed to none: the large model alone";
-  return `routed to ${experts.map((name) => `${name} (${percent(probabilities[name])})`).join(", ")}`;
+  const mixed = (shares) => Object.entries(shares).map(([part, share]) => `${part} ${percent(share)}`).join(", ");
+  const told = (name) => (parts[name] ? mixed(parts[name]) : percent(probabilities[name]));
+  return `routed to ${experts.map((name) => `${name} (${told(name)})`).join(", ")}`;
 }
 
 /** How a token without visible text is drawn. */
