@@ -139,6 +139,7 @@ HELP_ONLY = {
     "python -m bench.start": "bench.start",
     "python -m bench.throughput": "bench.throughput",
     "python -m tests.families.run": "tests.families.run",
+    "python -m tests.families.run --quantised": "tests.families.run",
     "python -m zoo.compression": "zoo.compression",
     "python -m zoo.lengths facts 30000 60000 120000": "zoo.lengths",
     "python -m zoo.lengths text 600000 1500000 2500000": "zoo.lengths",
