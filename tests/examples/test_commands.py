@@ -129,7 +129,8 @@ HELP_ONLY = {
     "python -m bench.routing --rounds 3": "bench.routing",
     "python -m bench.runner": "bench.runner",
     "python -m bench.recipes": "bench.recipes",
-    "python -m bench.steering": "bench.steering",
+    "python -m bench.recipes --only real": "bench.recipes",
+    "python -m bench.steering --only context --kinds capital,symbol,author,landmark,language": "bench.steering",
     "python -m bench.speculation --acceptance": "bench.speculation",
     "python -m bench.speculation --rounds 1 --requests 1,4 --plain-draft --name speculation_plain_draft": (
         "bench.speculation"
