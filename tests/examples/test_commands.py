@@ -130,6 +130,7 @@ HELP_ONLY = {
     "python -m bench.runner": "bench.runner",
     "python -m bench.recipes": "bench.recipes",
     "python -m bench.recipes --only real": "bench.recipes",
+    "python -m bench.steering --only guidance --kinds capital,symbol,author,landmark,language": "bench.steering",
     "python -m bench.steering --only context --kinds capital,symbol,author,landmark,language": "bench.steering",
     "python -m bench.speculation --acceptance": "bench.speculation",
     "python -m bench.speculation --rounds 1 --requests 1,4 --plain-draft --name speculation_plain_draft": (
