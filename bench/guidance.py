@@ -1,10 +1,11 @@
-"""What a prompt of its own costs: guidance of a real model by itself, SmolLM2-135M-Instruct.
+"""What a prompt of its own costs: guidance and context-aware decoding of a real model by itself, SmolLM2-135M-Instruct.
 
     python -m bench.guidance [--rounds 5] [--dtype bfloat16]
 
-One engine with the model, and the same weights once more under another prompt. In turn, 1 and 16 requests at once:
+One engine with the model, and the same weights once more under another prompt. In turn, 1, 4 and 16 requests at once:
 plain ones, twice as many plain ones, guided ones (the model once more without the system message), and ones whose other
-prompt is the request's own, which must cost what plain ones do. Guidance is two passes, so half of the plain requests'
+prompt is the request's own, which must cost what plain ones do; then questions with a document, plain, and by
+context-aware decoding (the model once more without the document). Each is two passes, so half of the plain requests'
 tokens per second is what can be had where a pass' time is the weights' reading; two requests of a batch share it, which
 two passes of one model do not.
 """
@@ -18,13 +19,15 @@ import statistics
 import time
 from typing import Any
 
+from bench.beliefs import beliefs
 from bench.members_in_use import QUIET_SECONDS
-from bench.recipes import FORMS, QUESTIONS
 from bench.results_file import store
-from bench.steering import CONFIG, with_model
+from bench.steering import CONFIG, SYSTEMS, with_model
 
 NEW_TOKENS = 48
-AT_ONCE = (1, 16)
+AT_ONCE = (1, 4, 16)
+# What a case's tokens per second are a ratio of.
+PLAIN, WITH_DOCUMENT = "plain", "plain, with a document"
 
 
 async def measure(rounds: int, dtype: str) -> list[dict[str, Any]]:
@@ -40,29 +43,35 @@ async def measure(rounds: int, dtype: str) -> list[dict[str, Any]]:
     config = load_config(CONFIG, [f"engine.dtype={dtype}", "engine.enable_prefix_caching=false"])
     report = check_members(config)
     engine = start_engine(report.config, report.members)
-    pair = Pairs(config).own(0)
+    pairs = [Pairs(config).own(expert) for expert in range(2)]
     tokenizer: Any = engine.get_tokenizer()
 
-    def ids(messages: list[dict[str, str]]) -> list[int]:
+    def ids(*contents: tuple[str, str]) -> list[int]:
+        messages = [{"role": role, "content": content} for role, content in contents]
         found: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         return found
 
-    told = {"role": "system", "content": FORMS[0][0]}
-    asked: list[list[dict[str, str]]] = [[told, {"role": "user", "content": question}] for question in QUESTIONS]
-    prompts, others = [ids(messages) for messages in asked], [ids(messages[1:]) for messages in asked]
+    facts = beliefs()[::8]
+    alone = [ids(("user", fact.question)) for fact in facts]
+    told = [ids(("system", SYSTEMS[-1].text), ("user", fact.question)) for fact in facts]
+    read = [ids(("user", fact.contradicting), ("user", fact.question)) for fact in facts]
 
-    def guided(other: list[int]) -> FusionSettings:
-        return FusionSettings(Weighting.STATIC, (0,), (1.0,), pairs=(pair,), prompts={pair.against: other})
+    def steered(expert: int, other: list[int]) -> FusionSettings:
+        pair = pairs[expert]
+        return FusionSettings(Weighting.STATIC, (expert,), (1.0,), pairs=(pair,), prompts={pair.against: other})
 
     found: dict[tuple[int, str], list[float]] = {}
     for round_number in range(rounds + 1):
         for number in AT_ONCE:
-            places = [place % len(prompts) for place in range(2 * number)]
+            places = [place % len(facts) for place in range(2 * number)]
+            once, plain = places[:number], FusionSettings()
             runs = {
-                "plain": [(prompts[place], FusionSettings()) for place in places[:number]],
-                "two plain": [(prompts[place], FusionSettings()) for place in places],
-                "guided": [(prompts[place], guided(others[place])) for place in places[:number]],
-                "the same prompt": [(prompts[place], guided(prompts[place])) for place in places[:number]],
+                PLAIN: [(told[place], plain) for place in once],
+                "two plain": [(told[place], plain) for place in places],
+                "guided": [(told[place], steered(0, alone[place])) for place in once],
+                "the same prompt": [(told[place], steered(0, told[place])) for place in once],
+                WITH_DOCUMENT: [(read[place], plain) for place in once],
+                "context-aware": [(read[place], steered(1, alone[place])) for place in once],
             }
             for name, requests in runs.items():
                 await asyncio.sleep(QUIET_SECONDS)
@@ -70,7 +79,7 @@ async def measure(rounds: int, dtype: str) -> list[dict[str, Any]]:
                 if round_number:  # the first warms everything up
                     found.setdefault((number, name), []).append(rate)
     engine.shutdown(timeout=20)
-    return [_row(number, name, found, dtype) for number, name in found if name != "plain"]
+    return [_row(number, name, found, dtype) for number, name in found if name not in (PLAIN, WITH_DOCUMENT)]
 
 
 async def _rate(engine: Any, requests: list[tuple[list[int], Any]]) -> float:
@@ -94,10 +103,10 @@ async def _rate(engine: Any, requests: list[tuple[list[int], Any]]) -> float:
 
 
 def _row(number: int, name: str, found: dict[tuple[int, str], list[float]], dtype: str) -> dict[str, Any]:
-    """`ratio` is to plain; of two plain requests each is half of what they give together."""
-    share = 0.5 if name == "two plain" else 1.0
+    """`ratio` is to plain requests with the same prompts; of two plain ones each is half of what they give together."""
+    share, plain = 0.5 if name == "two plain" else 1.0, WITH_DOCUMENT if name == "context-aware" else PLAIN
     rates = [rate * share for rate in found[number, name]]
-    ratios = sorted(a / b for a, b in zip(rates, found[number, "plain"], strict=True))
+    ratios = sorted(a / b for a, b in zip(rates, found[number, plain], strict=True))
     return {
         "case": name,
         "requests": number,
