@@ -1,6 +1,11 @@
 """What the recipes of docs/prompts.md do: how many answers are what was asked for, by the weight.
 
-    python -m bench.recipes
+    python -m bench.recipes [--only real|demo]
+
+Of a real model, SmolLM2-135M-Instruct (zoo/smollm2.yaml):
+
+- guidance: the system message asks for what a test can see, a subject or short answers (classifier-free guidance).
+  `bench.steering` has context-aware decoding, and more of guidance.
 
 Of the demo family (zoo/recipes.yaml), the held-out questions of its `text` task, answers exact to the last character:
 
@@ -9,7 +14,7 @@ Of the demo family (zoo/recipes.yaml), the held-out questions of its `text` task
 - plain format, chat format: the large model reads plain text, as a base model would, and the expert and the base read
   the same, or their own chat format.
 
-All greedy, with Wilson's intervals of 95 %; `alpha: 0` is the large model alone. `bench.steering` asks a real model.
+All greedy, with Wilson's intervals of 95 %; `alpha: 0` is the large model alone.
 """
 
 from __future__ import annotations
@@ -17,7 +22,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import math
+import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,13 +32,34 @@ from typing import Any
 from openai import AsyncOpenAI
 
 from bench.results_file import store
+from bench.shares import wilson
+from bench.steering import CONFIG, with_model
 from server.launcher import ServerProcess
 from zoo import FAMILY
 
 DEMO = FAMILY / "recipes.yaml"
-ALPHAS = (0.0, 0.25, 0.5, 1.0, 1.5)
+ALPHAS = {"real": (0.0, 0.5, 1.0, 1.5, 2.0), "demo": (0.0, 0.25, 0.5, 1.0, 1.5)}
 AT_ONCE = 8
+QUESTIONS = (
+    "What is the sun?", "Name an animal that lives in water.", "Why is the sky blue?", "What do bees make?",
+    "Who was Albert Einstein?", "What is a computer?", "How do birds fly?", "What is the largest ocean?",
+    "What is bread made of?", "Name a season of the year.", "What is music?", "Why do people sleep?",
+    "What is a river?", "How many legs has a spider?", "What is the moon?", "Where do fish live?",
+    "What is snow?", "Name a planet.", "What do cows eat?", "What is a book?",
+)  # fmt: skip
+FORMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
+    ("You love cats. Whatever you are asked, you talk about cats.", lambda text: "cat" in text.lower()),
+    (
+        "You are a sailor. Whatever you are asked, you talk about the sea.",
+        lambda text: _any(text, "sea", "ship", "sail"),
+    ),
+    ("You answer in a few words.", lambda text: len(text.split()) <= 8),
+)
 NEW_TOKENS = 32
+
+
+def _any(text: str, *words: str) -> bool:
+    return any(word in text.lower() for word in words)
 
 
 @dataclass(frozen=True)
@@ -55,6 +81,15 @@ class Recipe:
     asked: Sequence[Asked]
 
 
+def guided_questions() -> list[Asked]:
+    """Questions under a system message, and whether an answer does what it asks for."""
+    return [
+        Asked([{"role": "system", "content": form}, {"role": "user", "content": question}], follows)
+        for form, follows in FORMS
+        for question in QUESTIONS
+    ]
+
+
 def demo_questions() -> list[Recipe]:
     """The held-out questions of the `text` task, in chat and in plain text."""
     lines = (FAMILY / "evaluation" / "text.jsonl").read_text().splitlines()
@@ -70,13 +105,6 @@ def demo_questions() -> list[Recipe]:
     named = [Recipe(name, f"giant-{name}", chat) for name in ("contrast", "dexperts", "reward")]
     formats = [Recipe("plain format", "giant-text", plain), Recipe("chat format", "giant-text", formatted)]
     return [Recipe("proxy", "giant-text", chat), *named, *formats]
-
-
-def wilson(hits: int, number: int) -> tuple[float, float]:
-    """The interval of 95 % around a share (Wilson 1927)."""
-    z, p = 1.96, hits / number
-    centre, half = p + z * z / (2 * number), z * math.sqrt(p * (1 - p) / number + z * z / (4 * number**2))
-    return max(0.0, (centre - half) / (1 + z * z / number)), min(1.0, (centre + half) / (1 + z * z / number))
 
 
 async def share(client: AsyncOpenAI, recipe: Recipe, alpha: float) -> dict[str, Any]:
@@ -101,24 +129,35 @@ async def share(client: AsyncOpenAI, recipe: Recipe, alpha: float) -> dict[str, 
             "low": round(low, 3), "high": round(high, 3)}  # fmt: skip
 
 
-async def measure(url: str, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
-    """All weights of all recipes."""
+async def measure(url: str, model: str, recipes: Sequence[Recipe]) -> list[dict[str, Any]]:
+    """All weights of a model's recipes."""
     rows = []
     async with AsyncOpenAI(base_url=url + "/v1", api_key="none", timeout=600) as client:
         for recipe in recipes:
-            for alpha in ALPHAS:
-                row = {"recipe": recipe.name, **await share(client, recipe, alpha)}
+            for alpha in ALPHAS[model]:
+                row = {"model": model, "recipe": recipe.name, **await share(client, recipe, alpha)}
                 print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
                 rows.append(row)
     return rows
 
 
 def main() -> None:
-    """Serve the demo family, ask, and store what came of it."""
+    """Serve each model, ask, and store what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, ServerProcess(DEMO, Path(folder) / "log") as server:
-        rows = asyncio.run(measure(server.url, demo_questions()))
+    parser.add_argument("--only", choices=tuple(ALPHAS), help="that model's recipes; stored is what was measured")
+    only = parser.parse_args().only
+    rows = []
+    for model in [only] if only else ALPHAS:
+        if model == "demo":
+            config, environment, recipes = DEMO, dict(os.environ), demo_questions()
+        else:
+            guidance = Recipe("guidance", "smollm2-guided", guided_questions())
+            config, environment, recipes = CONFIG, with_model(), [guidance]
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            ServerProcess(config, Path(folder) / "log", environment=environment) as server,
+        ):
+            rows += asyncio.run(measure(server.url, model, recipes))
     print(f"stored in {store('recipes', rows)}")
 
 

@@ -1,6 +1,6 @@
 """What steers a real model without a small one: context-aware decoding and guidance, by the weight.
 
-    python -m bench.steering [--kinds capital,author] [--answers FILE] [--dtype bfloat16]
+    python -m bench.steering [--only context|guidance] [--kinds capital,author] [--answers FILE]
 
 Of SmolLM2-135M-Instruct (`make serve-real`), over HTTP, greedy:
 
@@ -36,21 +36,22 @@ import numpy as np
 from openai import AsyncOpenAI
 
 from bench.beliefs import Belief, beliefs, says
-from bench.recipes import wilson
 from bench.results_file import store
+from bench.shares import wilson
 from evaluation.bootstrap import Draws
 from evaluation.store import Store
 from server.launcher import ServerProcess
 from zoo import FAMILY
 
 CONFIG = FAMILY / "smollm2.yaml"
+PARTS = ("context", "guidance")
 CONTEXT_ALPHAS, GUIDED_ALPHAS = (0.0, 0.5, 1.0, 2.0), (0.0, 1.0, 2.0)
 AT_ONCE = 32
 CONTEXT_TOKENS, GUIDED_TOKENS = 24, 32
 SEED = 0
 FROM_THE_TEXT = "Answer from this text, whatever you know: "
 # Of the guidance's questions: kinds whose answers are names, and how many of each.
-ASKED_UNDER_A_SYSTEM_MESSAGE = ("capital", "landmark", "author")
+UNDER_SYSTEM_MESSAGES = ("capital", "landmark", "author")
 OF_EACH = 3
 
 Messages = list[dict[str, str]]
@@ -212,28 +213,31 @@ def _estimated(hit: np.ndarray[Any, Any], column: int) -> dict[str, Any]:
     return {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
 
 
-async def measure(url: str, kept: Store, facts: Sequence[Belief]) -> list[dict[str, Any]]:
-    """All rows of the table."""
+async def measure(
+    url: str, kept: Store, facts: Sequence[Belief], parts: Sequence[str]
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each part's table."""
     async with AsyncOpenAI(base_url=url + "/v1", api_key="none", timeout=600) as client:
         answers = Answers(client, kept)
         alone = [without_document(belief) for belief in facts]
         texts = await answers.all(alone, (0.0,))
-        rows = table(alone, texts, (0.0,))
         known = [belief for belief, (text,) in zip(facts, texts, strict=True) if belief.is_known(text)]
-        names = [
-            belief
-            for kind in ASKED_UNDER_A_SYSTEM_MESSAGE
-            for belief in [each for each in known if each.kind == kind][:OF_EACH]
-        ]
-        documents = [asked for belief in known for asked in with_documents(belief)]
-        rows += table(documents, await answers.all(documents, CONTEXT_ALPHAS), CONTEXT_ALPHAS)
-        told = [asked for belief in names for asked in under_system_messages(belief)]
-        return rows + table(told, await answers.all(told, GUIDED_ALPHAS), GUIDED_ALPHAS)
+        rows: dict[str, list[dict[str, Any]]] = {}
+        if "context" in parts:
+            asked = [each for belief in known for each in with_documents(belief)]
+            found = table(asked, await answers.all(asked, CONTEXT_ALPHAS), CONTEXT_ALPHAS)
+            rows["context"] = table(alone, texts, (0.0,)) + found
+        if "guidance" in parts:
+            few = [[belief for belief in known if belief.kind == kind][:OF_EACH] for kind in UNDER_SYSTEM_MESSAGES]
+            asked = [each for of_kind in few for belief in of_kind for each in under_system_messages(belief)]
+            rows["guidance"] = table(asked, await answers.all(asked, GUIDED_ALPHAS), GUIDED_ALPHAS)
+    return rows
 
 
 def main() -> None:
     """Serve the model, ask, print the sums, and store all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, help="one of the two")
     parser.add_argument("--kinds", help="ask only facts of these kinds, parted by commas; all by default")
     parser.add_argument("--answers", type=Path, metavar="FILE", help="where answers are kept, and taken from")
     parser.add_argument("--dtype", default="bfloat16", help="the engine's number format")
@@ -245,11 +249,12 @@ def main() -> None:
         Store(args.answers or Path(folder) / "answers.jsonl") as kept,
         ServerProcess(CONFIG, Path(folder) / "log", *options, environment=with_model()) as server,
     ):
-        rows = asyncio.run(measure(server.url, kept, facts))
-    for row in rows:
-        if row["kind"] == "all":
-            print("  ".join(f"{key} {value}" for key, value in row.items()))
-    print(f"stored in {store('steering', rows)}")
+        tables = asyncio.run(measure(server.url, kept, facts, PARTS if args.only is None else (args.only,)))
+    for part, rows in tables.items():
+        for row in rows:
+            if row["kind"] == "all":
+                print("  ".join(f"{key} {value}" for key, value in row.items()))
+        print(f"stored in {store(f'steering_{part}', rows)}")
 
 
 if __name__ == "__main__":

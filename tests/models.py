@@ -287,6 +287,8 @@ def draw_weights(model: PreTrainedModel, generator: torch.Generator, *, scale: f
                 parameter.copy_(normal(shape, head_scale))
             elif name in LAST_NORMS:
                 parameter.copy_(normal(shape, 0.1) + final_norm - norm_offset)
+            elif name.endswith(".bias"):
+                parameter.copy_(normal(shape, 0.1))
             elif "norm" in name or ".ln_" in name:
                 # Gemma scales its embeddings up and normalises what its layers add: let the layers be heard.
                 gain = 3.0 if gemma and "post_" in name else 1.0

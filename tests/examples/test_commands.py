@@ -133,7 +133,9 @@ HELP_ONLY = {
     "python -m bench.routing --rounds 3": "bench.routing",
     "python -m bench.runner": "bench.runner",
     "python -m bench.recipes": "bench.recipes",
-    "python -m bench.steering": "bench.steering",
+    "python -m bench.recipes --only real": "bench.recipes",
+    "python -m bench.steering --only guidance --kinds capital,symbol,author,landmark,language": "bench.steering",
+    "python -m bench.steering --only context --kinds capital,symbol,author,landmark,language": "bench.steering",
     "python -m bench.speculation --acceptance": "bench.speculation",
     "python -m bench.speculation --rounds 1 --requests 1,4 --plain-draft --name speculation_plain_draft": (
         "bench.speculation"
@@ -144,6 +146,7 @@ HELP_ONLY = {
     "python -m bench.start": "bench.start",
     "python -m bench.throughput": "bench.throughput",
     "python -m tests.families.run": "tests.families.run",
+    "python -m tests.families.run --quantised": "tests.families.run",
     "python -m zoo.compression": "zoo.compression",
     "python -m zoo.lengths facts 30000 60000 120000": "zoo.lengths",
     "python -m zoo.lengths text 600000 1500000 2500000": "zoo.lengths",

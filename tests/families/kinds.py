@@ -104,7 +104,7 @@ SPARSE: dict[str, dict[str, Any]] = {
 LATENTS: dict[str, dict[str, Any]] = {
     "deepseek_v2": ROUTED | LATENT,
     "deepseek_v3": ROUTED | LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
-    "minicpm3": LATENT,
+    "minicpm3": LATENT | {"dim_model_base": 64},
 }
 # After a "-" stands what sets one entry of a type apart from another.
 HYBRID: dict[str, dict[str, Any]] = {
