@@ -50,7 +50,7 @@ async def look_up(source: Source) -> Known:
         return Known(list(config.experts), list(config.presets), routed, _digest(config.model_dump(), _files(config)))
     async with Client(source.url, source.key) as client:
         members, presets = await client.members(), await client.presets()
-    routed = [name for name, preset in members["presets"].items() if preset.get("routed")]
+    routed = [name for name, preset in members["presets"].items() if preset.get("routed") and "split" not in preset]
     experts = [member["name"] for member in members["members"] if member["role"] == "expert"]
     return Known(experts, presets, routed, _digest(members, presets))
 

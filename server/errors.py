@@ -13,7 +13,7 @@ class ConfigError(Exception):
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Say which of the `valid` names was probably meant, or list them all."""
     names = list(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.6)
     if close:
         return f"did you mean '{close[0]}'?"
     return f"valid names: {', '.join(names)}" if names else "none is defined"

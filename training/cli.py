@@ -193,6 +193,9 @@ def _mix(
     for name, part in made.items():
         table.add_row(name, f"{part.parameters:,}", f"{part.kept:.1%}")
     Console().print(table)
+    left_out = sorted({kind for part in made.values() for kind in part.left_out})
+    if left_out:
+        typer.echo(f"Left as in the merge: {', '.join(left_out)}.")
     named = ", ".join(f"{name}: {out / PARTS / name}" for name in made)
     typer.echo(f"an expert: {{model: {out}, parts: {{{named}}}}}, in a preset with a `route` and `top: all`")
 

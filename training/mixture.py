@@ -3,11 +3,12 @@
     W = merge(W_1 .. W_T),  B_t A_t = the nearest matrix of a rank to W_t - W      Lu et al. 2024, arXiv 2406.15479
 
 For each request a router mixes the parts in: W + sum_t g_t B_t A_t (`server.engine.mixture`). Without compression, and
-with shares g that add up to 1, that is the experts' weighted mean.
+with shares g that add up to 1, the linear layers are the experts' weighted mean; all else is the merge's.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,11 @@ def mix(
         raise ConfigError(f"two of the experts are called '{twice}'; their folders' names are the parts'")
     merge(base, experts, out, method=method, density=density, seed=seed)
     shared, before = load(out), load(base)
-    return {
-        name: write_adapter(out, shared, state_of(base, folder, before), out / PARTS / name, rank)
-        for name, (folder, _) in zip(names, experts, strict=True)
-    }
+    try:
+        return {
+            name: write_adapter(out, shared, state_of(base, folder, before), out / PARTS / name, rank)
+            for name, (folder, _) in zip(names, experts, strict=True)
+        }
+    except ConfigError:
+        shutil.rmtree(out)  # else the next try would find it full
+        raise

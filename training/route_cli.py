@@ -98,7 +98,7 @@ def _check_place(out: Path) -> None:
 
 def _names(config: Config) -> list[str]:
     """What a router may choose: experts, and the parts of those that are mixtures."""
-    return list(dict.fromkeys([*config.named_experts, *routed_names(config.experts, config.named_experts)]))
+    return list(dict.fromkeys(routed_names(config.experts, config.named_experts)))
 
 
 def _split(examples: Sequence[Example], seed: int) -> tuple[list[Example], list[Example]]:

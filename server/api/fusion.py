@@ -76,14 +76,14 @@ def _shares(field: FusionField, experts: Sequence[str], config: Config, *, route
         )
     found = {}
     for name, shares in (field.parts or {}).items():
-        where = f"fusion.parts.{name}"
+        where = f"fusion.parts.{name[:100]}"
         known = {each: config.experts[each].parts for each in experts if config.experts[each].parts}
         if name not in known:
             hint = nearest(name, known) if known else "none of them is"
             raise RequestError(f"{where}: no expert of the request is a mixture of that name; {hint}", where)
         stranger = next((part for part in shares if part not in known[name]), None)
         if stranger is not None:
-            raise RequestError(f"{where}: it has no part '{stranger}'; {nearest(stranger, known[name])}", where)
+            raise RequestError(f"{where}: it has no part '{stranger[:100]}'; {nearest(stranger, known[name])}", where)
         found[name] = [shares.get(part, 0.0) for part in known[name]]
     return found
 

@@ -8,7 +8,7 @@ head turns its rows into logits, and `fuse_logits` weighs them by what each requ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from server.engine.sides import Sides
 from server.engine.stack import Stack, StackedMember
 from server.engine.text_part import text_name
 from server.engine.twin import twin_of
-from server.engine.weights import add_task_vectors, held_bytes, task_vectors
+from server.engine.weights import AdapterFiles, add_task_vectors, held_bytes, task_vectors
 
 if TYPE_CHECKING:
     from vllm.sequence import IntermediateTensors
@@ -78,10 +78,10 @@ class LogitFusionForCausalLM(nn.Module):
         shapes = {n: source if "model" in source else sources[BASE] for n, source in sources.items()}
         configs = {n: _small_config(vllm_config, shape) for n, shape in shapes.items()}
         names = {n: source["name"] for n, source in sources.items()}
-        adapters = {twin["number"] for twin in fusion["twins"] if "adapter" in twin}
+        adapters = {twin["number"]: twin for twin in fusion["twins"] if "adapter" in twin}
         if adapters:
-            # Its compiled code has what adapters add: no other model's may be taken for it.
-            configs[BASE].additional_config = {"adapters": True}
+            folders: list[str | None] = [twin["adapter"] for twin in adapters.values()]
+            configs[BASE].additional_config = _changed(folders, sources[BASE]["multimodal"])
         models = {n: _small_model(configs[n], maybe_prefix(prefix, name)) for n, name in names.items()}
         if adapters:
             own = f"{maybe_prefix(prefix, names[BASE])}."
@@ -240,9 +240,17 @@ class LogitFusionForCausalLM(nn.Module):
 def _small_config(config: VllmConfig, source: dict[str, Any]) -> VllmConfig:
     own = small_config(config, source["model"])
     if "parts" in source:
-        # Its compiled code has what parts add, as that of a base with adapters.
-        own.additional_config = {"parts": True}
+        own.additional_config = _changed(list(source["parts"].values()), source["multimodal"])
     return own
+
+
+def _changed(adapters: Sequence[str | None], multimodal: bool) -> dict[str, Any]:
+    """Which layers adapters (`None`: those that come later) change, which vLLM makes a part of the compile cache's key.
+
+    A model's compiled code has what they add; that of another model, or for other layers, may not be taken for it.
+    """
+    named = {name for each in adapters if each is not None for name in AdapterFiles(each, multimodal).changes}
+    return {"changed": sorted(named), "spares": None in adapters}
 
 
 def _member(

@@ -49,7 +49,9 @@ class LowRankLinear(nn.Module):
         self.base_layer = base_layer
         self._name = name
         self._spans = spans
-        self._summed = isinstance(base_layer, RowParallelLinear) and base_layer.tp_size > 1
+        # Where the layer leaves its sum to the block around it (Cohere's do), so do the adapters.
+        sums = isinstance(base_layer, RowParallelLinear) and base_layer.reduce_results
+        self._summed = sums and base_layer.tp_size > 1
         self.down: torch.Tensor
         """[places, parts x rank, in]."""
         self.ups: dict[int, tuple[int, int, torch.Tensor]] = {}

@@ -69,6 +69,11 @@ def take(browser: Browser, url: str, name: str) -> None:
     page.goto(url)
     page.locator("#examples button").first.wait_for()
     act(page)
+    shoot(page, name)
+
+
+def shoot(page: Page, name: str) -> None:
+    """Store what a page shows, and close it."""
     # Off the page, so that no token is pointed at.
     page.mouse.move(0, 0)
     page.wait_for_timeout(SETTLED_MS)

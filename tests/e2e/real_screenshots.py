@@ -1,6 +1,6 @@
-"""Takes the documentation's pictures of a real model in the playground: `python -m tests.e2e.real_screenshots`.
+"""Takes the documentation's picture of a real model in the playground: `python -m tests.e2e.real_screenshots`.
 
-Serves SmolLM2-135M-Instruct (`make setup-real`) and writes `docs/images/real*.png`: one question under a system
+Serves SmolLM2-135M-Instruct (`make setup-real`) and writes `docs/images/real.png`: one question under a system
 message, answered with guidance and by the model alone.
 """
 
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Literal
 
 from playwright.sync_api import Browser, ViewportSize
 
 from tests.e2e.chromium import open_browser
-from tests.e2e.playground_screenshots import IMAGES, SETTLED_MS, ask
+from tests.e2e.playground_screenshots import ask, shoot
 from tests.server_process import ServerProcess
 from zoo import FAMILY
 from zoo.smollm2 import gguf_file
@@ -22,12 +21,11 @@ SYSTEM = "You are a sailor. Whatever you are asked, you talk about the sea."
 QUESTION = "Why is the sky blue?"
 ALPHA, NEW_TOKENS = 1.0, 48
 VIEWPORT: ViewportSize = {"width": 1360, "height": 940}
-PICTURES: dict[str, Literal["light", "dark"]] = {"real": "light", "real-dark": "dark"}
 
 
-def take(browser: Browser, url: str, name: str) -> None:
-    """Store one picture: guidance beside the model alone."""
-    page = browser.new_context(viewport=VIEWPORT, color_scheme=PICTURES[name]).new_page()
+def take(browser: Browser, url: str) -> None:
+    """Store the picture: guidance beside the model alone."""
+    page = browser.new_context(viewport=VIEWPORT, color_scheme="light").new_page()
     page.goto(url)
     page.locator("#examples button").first.wait_for()
     page.get_by_label("Side by side").check()
@@ -37,15 +35,11 @@ def take(browser: Browser, url: str, name: str) -> None:
     page.fill("#system", SYSTEM)
     page.fill("#max-tokens", str(NEW_TOKENS))
     ask(page, QUESTION)
-    # Off the page, so that no token is pointed at.
-    page.mouse.move(0, 0)
-    page.wait_for_timeout(SETTLED_MS)
-    page.screenshot(path=IMAGES / f"{name}.png")
-    page.context.close()
+    shoot(page, "real")
 
 
 def main() -> None:
-    """Take all pictures."""
+    """Take the picture."""
     environment = {"SMOLLM2": str(gguf_file())}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -53,8 +47,8 @@ def main() -> None:
         open_browser() as browser,
     ):
         # The first answer compiles the kernels; a picture should show what the others take.
-        for name in (next(iter(PICTURES)), *PICTURES):
-            take(browser, server.url, name)
+        for _ in range(2):
+            take(browser, server.url)
 
 
 if __name__ == "__main__":

@@ -62,5 +62,13 @@ def test_routed_requests_share_unless_each_has_a_mixture_of_its_own() -> None:
     first, other = (FusionSettings(Weighting.KL, (0, 1), route=Route(0, 1, name)) for name in ("one/0", "other/0"))
     assert salt("a", first) == salt("a", other)
     assert len({salt("a", first, mixed=True), salt("a", other, mixed=True), salt("a", first)}) == 3
-    # The choices of one prompt have one mixture.
-    assert salt("a", first, mixed=True) == salt("a", first, mixed=True)
+    # The choices of one prompt have one mixture, whatever else they ask.
+    again = FusionSettings(Weighting.STATIC, (0, 1), (1.0, 2.0), route=Route(0, 1, "one/0"))
+    assert salt("a", first, mixed=True) == salt("a", again, mixed=True)
+
+
+def test_a_mixture_that_is_named_is_shared_by_who_names_the_same() -> None:
+    named = [{}, {0: [0.1, 0.9]}, {0: [0.9, 0.1]}, {1: [0.1, 0.9]}]
+    asked = [FusionSettings(Weighting.KL, (0, 1), shares=shares) for shares in named]
+    assert len({salt("a", settings, mixed=True) for settings in asked}) == len(named)
+    assert salt("a", asked[1], mixed=True) == salt("a", FusionSettings(Weighting.KL, (0, 1), shares={0: [0.1, 0.9]}))

@@ -28,7 +28,8 @@ from server.errors import ConfigError
 NONE = "none"
 LEAST = 0.1
 """The smallest probability with which an expert is chosen."""
-_FORMAT = "logit-fusion router 1"
+_KIND = "logit-fusion router "
+_FORMAT = f"{_KIND}2"
 _SAMPLES, _SAMPLE = 256, 1 << 12
 
 
@@ -104,7 +105,9 @@ class Router:
                 content: Any = opened
                 metadata: dict[str, str] = content.metadata() or {}
                 if metadata.get("format") != _FORMAT:
-                    raise ConfigError(f"{file} is no router; `logit-fusion route fit` writes one")
+                    is_router = metadata.get("format", "").startswith(_KIND)
+                    what = "is a router of another version" if is_router else "is no router"
+                    raise ConfigError(f"{file} {what}; `logit-fusion route fit` writes one")
                 found = cls(
                     content.get_tensor("weight"),
                     content.get_tensor("bias"),
