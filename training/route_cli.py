@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli import EXIT_CODES, ConfigOption
-from server.config.routing import routed_names
 from server.errors import ConfigError
 from training.needs import check_needs
 
@@ -98,6 +97,8 @@ def _check_place(out: Path) -> None:
 
 def _names(config: Config) -> list[str]:
     """What a router may choose: experts, and the parts of those that are mixtures."""
+    from server.config.routing import routed_names
+
     return list(dict.fromkeys(routed_names(config.experts, config.named_experts)))
 
 
