@@ -115,8 +115,14 @@ HYBRID: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {},
 }
 MULTIMODAL = ("gemma3", "gemma4", "internvl", "llava", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm")
-# vLLM's layers with a window see one token more than Transformers' do, as these models are trained, it says.
-ONE_MORE = ("cohere2", "cohere2_moe")
+# Where vLLM 0.32 computes something else than Transformers; Transformers' models are made to do the same.
+SEES_ONE_MORE = "layers with a sliding window see one token more in vLLM, as these models are trained, it says"
+DEVIATIONS = {
+    "apertus": "vLLM has two numbers of each activation in bfloat16, whatever the model is in",
+    "bloom": "the activation is GELU itself in vLLM, and its approximation by tanh in Transformers",
+    "cohere2": SEES_ONE_MORE,
+    "cohere2_moe": SEES_ONE_MORE,
+}
 # Which formats each of these is quantised in.
 QUANTISED: dict[str, tuple[str, ...]] = {
     "llama": ("int8", "int4", "AWQ", "GPTQ", "FP8 by row"),
