@@ -34,6 +34,8 @@ LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 32,
     "v_head_dim": 32,
 }
+# As published: vLLM's latent attention on CPUs takes these sizes alone.
+WIDE: dict[str, Any] = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 MAMBA: dict[str, Any] = {
     "mamba_n_heads": 4,
     "mamba_d_head": 32,
@@ -102,8 +104,8 @@ SPARSE: dict[str, dict[str, Any]] = {
     "qwen3_moe": EXPERTS,
 }
 LATENTS: dict[str, dict[str, Any]] = {
-    "deepseek_v2": ROUTED | LATENT,
-    "deepseek_v3": ROUTED | LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "deepseek_v2": ROUTED | LATENT | WIDE,
+    "deepseek_v3": ROUTED | LATENT | WIDE | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "minicpm3": LATENT | {"dim_model_base": 64},
 }
 # After a "-" stands what sets one entry of a type apart from another.
