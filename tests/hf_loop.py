@@ -5,7 +5,7 @@ No cache, no batching, nothing shared with the engine but the weights on disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,10 @@ class HFLoop:
             load_model(folder / name, dtype=torch.float32, attn_implementation="eager", **settings)
             for name in ("large", "base", *experts)
         ]
+
+    def modules(self) -> Iterator[Any]:
+        """Those of all members."""
+        return (module for member in self._members for module in member.modules())
 
     def fuse(self, token_ids: Sequence[int], settings: Settings, positions: slice) -> Fused:
         """The fusion at `positions` of a text, all members reading it from its start.

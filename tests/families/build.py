@@ -26,6 +26,9 @@ engine: {{dtype: float32, max_model_len: 160, max_num_seqs: 4, enforce_eager: tr
 # AMX takes latent attention in bfloat16 alone.
 LATENT = "engine: {{attention_backend: CPU_MLA, "
 ADAPTED = "  adapted: {adapter: ./lora}\n"
+# vLLM computes the softplus of these parameters (Apertus') in bfloat16, whatever the model is in: of these numbers it
+# comes out within 2e-6 there.
+ACTIVATION = {"alpha_p": 0.388671875, "alpha_n": -1.140625}
 # The names that projections of attention have, of which an adapter changes those that there are.
 PROJECTIONS = ("q_proj", "v_proj", "qkv_proj", "query_key_value", "c_attn", "q_b_proj", "kv_b_proj")
 
@@ -41,6 +44,9 @@ def make_kind(folder: Path, kind: str, *, layers: int, seed: int) -> None:
     auto: Any = AutoModelForCausalLM
     model = auto.from_config(AutoConfig.for_model(kind.partition("-")[0], **settings), dtype=torch.float32)
     draw_weights(model, torch.Generator().manual_seed(seed), scale=1.5, gemma=kind.startswith("gemma"))
+    for name, parameter in model.named_parameters():
+        if (value := ACTIVATION.get(name.rpartition(".")[2])) is not None:
+            parameter.data.fill_(value)
     model.save_pretrained(folder)
     make_tokenizer(folder)
 

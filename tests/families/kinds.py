@@ -34,6 +34,8 @@ LATENT: dict[str, Any] = {
     "qk_rope_head_dim": 32,
     "v_head_dim": 32,
 }
+# As published: vLLM's latent attention on CPUs takes these sizes alone.
+WIDE: dict[str, Any] = {"kv_lora_rank": 512, "qk_rope_head_dim": 64}
 MAMBA: dict[str, Any] = {
     "mamba_n_heads": 4,
     "mamba_d_head": 32,
@@ -102,8 +104,8 @@ SPARSE: dict[str, dict[str, Any]] = {
     "qwen3_moe": EXPERTS,
 }
 LATENTS: dict[str, dict[str, Any]] = {
-    "deepseek_v2": ROUTED | LATENT,
-    "deepseek_v3": ROUTED | LATENT | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
+    "deepseek_v2": ROUTED | LATENT | WIDE,
+    "deepseek_v3": ROUTED | LATENT | WIDE | {"topk_method": "noaux_tc", "scoring_func": "sigmoid"},
     "minicpm3": LATENT | {"dim_model_base": 64},
 }
 # After a "-" stands what sets one entry of a type apart from another.
@@ -115,8 +117,14 @@ HYBRID: dict[str, dict[str, Any]] = {
     "qwen3_5_text": {},
 }
 MULTIMODAL = ("gemma3", "gemma4", "internvl", "llava", "mistral3", "qwen2_5_vl", "qwen3_vl", "smolvlm")
-# vLLM's layers with a window see one token more than Transformers' do, as these models are trained, it says.
-ONE_MORE = ("cohere2", "cohere2_moe")
+# Where vLLM 0.32 computes something else than Transformers; Transformers' models are made to do the same.
+SEES_ONE_MORE = "layers with a sliding window see one token more in vLLM, as these models are trained, it says"
+DEVIATIONS = {
+    "apertus": "vLLM has two numbers of each activation in bfloat16, whatever the model is in",
+    "bloom": "the activation is GELU itself in vLLM, and its approximation by tanh in Transformers",
+    "cohere2": SEES_ONE_MORE,
+    "cohere2_moe": SEES_ONE_MORE,
+}
 # Which formats each of these is quantised in.
 QUANTISED: dict[str, tuple[str, ...]] = {
     "llama": ("int8", "int4", "AWQ", "GPTQ", "FP8 by row"),

@@ -22,7 +22,7 @@ from typing import Any
 import vllm
 from rich.console import Console
 
-from tests.families.kinds import DENSE, HYBRID, KINDS, LATENTS, MULTIMODAL, QUANTISED, SPARSE
+from tests.families.kinds import DENSE, DEVIATIONS, HYBRID, KINDS, LATENTS, MULTIMODAL, QUANTISED, SPARSE
 from tests.families.try_quantised import SAID
 
 ROOT = Path(__file__).parents[2]
@@ -47,6 +47,10 @@ logprobs and traces) is the one that Transformers' models and the float64 refere
 {works} of the {tried} families tried work. A family that is not here is not refused for that: `logit-fusion check`
 says what vLLM and the engine can do with it.
 {tables}
+In these, vLLM computes something else than Transformers, whose models are made to do the same here:
+
+{deviations}
+
 ## Quantised members
 
 vLLM loads quantised members in any role; what a checkpoint leaves unquantised (`ignore`, `modules_to_not_convert`) is
@@ -175,7 +179,8 @@ def page(outcomes: dict[str, Any]) -> str:
                 )
                 tables += f"| `{kind}` | {found['models']} | {found['adapter']} | {quantised or '-'} | {tokens} |\n"
     works = sum(found["models"] == "works" for found in outcomes.values())
-    return TEXT.format(**_versions(), works=works, tried=len(outcomes), tables=tables)
+    deviations = "\n".join(f"- `{kind}`: {what}" for kind, what in DEVIATIONS.items() if kind in outcomes)
+    return TEXT.format(**_versions(), works=works, tried=len(outcomes), tables=tables, deviations=deviations)
 
 
 if __name__ == "__main__":
