@@ -59,6 +59,7 @@ def test_the_fusion_field_is_in_the_schema(server: ServerProcess) -> None:
         "alpha",
         "alpha_max",
         "trace",
+        "parts",
         "prompts",
         "speculate",
     }
