@@ -31,7 +31,9 @@ def checked(config: Config) -> Report:
     Raises:
         ConfigError: they do not.
     """
-    return check_members(config.model_copy(update={"experts": {}}))
+    # A preset that routes needs the experts that its router knows.
+    presets = {name: preset for name, preset in config.presets.items() if preset.route is None}
+    return check_members(config.model_copy(update={"experts": {}, "presets": presets}))
 
 
 def learning_rate(base: Member, full: bool) -> float:
