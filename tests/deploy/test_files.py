@@ -34,6 +34,18 @@ def interpolated(text: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
+def test_the_wheel_has_what_lies_beside_the_code() -> None:
+    """What is left out is missed only where the wheel is installed."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    data: dict[str, list[str]] = settings["package-data"]
+    for package, patterns in data.items():
+        known = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
+        said = run("git", "-C", str(ROOT), "ls-files", package)
+        files = {ROOT / line for line in said.stdout.splitlines() if not line.endswith(".py")}
+        assert files
+        assert not files - known
+
+
 def compose_service(name: str) -> dict[str, Any]:
     service: dict[str, Any] = yaml.safe_load(interpolated(COMPOSE[0].read_text()))["services"][name]
     return service
