@@ -40,8 +40,8 @@ def test_the_wheel_has_what_lies_beside_the_code() -> None:
     data: dict[str, list[str]] = settings["package-data"]
     for package, patterns in data.items():
         known = {path for pattern in patterns for path in (ROOT / package).glob(pattern)}
-        said = run("git", "-C", str(ROOT), "ls-files", package)
-        files = {ROOT / line for line in said.stdout.splitlines() if not line.endswith(".py")}
+        found = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix != ".py"}
+        files = {path for path in found if "__pycache__" not in path.parts}
         assert files
         assert not files - known
 
