@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from vllm.config import VllmConfig
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.linear import ColumnParallelLinear, LinearBase, RowParallelLinear
@@ -113,6 +114,18 @@ class LowRankLinear(nn.Module):
             for number, (start, stop, up) in enumerate(self.ups.values()):
                 own = inner[..., number * rank : (number + 1) * rank]
                 wide[..., start:stop].baddbmm_(own, up[places].transpose(1, 2))
+
+
+def install(low_rank: LowRankLinear, layer_name: str, model: nn.Module, name: str, config: VllmConfig) -> int:
+    """Put a layer that has its room into a model, in the place of the layer `name` that it is made of.
+
+    Returns:
+        How many bytes its buffers take.
+    """
+    config.compilation_config.static_forward_context[layer_name] = low_rank
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, low_rank)
+    return sum(held.numel() * held.element_size() for held in low_rank.buffers(recurse=False))
 
 
 def placed_products(

@@ -20,7 +20,7 @@ from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.utils import torch_utils
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
-from server.engine.low_rank import LowRankLinear, Product, placed_products
+from server.engine.low_rank import LowRankLinear, Product, install, placed_products
 from server.engine.member import BuildMetadata, SmallMember
 from server.engine.sub_batch import SubBatch
 from server.engine.weights import AdapterFiles
@@ -103,10 +103,7 @@ class MixtureMember(SmallMember):
             layer_name = f"{self.prefix}{name}.low_rank"
             mixed = MixedLinear(modules[name], layer_name, self)
             mixed.put_parts([by_layer.get(name, ()) for by_layer in products], dtype)
-            self.config.compilation_config.static_forward_context[layer_name] = mixed
-            taken += sum(held.numel() * held.element_size() for held in mixed.buffers(recurse=False))
-            parent, _, own = name.rpartition(".")
-            setattr(modules[parent], own, mixed)
+            taken += install(mixed, layer_name, self.model, name, self.config)
         return taken
 
     def run(self, sub: SubBatch, build: BuildMetadata, kv_cache_config: KVCacheConfig) -> torch.Tensor:

@@ -24,7 +24,7 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from server.engine.adapter import LINEAR
-from server.engine.low_rank import LowRankLinear, Product, Span, placed_products
+from server.engine.low_rank import LowRankLinear, Product, Span, install, placed_products
 from server.engine.member import AttentionGroups, BuildMetadata, SmallMember
 from server.engine.sub_batch import SubBatch, joined
 from server.engine.weights import AdapterFiles
@@ -74,16 +74,13 @@ class Stack:
         """
         dtype: Any = self.config.model_config.dtype
         modules = dict(self.model.named_modules())
-        static = self.config.compilation_config.static_forward_context
         products = {place: self.products(adapter) for place, adapter in self._adapters.items()}
         taken = 0
         for name, (parts, rank) in self._rooms(products).items():
             layer_name = f"{self.prefix}{name}.low_rank"
-            static[layer_name] = low_rank = LowRankLinear(modules[name], layer_name, lambda: self.spans)
+            low_rank = LowRankLinear(modules[name], layer_name, lambda: self.spans)
             low_rank.make_room(len(self._attention), parts, rank, dtype)
-            taken += sum(held.numel() * held.element_size() for held in low_rank.buffers(recurse=False))
-            parent, _, own = name.rpartition(".")
-            setattr(modules[parent], own, low_rank)
+            taken += install(low_rank, layer_name, self.model, name, self.config)
             self._low_rank[name] = low_rank
         for place, by_layer in products.items():
             self._put(place, by_layer)
